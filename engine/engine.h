@@ -1,0 +1,101 @@
+/* engine.h - prompt in, pixels out: one model on one rank of a team.
+ *
+ *   struct engine_options o = {.model_dir = "klein-4b", .precision = ENGINE_BF16};
+ *   struct engine *e; struct engine_error why;
+ *   if (!engine_open(&e, &o, &why)) ...
+ *   struct engine_request r = {.prompt = "a fox", .width = 512, .height = 512, .seed = 42};
+ *   engine_request_defaults(e, &r);                 -- steps, guidance: the model's own
+ *   struct engine_image image;
+ *   if (!engine_generate(e, &r, 1, &image, NULL, &why)) ...
+ *   engine_image_done(&image); engine_close(e);
+ *
+ * The picture is a function of the request, the weights and the precision alone: not of the batch it
+ * is in, the threads, or what ran before. Reference: engine-spec; target: diffusers. */
+#ifndef KILN_ENGINE_H
+#define KILN_ENGINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine_error.h"
+#include "tensor.h"
+
+enum engine_precision { ENGINE_F32, ENGINE_BF16 };
+
+struct engine_options {
+    const char *model_dir;            /* diffusers layout */
+    enum engine_precision precision;
+    int threads;                      /* 0: all */
+    const char *isa;                  /* see kern_cpu.h; NULL: best */
+};
+
+#define ENGINE_SIDE_MIN 64
+#define ENGINE_SIDE_MULTIPLE 16
+#define ENGINE_PIXELS_MAX 4194304     /* 4 MP: 2048 x 2048 */
+#define ENGINE_STEPS_MAX 1000
+#define ENGINE_TOKENS_MAX 512
+#define ENGINE_BATCH_MAX 64
+
+struct engine_request {
+    const char *prompt;   /* UTF-8 */
+    const char *negative; /* NULL or "": the empty prompt. Base models only; a distilled model refuses text here */
+    int width, height;    /* multiples of 16, at least 64, at most 4 MP */
+    int steps;            /* 0: the model's default, after engine_request_defaults */
+    float guidance;       /* NaN: the model's default; ignored by distilled models */
+    uint64_t seed;
+    bool truncate;        /* cut a prompt over 512 tokens instead of refusing it (recorded in the image) */
+    const struct tensor *noise; /* tests only: initial latents [128, h/16, w/16] f32 instead of the seed's; or NULL */
+};
+
+struct engine_timing {
+    double load_s, encode_s, denoise_s, decode_s; /* encode_s is 0 when the embedding was cached */
+    size_t peak_bytes;
+};
+
+struct engine_image {
+    int width, height;
+    uint8_t *rgb;      /* height * width * 3, owned; engine_image_done frees */
+    uint64_t seed;
+    int steps;
+    float guidance;    /* as used: 1 for distilled models */
+    bool truncated;
+    struct engine_timing timing; /* of the whole batch this image was in */
+};
+
+/* What the caller sees while a batch runs. Any member may be NULL. Called on the caller's thread. */
+struct engine_watch {
+    void *context;
+    bool (*cancelled)(void *context);                       /* asked between steps; true ends the batch */
+    void (*step)(void *context, int step, int steps);
+    void (*dump)(void *context, const char *name, struct tensor value); /* tensors named in goldens/README.md */
+};
+
+struct engine;
+
+bool engine_open(struct engine **ret, const struct engine_options *options, struct engine_error *why);
+void engine_close(struct engine *e); /* accepts NULL */
+
+/* engine_request_defaults fills steps and guidance that were left open: 4 and 1 for distilled models,
+ * 50 and 4 for base models. */
+void engine_request_defaults(const struct engine *e, struct engine_request *r);
+
+/* engine_check says whether this request could be rendered, without rendering (size, steps, tokens..). */
+bool engine_check(struct engine *e, const struct engine_request *r, struct engine_error *why);
+
+/* engine_generate renders `count` requests of one width, height, steps and guidance as one batch.
+ * On failure no image is allocated. */
+bool engine_generate(struct engine *e, const struct engine_request *requests, int count, struct engine_image *images,
+                     const struct engine_watch *watch, struct engine_error *why);
+void engine_image_done(struct engine_image *image);
+
+struct engine_info {
+    char family[32];       /* "klein-4b", "klein-9b", "klein-custom" */
+    bool is_distilled;
+    char licence[64];      /* "Apache-2.0", "FLUX Non-Commercial", or "unknown" */
+    char device[64];       /* "cpu avx512_bf16, 2 threads" */
+    uint64_t parameters;
+};
+const struct engine_info *engine_info(const struct engine *e);
+
+#endif

@@ -1,0 +1,62 @@
+/* model_config.h - every dimension of a model, read from its JSON files and checked.
+ *
+ * Names follow the JSON keys. All sizes are bounded (model_config.c says by what), divisibility is
+ * checked, and an architecture that is not FLUX.2 [klein] is refused by name. */
+#ifndef KILN_MODEL_CONFIG_H
+#define KILN_MODEL_CONFIG_H
+
+#include <stdint.h>
+
+#include "engine_error.h"
+
+struct text_encoder_config { /* text_encoder/config.json, Qwen3ForCausalLM */
+    int hidden_size, intermediate_size, num_hidden_layers;
+    int num_attention_heads, num_key_value_heads, head_dim;
+    int vocab_size;
+    float rms_norm_eps;
+    double rope_theta;
+};
+
+struct transformer_config { /* transformer/config.json, Flux2Transformer2DModel */
+    int num_attention_heads, attention_head_dim, hidden; /* hidden = heads * head_dim */
+    int num_layers, num_single_layers;                   /* double, single blocks */
+    int joint_attention_dim, in_channels, mlp_hidden;    /* mlp_hidden = mlp_ratio * hidden */
+    int axes_dims_rope[4];
+    double rope_theta;
+    float eps;
+    int timestep_guidance_channels;
+};
+
+struct vae_config { /* vae/config.json, AutoencoderKLFlux2 */
+    int latent_channels, block_out_channels[4], layers_per_block, norm_num_groups;
+    float batch_norm_eps;
+    int decoder_block_out_channels[4]; /* = block_out_channels unless the file says otherwise */
+};
+
+struct scheduler_config { int num_train_timesteps; };
+
+struct model_config {
+    bool is_distilled;                 /* model_index.json; absent: false */
+    char pipeline[64];                 /* "Flux2KleinPipeline" */
+    struct text_encoder_config text;
+    struct transformer_config transformer;
+    struct vae_config vae;
+    struct scheduler_config scheduler;
+};
+
+/* model_config_load reads the five JSON files of a diffusers folder. */
+bool model_config_load(struct model_config *ret, const char *model_dir, struct engine_error *why);
+
+/* Parsers of one file's text each, for tests and the fuzzer. */
+bool model_config_parse_index(struct model_config *c, const char *json, size_t bytes, struct engine_error *why);
+bool model_config_parse_text_encoder(struct text_encoder_config *c, const char *json, size_t bytes, struct engine_error *why);
+bool model_config_parse_transformer(struct transformer_config *c, const char *json, size_t bytes, struct engine_error *why);
+bool model_config_parse_vae(struct vae_config *c, const char *json, size_t bytes, struct engine_error *why);
+bool model_config_parse_scheduler(struct scheduler_config *c, const char *json, size_t bytes, struct engine_error *why);
+
+/* "klein-4b", "klein-9b" or "klein-custom", and its licence ("Apache-2.0", "FLUX Non-Commercial",
+ * "unknown"), told from the dimensions. */
+const char *model_config_family(const struct model_config *c);
+const char *model_config_licence(const struct model_config *c);
+
+#endif

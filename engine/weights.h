@@ -1,0 +1,46 @@
+/* weights.h - takes tensors out of files by name, checks shape and dtype, converts once.
+ *
+ * A `weights` is one part (text encoder, transformer, VAE) being loaded: the first missing tensor or
+ * wrong shape is kept, later calls do nothing and return empty values, weights_done says how it went -
+ * so a model's loading function is a list of names and shapes. NaN or infinite values are an error that
+ * names the tensor. What was taken belongs to the kern / the pool and is freed by weights_pool_free. */
+#ifndef KILN_WEIGHTS_H
+#define KILN_WEIGHTS_H
+
+#include "kern.h"
+#include "safetensors.h"
+
+struct weights_pool; /* owns everything loaded for one model */
+struct weights_pool *weights_pool_new(struct kern *k);
+void weights_pool_free(struct weights_pool *pool); /* accepts NULL */
+
+struct weights {
+    struct kern *kern;
+    struct weights_pool *pool;
+    const struct safetensors *files;
+    enum tensor_dtype dtype;  /* compute dtype everything is converted to */
+    const char *part;         /* "transformer", for messages */
+    bool failed;
+    uint64_t parameters;      /* counted as they are taken */
+    struct engine_error why;
+};
+
+/* Names are printf-style: weights_linear(w, n, k, "transformer_blocks.%d.attn.to_q.weight", i). */
+const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k, const char *name, ...)
+    __attribute__((format(printf, 4, 5)));
+/* weights_linear_stack joins matrices of equal width by rows into one GEMM (q, k, v): names[count]. */
+const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t *n, int64_t k, int count,
+                                               const char *const *names);
+/* with_bias variants take NAME.weight and NAME.bias; conv is [out, in, size, size]. */
+const struct kern_weight *weights_linear_bias(struct weights *w, int64_t n, int64_t k, const char *name, ...)
+    __attribute__((format(printf, 4, 5)));
+const struct kern_weight *weights_conv_bias(struct weights *w, int64_t out, int64_t in, int size, const char *name, ...)
+    __attribute__((format(printf, 5, 6)));
+/* weights_vector: a 1-D tensor in the compute dtype. weights_table: a [n, k] matrix kept row-major for
+ * kern_gather (embedding); stays in the file mapping when the dtype already fits, so `files` must stay open. */
+struct tensor weights_vector(struct weights *w, int64_t n, const char *name, ...) __attribute__((format(printf, 3, 4)));
+struct tensor weights_table(struct weights *w, int64_t n, int64_t k, const char *name, ...)
+    __attribute__((format(printf, 4, 5)));
+bool weights_done(struct weights *w, struct engine_error *why);
+
+#endif

@@ -1,0 +1,132 @@
+/* kern.h - every operation the models need, on one page, with its shapes.
+ *
+ * The engine calls these; kern.c checks shapes (assert: they are proven by the engine) and calls the
+ * backend's table. kern_cpu.c is the first backend, CUDA the second; nothing in engine/ knows which.
+ * Tensors carry their dtype, so each op serves f32 and bf16. In bf16 every op computes in f32 inside
+ * and rounds where diffusers on torch 2.15 rounds; the comment of an op names each rounding point.
+ *
+ * Determinism: the value of an output row depends on its inputs only, never on the number of other
+ * rows, the batch, the thread count or the position of the row in memory.
+ *
+ * Errors: the outside (memory, a device) can fail. The kern object keeps the first error and later
+ * ops do nothing; the caller asks once, with kern_sync. */
+#ifndef KILN_KERN_H
+#define KILN_KERN_H
+
+#include "tensor.h"
+
+struct kern;        /* a backend: its table, threads or stream, arena, first error */
+struct kern_weight; /* a matrix or convolution kernel, in the layout the backend wants */
+
+/* kern_close releases the backend. Accepts NULL. Weights must have been freed before. */
+void kern_close(struct kern *k);
+
+/* kern_sync waits for everything asked so far; false if anything failed, then kern_error says what. */
+bool kern_sync(struct kern *k);
+const char *kern_error(const struct kern *k);
+const char *kern_name(const struct kern *k); /* "cpu avx512_bf16, 2 threads" */
+size_t kern_peak_bytes(const struct kern *k); /* arena high-water mark + weights */
+
+/* The arena. kern_temp gives uninitialised memory (64-byte aligned) that lives until kern_rewind to
+ * an earlier mark. The arena grows at the first pass over a shape and not after that. */
+struct tensor kern_temp(struct kern *k, enum tensor_dtype dtype, int rank, const int64_t *shape);
+size_t kern_mark(struct kern *k);
+void kern_rewind(struct kern *k, size_t mark);
+
+/* kern_write and kern_read move values between host memory and the backend's, converting dtype when
+ * it differs (f32 <-> bf16; rounding to nearest even). Same shape, any strides. kern_read syncs. */
+void kern_write(struct kern *k, struct tensor out, struct tensor host);
+void kern_read(struct kern *k, struct tensor host, struct tensor x);
+
+/* kern_weight_linear converts a [n, k] matrix (row = one output) into the backend's layout; stored
+ * in `dtype` (the compute dtype). bias: [n] or a tensor with data NULL. The source may be unmapped
+ * afterwards. NULL on no memory.
+ * kern_weight_conv does the same for [out, in, kh, kw]. */
+struct kern_weight *kern_weight_linear(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
+struct kern_weight *kern_weight_conv(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
+void kern_weight_free(struct kern *k, struct kern_weight *w);
+size_t kern_weight_bytes(const struct kern_weight *w);
+
+/* --- moving ------------------------------------------------------------------------------------ */
+
+/* kern_copy: out = x; same shape, any strides, dtype converted. */
+void kern_copy(struct kern *k, struct tensor out, struct tensor x);
+/* kern_gather: out[r,:] = table[ids[r],:]   table [vocab, width], ids [rows] i32 (checked by caller) */
+void kern_gather(struct kern *k, struct tensor out, struct tensor table, struct tensor ids);
+
+/* --- linear algebra ---------------------------------------------------------------------------- */
+
+/* kern_linear: out[r,n] = sum_k x[r,k] * w[n,k] (+ bias[n]); f32 sums, one rounding.
+ * x [rows, k], out [rows, n]; both may be column slices of wider rows. */
+void kern_linear(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
+
+/* kern_conv2d: 2-D convolution, channels last. x [b, h, w, in], out [b, h', w', out];
+ * zero padding `pad` on all sides. f32 sums, bias added in f32, one rounding. */
+void kern_conv2d(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w, int stride, int pad);
+
+struct kern_mask {
+    bool causal;            /* key j is visible to query i only if j <= i */
+    const int32_t *key_count; /* per batch: keys at and beyond this are hidden; NULL: all visible.
+                                 Host memory. */
+};
+/* kern_attention: softmax(q k^T * scale) v per head, streaming, f32 inside, one rounding of the result.
+ * q, out [b, rows, heads, d]   key, value [b, keys, kv_heads, d]   head g reads kv head g / (heads / kv_heads) */
+void kern_attention(struct kern *k, struct tensor out, struct tensor q, struct tensor key, struct tensor value,
+                    float scale, struct kern_mask mask);
+
+/* --- norms ------------------------------------------------------------------------------------- */
+
+enum kern_rounding {
+    KERN_ROUND_ONCE,          /* torch.nn.RMSNorm: times the weight in f32, one rounding */
+    KERN_ROUND_BEFORE_WEIGHT, /* Qwen3: round, then times the weight, round */
+};
+/* kern_rms_norm: out = x * weight / sqrt(mean(x^2) + eps) over the last axis; f32 sums.
+ * x, out [.., width] any strides on the outer axes; weight [width]. out may be x. */
+void kern_rms_norm(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
+                   enum kern_rounding rounding);
+/* kern_layer_norm_modulate: out = (1 + scale) * layer_norm(x) + shift; no affine, f32 statistics.
+ * bf16: layer_norm rounded, 1 + scale rounded, product rounded, sum rounded.
+ * x, out [rows, width]   scale, shift [width] */
+void kern_layer_norm_modulate(struct kern *k, struct tensor out, struct tensor x, struct tensor scale,
+                              struct tensor shift, float eps);
+/* kern_group_norm: per sample and group of channels; then SiLU if asked (norm rounded, silu rounded).
+ * x, out [b, h, w, c]   weight, bias [c] */
+void kern_group_norm(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, struct tensor bias,
+                     int groups, float eps, bool silu);
+
+/* --- element by element (out may be an input) ------------------------------------------------------ */
+
+void kern_silu(struct kern *k, struct tensor out, struct tensor x);                        /* one rounding */
+void kern_silu_mul(struct kern *k, struct tensor out, struct tensor gate, struct tensor up); /* silu rounded, product rounded */
+void kern_add(struct kern *k, struct tensor out, struct tensor a, struct tensor b);
+/* kern_gated_add: x = x + gate * y; product rounded, sum rounded. x, y [rows, width], gate [width] */
+void kern_gated_add(struct kern *k, struct tensor x, struct tensor gate, struct tensor y);
+
+enum kern_rope_layout {
+    KERN_ROPE_HALVES, /* Qwen3: pairs (j, j + d/2); cos and sin rounded to the dtype, both products
+                         and the sum rounded */
+    KERN_ROPE_PAIRS,  /* FLUX.2: pairs (2j, 2j + 1); all in f32, one rounding */
+};
+/* kern_rope: rotates x [b, rows, heads, d] in place by cos, sin [rows, d/2] f32. */
+void kern_rope(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin, enum kern_rope_layout layout);
+
+/* --- sampling and image ends ------------------------------------------------------------------------ */
+
+/* kern_timestep_embedding: out[0..127] = cos(t f_i), out[128..255] = sin(t f_i), f_i = exp(-ln(10000) i / 128),
+ * f32 products (engine-spec 5.1). out [1, channels] */
+void kern_timestep_embedding(struct kern *k, struct tensor out, float t);
+/* kern_guide: out = u + g * (c - u); in bf16 each of the three operations rounds. */
+void kern_guide(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g);
+/* kern_euler: x = x + dt * v. bf16: x + bf16(bf16(dt) * v) in f32, rounded once. */
+void kern_euler(struct kern *k, struct tensor x, struct tensor v, float dt);
+/* kern_unpatchify: tokens [b, h * w, 4c] -> out [b, 2h, 2w, c], token channel 4 ch + 2 (row parity) +
+ * (column parity); each value first times std[4c] plus mean[4c], rounded after each. */
+void kern_unpatchify(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean, struct tensor std);
+/* kern_upsample2: nearest neighbour. x [b, h, w, c] -> out [b, 2h, 2w, c] */
+void kern_upsample2(struct kern *k, struct tensor out, struct tensor x);
+/* kern_pixels: u8 = round_half_even(255 * clamp(0.5 x + 0.5, 0, 1)); in bf16 0.5x and the sum round. x, out [b, h, w, 3] */
+void kern_pixels(struct kern *k, struct tensor out, struct tensor x);
+/* kern_has_nan: true if any value is NaN or infinite. Syncs. */
+bool kern_has_nan(struct kern *k, struct tensor x);
+
+#endif

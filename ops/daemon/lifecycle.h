@@ -1,0 +1,35 @@
+/* lifecycle.h - being a well-mannered process: signals, pid files, systemd's word, supervised children. */
+#ifndef KILN_LIFECYCLE_H
+#define KILN_LIFECYCLE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* lifecycle_signals: SIGTERM and SIGINT are counted (first: drain, second: leave now); SIGPIPE ignored. */
+bool lifecycle_signals(void);
+int lifecycle_stop_count(void);
+int lifecycle_stop_signal(void);  /* 0, SIGTERM or SIGINT: exit code is 128 + it */
+int lifecycle_fd(void);           /* readable when a signal came (for poll) */
+
+/* lifecycle_pid_file writes the pid and holds a lock on the file until the process ends; false when another process
+ * holds it (why names its pid). lifecycle_pid_alive: who holds it, or 0. */
+bool lifecycle_pid_file(const char *path, char *why, unsigned long why_bytes);
+pid_t lifecycle_pid_alive(const char *path);
+void lifecycle_notify(const char *state); /* sd_notify datagram, if NOTIFY_SOCKET is set: "READY=1" */
+
+/* A child that is started again with backoff when it dies (1 s, 2, 4 .. 30; back to 1 after a minute of life). */
+struct lifecycle_child {
+    const char *name;
+    char *const *argv;
+    const char *log_path;     /* stdout and stderr go there, appended; NULL: inherited */
+    pid_t pid;                /* 0: not running */
+    int64_t started_ms, start_at_ms;
+    int backoff_ms, starts;
+    int last_status;          /* of waitpid */
+    bool is_wanted;
+};
+void lifecycle_child_step(struct lifecycle_child *c); /* start, reap or wait; call often */
+void lifecycle_child_stop(struct lifecycle_child *c, int signal);
+
+#endif

@@ -1,0 +1,26 @@
+/* metric.h - counters, gauges and histograms, served as Prometheus text on a loopback port (/metrics, /healthz, /readyz).
+ *
+ * Metrics are static objects that register themselves once; updates are atomic and cheap. Names end in
+ * _total, _seconds, _bytes as Prometheus asks; promtool checks the page in the tests. libmicrohttpd is named here only. */
+#ifndef KILN_METRIC_H
+#define KILN_METRIC_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct metric; /* one series, maybe with labels */
+
+struct metric *metric_counter(const char *name, const char *help, const char *labels); /* labels: NULL or "kind=\"retry\"" */
+struct metric *metric_gauge(const char *name, const char *help, const char *labels);
+struct metric *metric_histogram(const char *name, const char *help, const char *labels, const double *bounds, int count);
+void metric_add(struct metric *m, double value);
+void metric_set(struct metric *m, double value);
+void metric_observe(struct metric *m, double value);
+double metric_value(const struct metric *m);
+char *metric_text(void); /* the whole page, malloc'ed */
+
+/* metric_serve opens 127.0.0.1:port (0: any free; *ret_port says which). ready says whether /readyz is 200. */
+bool metric_serve(uint16_t port, bool (*ready)(void *), void *context, uint16_t *ret_port, char *why, unsigned long why_bytes);
+void metric_stop(void);
+
+#endif
