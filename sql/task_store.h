@@ -64,6 +64,8 @@ struct task_turn_request { /* pointers are borrowed until the turn is over */
     const struct task_beat *beats; int beat_count;
     bool sweep;      /* give back expired leases, at most TASK_STORE_TURN_MAX */
     bool offer;      /* refresh the list of groups with ready tasks */
+    const struct task_extend *staged; int staged_count; /* staged files found on disk: whose are they? */
+    bool folders;    /* list the output folders of campaigns that may still have staged files */
     const char *coordinator; /* holder of duties */
 };
 struct task_turn_result {
@@ -74,6 +76,9 @@ struct task_turn_result {
     const int *claimed_of_want;
     const struct task_group *offer; int offer_count; bool offer_fresh; /* groups with at least one ready task of
                                                                           an active campaign */
+    const char *staged_state;         /* per staged: 'c' committed: publish, 'r' running: leave, 's' stale: remove */
+    const char *const *staged_file;   /* per staged: the official name when 'c', else NULL */
+    const char *const *folders; int folder_count;
     int swept;
     int64_t ms;
 };
@@ -154,9 +159,5 @@ bool task_store_workers(struct task_store *s, bool (*each)(void *, const struct 
 /* task_store_audit runs the invariants as SQL (each a file in queries/audit_*.sql) and calls `each` with name and
  * number of violations; 0 everywhere is clean. Files on disk are the caller's part. */
 bool task_store_audit(struct task_store *s, const char *name, bool (*each)(void *, const char *check, int64_t violations), void *, struct pg_error *why);
-
-/* task_store_tokens answers for the store's janitor: for each task of a staged file, is that (task, token)
- * 'c' committed (publish it), 'r' running with this token (leave it), 's' stale (remove it). */
-bool task_store_tokens(struct task_store *s, const uint64_t *tasks, const uint64_t *tokens, int count, char *ret_states, struct pg_error *why);
 
 #endif
