@@ -1,4 +1,7 @@
-/* digest.h - SHA-256, from libcrypto; the only file that names it. */
+/* digest.h - SHA-256, from libcrypto; the only file that names it.
+ *
+ * The only thing that can go wrong in hashing memory is that there is no memory for the state: then the
+ * functions return false and the result is all zeros, which equals no real digest. */
 #ifndef KILN_DIGEST_H
 #define KILN_DIGEST_H
 
@@ -7,14 +10,15 @@
 #include <stdint.h>
 
 struct digest;
-struct digest *digest_new(void);
+struct digest *digest_new(void); /* NULL when out of memory; the functions below accept that NULL */
 void digest_add(struct digest *d, const void *data, size_t bytes);
-void digest_done(struct digest *d, uint8_t ret[32]); /* and frees */
+bool digest_done(struct digest *d, uint8_t ret[32]); /* and frees */
 void digest_hex(const uint8_t *bytes, size_t count, char *ret); /* 2 * count + 1 */
-void digest_of(const void *data, size_t bytes, char ret_hex[65]);
+bool digest_bytes(const void *data, size_t bytes, uint8_t ret[32]);
+bool digest_of(const void *data, size_t bytes, char ret_hex[65]);
 bool digest_file(const char *path, char ret_hex[65], uint64_t *ret_bytes, char *why, size_t why_bytes);
-/* digest_model: over name, size and content of every *.json, *.txt, *.safetensors of a model folder's parts, sorted:
- * the weights digest that images carry. */
+/* digest_model: over name, size and content of every *.json, *.txt, *.safetensors of a model folder and its parts
+ * (the folders directly in it), sorted by relative path: the weights digest that images carry. */
 bool digest_model(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes);
 
 #endif

@@ -1,0 +1,262 @@
+/* digest.c - SHA-256 over memory, files and model folders.
+ *
+ * The algorithm is fetched once for the process: fetching per call costs more than hashing a prompt. Files are
+ * read with large reads and the kernel is told so; a model of 16 GB must not be slower than its disk. */
+#include "digest.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/evp.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define READ_BYTES (4u << 20)
+
+struct digest {
+    EVP_MD_CTX *context;
+    bool ok;
+};
+
+static pthread_once_t sha256_once = PTHREAD_ONCE_INIT;
+static EVP_MD *sha256;
+
+static void sha256_fetch(void)
+{
+    sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+}
+
+struct digest *digest_new(void)
+{
+    pthread_once(&sha256_once, sha256_fetch);
+    struct digest *d = malloc(sizeof *d);
+    if (!d)
+        return NULL;
+    d->context = EVP_MD_CTX_new();
+    d->ok = sha256 && d->context && EVP_DigestInit_ex(d->context, sha256, NULL) == 1;
+    return d;
+}
+
+void digest_add(struct digest *d, const void *data, size_t bytes)
+{
+    if (d && d->ok && bytes)
+        d->ok = EVP_DigestUpdate(d->context, data, bytes) == 1;
+}
+
+bool digest_done(struct digest *d, uint8_t ret[32])
+{
+    bool ok = d && d->ok && EVP_DigestFinal_ex(d->context, ret, NULL) == 1;
+    if (!ok)
+        memset(ret, 0, 32);
+    if (d)
+        EVP_MD_CTX_free(d->context);
+    free(d);
+    return ok;
+}
+
+void digest_hex(const uint8_t *bytes, size_t count, char *ret)
+{
+    static const char figures[] = "0123456789abcdef";
+    for (size_t i = 0; i < count; i++) {
+        ret[2 * i] = figures[bytes[i] >> 4];
+        ret[2 * i + 1] = figures[bytes[i] & 15];
+    }
+    ret[2 * count] = 0;
+}
+
+bool digest_bytes(const void *data, size_t bytes, uint8_t ret[32])
+{
+    struct digest *d = digest_new();
+    digest_add(d, data, bytes);
+    return digest_done(d, ret);
+}
+
+bool digest_of(const void *data, size_t bytes, char ret_hex[65])
+{
+    uint8_t raw[32];
+    bool ok = digest_bytes(data, bytes, raw);
+    digest_hex(raw, 32, ret_hex);
+    return ok;
+}
+
+/* Feeds a whole file; `expected` (or -1) is the size that was promised, so that a file that grows or shrinks
+ * while it is read is an error and not a digest of something that never existed. */
+static bool add_file(struct digest *d, const char *path, int64_t expected, uint64_t *ret_bytes, char *why, size_t why_bytes)
+{
+    bool ok = false;
+    uint64_t total = 0;
+    char *buffer = malloc(READ_BYTES);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || !buffer) {
+        snprintf(why, why_bytes, "%s: cannot be read: %s", path, strerror(fd < 0 ? errno : ENOMEM));
+        goto done;
+    }
+    posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+    for (;;) {
+        ssize_t got = read(fd, buffer, READ_BYTES);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0) {
+            snprintf(why, why_bytes, "%s: cannot be read: %s", path, strerror(errno));
+            goto done;
+        }
+        if (got == 0)
+            break;
+        digest_add(d, buffer, (size_t)got);
+        total += (uint64_t)got;
+    }
+    if (expected >= 0 && total != (uint64_t)expected) {
+        snprintf(why, why_bytes, "%s: changed while it was read: %llu bytes, %lld were expected", path,
+                 (unsigned long long)total, (long long)expected);
+        goto done;
+    }
+    *ret_bytes = total;
+    ok = true;
+done:
+    if (fd >= 0)
+        close(fd);
+    free(buffer);
+    return ok;
+}
+
+static bool finish_hex(struct digest *d, bool ok, char ret_hex[65], char *why, size_t why_bytes)
+{
+    uint8_t raw[32];
+    bool hashed = digest_done(d, raw);
+    if (ok && !hashed)
+        snprintf(why, why_bytes, "no memory to compute SHA-256");
+    if (ok && hashed)
+        digest_hex(raw, 32, ret_hex);
+    return ok && hashed;
+}
+
+bool digest_file(const char *path, char ret_hex[65], uint64_t *ret_bytes, char *why, size_t why_bytes)
+{
+    struct digest *d = digest_new();
+    uint64_t bytes = 0;
+    bool ok = finish_hex(d, add_file(d, path, -1, &bytes, why, why_bytes), ret_hex, why, why_bytes);
+    if (ok && ret_bytes)
+        *ret_bytes = bytes;
+    return ok;
+}
+
+/* --- a model folder ------------------------------------------------------------------------------- */
+
+struct file_list {
+    char **names;
+    size_t count, room;
+};
+
+static bool list_add(struct file_list *list, const char *name)
+{
+    if (list->count == list->room) {
+        size_t room = list->room ? 2 * list->room : 64;
+        char **grown = realloc(list->names, room * sizeof *grown);
+        if (!grown)
+            return false;
+        list->names = grown;
+        list->room = room;
+    }
+    list->names[list->count] = strdup(name);
+    return list->names[list->count++] != NULL;
+}
+
+static bool is_weight_file(const char *name)
+{
+    static const char *const endings[] = {".json", ".txt", ".safetensors"};
+    size_t length = strlen(name);
+    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
+        size_t tail = strlen(endings[i]);
+        if (length > tail && strcmp(name + length - tail, endings[i]) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Collects the files of DIR/part; part "" is the model folder itself, whose folders are the parts. stat follows
+ * links: model caches link every file. */
+static bool list_part(struct file_list *list, const char *dir, const char *part, char *why, size_t why_bytes)
+{
+    char path[4096], name[1024];
+    bool ok = true;
+    snprintf(path, sizeof path, "%s/%s", dir, part);
+    DIR *folder = opendir(path);
+    if (!folder) {
+        snprintf(why, why_bytes, "%s: cannot be opened as a model folder: %s", path, strerror(errno));
+        return false;
+    }
+    for (struct dirent *e; ok && (e = readdir(folder));) {
+        struct stat info;
+        if (e->d_name[0] == '.')
+            continue;
+        if ((size_t)snprintf(name, sizeof name, "%s%s%s", part, *part ? "/" : "", e->d_name) >= sizeof name ||
+            (size_t)snprintf(path, sizeof path, "%s/%s", dir, name) >= sizeof path) {
+            snprintf(why, why_bytes, "%s/%s: a file's path is too long", dir, part);
+            ok = false;
+        } else if (stat(path, &info) != 0) {
+            snprintf(why, why_bytes, "%s: %s", path, strerror(errno));
+            ok = false;
+        } else if (S_ISDIR(info.st_mode) && !*part) {
+            ok = list_part(list, dir, e->d_name, why, why_bytes);
+        } else if (S_ISREG(info.st_mode) && is_weight_file(e->d_name) && !list_add(list, name)) {
+            snprintf(why, why_bytes, "no memory to list %s", dir);
+            ok = false;
+        }
+    }
+    closedir(folder);
+    return ok;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* Lengths go in front, so that no two different folders give the same bytes. */
+static void add_u64(struct digest *d, uint64_t value)
+{
+    uint8_t raw[8];
+    for (int i = 0; i < 8; i++)
+        raw[i] = (uint8_t)(value >> (8 * i));
+    digest_add(d, raw, 8);
+}
+
+static bool add_model_file(struct digest *d, const char *dir, const char *name, char *why, size_t why_bytes)
+{
+    char path[4096];
+    struct stat info;
+    uint64_t bytes;
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    if (stat(path, &info) != 0) {
+        snprintf(why, why_bytes, "%s: %s", path, strerror(errno));
+        return false;
+    }
+    add_u64(d, strlen(name));
+    digest_add(d, name, strlen(name));
+    add_u64(d, (uint64_t)info.st_size);
+    return add_file(d, path, info.st_size, &bytes, why, why_bytes);
+}
+
+bool digest_model(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes)
+{
+    struct file_list list = {0};
+    struct digest *d = digest_new();
+    bool ok = list_part(&list, model_dir, "", why, why_bytes);
+    if (ok && list.count == 0) {
+        snprintf(why, why_bytes, "%s: no .json, .txt or .safetensors file in it: not a model folder", model_dir);
+        ok = false;
+    }
+    if (list.count)
+        qsort(list.names, list.count, sizeof *list.names, by_name);
+    for (size_t i = 0; ok && i < list.count; i++)
+        ok = add_model_file(d, model_dir, list.names[i], why, why_bytes);
+    ok = finish_hex(d, ok, ret_hex, why, why_bytes);
+    for (size_t i = 0; i < list.count; i++)
+        free(list.names[i]);
+    free(list.names);
+    return ok;
+}

@@ -1,0 +1,727 @@
+/* image_file.c - PNG, JPEG and WebP with the record of how the image came to be.
+ *
+ * Encoders are called with fixed settings and no time stamps, so the same pixels and record give the same bytes.
+ * WebP is lossless: an image set that is to be trained on or compared must not depend on an encoder's taste; who
+ * wants small files takes JPEG. Decoders get bytes from anywhere: sizes are checked before memory is taken,
+ * a warning of the JPEG decoder counts as damage. */
+#include "image_file.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <jpeglib.h> /* after stdio.h, which it needs */
+#include <spng.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <webp/decode.h>
+#include <webp/encode.h>
+#include <webp/mux.h>
+
+#define PNG_CHUNK_MAX (8u << 20)   /* what a text chunk may unpack to */
+#define JPEG_SEGMENT_MAX 65533     /* bytes of a segment behind its length */
+#define JPEG_SCANS_MAX 200         /* a progressive file of many empty scans costs hours */
+#define RECORD_MARKER (JPEG_APP0 + 4)
+#define RECORD_TAG "kiln"          /* with its NUL; then index and count of the piece */
+
+static const char XMP_TAG[] = "http://ns.adobe.com/xap/1.0/"; /* with its NUL */
+static const char XMP[] =
+    "<?xpacket begin=\"\xEF\xBB\xBF\" id=\"W5M0MpCehiHzreSzNTczkc9d\"?>"
+    "<x:xmpmeta xmlns:x=\"adobe:ns:meta/\"><rdf:RDF xmlns:rdf=\"http://www.w3.org/1999/02/22-rdf-syntax-ns#\">"
+    "<rdf:Description rdf:about=\"\" xmlns:Iptc4xmpExt=\"http://iptc.org/std/Iptc4xmpExt/2008-02-29/\">"
+    "<Iptc4xmpExt:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    "</Iptc4xmpExt:DigitalSourceType></rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end=\"r\"?>";
+
+__attribute__((format(printf, 3, 4))) static bool refuse(char *why, size_t why_bytes, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vsnprintf(why, why_bytes, format, args);
+    va_end(args);
+    return false;
+}
+
+/* --- formats ---------------------------------------------------------------------------------------- */
+
+const char *image_file_format_name(enum image_format f)
+{
+    static const char *const names[] = {"png", "jpg", "webp"};
+    return names[f];
+}
+
+bool image_file_format_of(const char *name, enum image_format *ret)
+{
+    static const struct {
+        const char *name;
+        enum image_format format;
+    } known[] = {{"png", IMAGE_PNG}, {"jpg", IMAGE_JPG}, {"jpeg", IMAGE_JPG}, {"webp", IMAGE_WEBP}};
+    const char *dot = strrchr(name, '.'), *slash = strrchr(name, '/');
+    const char *ending = dot && (!slash || dot > slash) ? dot + 1 : name;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strcasecmp(ending, known[i].name) == 0) {
+            *ret = known[i].format;
+            return true;
+        }
+    return false;
+}
+
+/* --- text that grows; the first failure sticks -------------------------------------------------------- */
+
+struct text {
+    char *data;
+    size_t length, room;
+    bool failed;
+};
+
+static void text_add(struct text *t, const void *data, size_t bytes)
+{
+    if (t->failed)
+        return;
+    if (t->length + bytes + 1 > t->room) {
+        size_t room = 2 * (t->length + bytes) + 256;
+        char *grown = realloc(t->data, room);
+        if (!grown) {
+            t->failed = true;
+            return;
+        }
+        t->data = grown;
+        t->room = room;
+    }
+    memcpy(t->data + t->length, data, bytes);
+    t->length += bytes;
+    t->data[t->length] = 0;
+}
+
+static void text_put(struct text *t, const char *s)
+{
+    text_add(t, s, strlen(s));
+}
+
+__attribute__((format(printf, 2, 3))) static void text_format(struct text *t, const char *format, ...)
+{
+    char line[256];
+    va_list args;
+    va_start(args, format);
+    int length = vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    if (length < 0 || (size_t)length >= sizeof line)
+        t->failed = true;
+    else
+        text_add(t, line, (size_t)length);
+}
+
+/* A JSON string; jansson refuses what is not UTF-8, and so do we. */
+static void text_json(struct text *t, const char *s)
+{
+    json_t *value = json_string(s ? s : "");
+    char *quoted = value ? json_dumps(value, JSON_ENCODE_ANY) : NULL;
+    if (quoted)
+        text_put(t, quoted);
+    else
+        t->failed = true;
+    free(quoted);
+    json_decref(value);
+}
+
+/* The shortest decimal that reads back as the same double. */
+static void text_double(struct text *t, double value)
+{
+    char line[40];
+    for (int figures = 6; figures <= 17; figures++) {
+        snprintf(line, sizeof line, "%.*g", figures, value);
+        if (strtod(line, NULL) == value)
+            break;
+    }
+    text_put(t, line);
+}
+
+/* --- the record -------------------------------------------------------------------------------------- */
+
+/* A value of the last line ends at a comma and a key at a colon, unless the value is a JSON string. */
+static void put_value(struct text *t, const char *key, const char *value)
+{
+    text_put(t, key);
+    if (strpbrk(value, ",:\n\r\"") || value[0] == ' ' || !*value)
+        text_json(t, value);
+    else
+        text_put(t, value);
+}
+
+static const char *or_empty(const char *s)
+{
+    return s ? s : "";
+}
+
+/* A1111's layout: prompt, negative prompt, one line of settings that counts when it has at least three pairs. */
+static void put_parameters(struct text *t, const struct image_record *r)
+{
+    text_put(t, or_empty(r->prompt));
+    if (*or_empty(r->negative)) {
+        text_put(t, "\nNegative prompt: ");
+        text_put(t, r->negative);
+    }
+    text_format(t, "\nSteps: %d, Sampler: Euler", r->steps);
+    if (isfinite(r->guidance)) {
+        text_put(t, ", CFG scale: ");
+        text_double(t, r->guidance);
+    }
+    text_format(t, ", Seed: %" PRIu64 ", Size: %dx%d", r->seed, r->width, r->height);
+    if (*or_empty(r->digest))
+        text_format(t, ", Model hash: %.10s", r->digest);
+    if (*or_empty(r->model))
+        put_value(t, ", Model: ", r->model);
+    if (*or_empty(r->software))
+        put_value(t, ", Version: ", r->software);
+}
+
+static void put_member(struct text *t, const char *name, const char *value)
+{
+    text_format(t, "\"%s\":", name);
+    text_json(t, value);
+    text_put(t, ",");
+}
+
+static void put_record(struct text *t, const struct image_record *r)
+{
+    text_put(t, "{");
+    put_member(t, "prompt", r->prompt);
+    put_member(t, "negative", r->negative);
+    put_member(t, "model", r->model);
+    put_member(t, "digest", r->digest);
+    put_member(t, "licence", r->licence);
+    put_member(t, "precision", r->precision);
+    put_member(t, "software", r->software);
+    if (r->campaign)
+        put_member(t, "campaign", r->campaign);
+    text_format(t, "\"width\":%d,\"height\":%d,\"steps\":%d,\"guidance\":", r->width, r->height, r->steps);
+    if (isfinite(r->guidance))
+        text_double(t, r->guidance);
+    else
+        text_put(t, "null");
+    text_format(t, ",\"seed\":%" PRIu64 ",\"truncated\":%s}", r->seed, r->truncated ? "true" : "false");
+}
+
+/* --- EXIF: a TIFF of two folders, big-endian, because readers of UserComment expect its UTF-16 that way -------- */
+
+static void put_u16(struct text *t, unsigned value)
+{
+    uint8_t raw[2] = {(uint8_t)(value >> 8), (uint8_t)value};
+    text_add(t, raw, 2);
+}
+
+static void put_u32(struct text *t, uint32_t value)
+{
+    put_u16(t, value >> 16);
+    put_u16(t, value & 0xffff);
+}
+
+/* The text was written as JSON before, so it is known to be UTF-8. */
+static void put_utf16(struct text *t, const char *utf8)
+{
+    const uint8_t *p = (const uint8_t *)utf8;
+    while (*p) {
+        int more = *p >= 0xf0 ? 3 : *p >= 0xe0 ? 2 : *p >= 0xc0 ? 1 : 0;
+        uint32_t code = more == 3 ? *p & 7u : more == 2 ? *p & 15u : more == 1 ? *p & 31u : *p;
+        p++;
+        for (; more > 0 && (*p & 0xc0) == 0x80; more--)
+            code = code << 6 | (*p++ & 63u);
+        if (code >= 0x10000) {
+            put_u16(t, 0xd800 + ((code - 0x10000) >> 10));
+            put_u16(t, 0xdc00 + ((code - 0x10000) & 0x3ff));
+        } else {
+            put_u16(t, code);
+        }
+    }
+}
+
+/*   0 MM 002A 00000008 | 8 IFD0: 1 entry, 8769 LONG -> 26, next 0 | 26 Exif IFD: 1 entry, 9286 UNDEFINED n -> 44, next 0
+ *  44 "UNICODE\0" and the text in UTF-16 */
+static void put_exif(struct text *t, const char *parameters)
+{
+    struct text comment = {0};
+    text_add(&comment, "UNICODE", 8);
+    put_utf16(&comment, parameters);
+    text_add(t, "MM", 2);
+    put_u16(t, 42);
+    put_u32(t, 8);
+    put_u16(t, 1);
+    put_u16(t, 0x8769), put_u16(t, 4), put_u32(t, 1), put_u32(t, 26);
+    put_u32(t, 0);
+    put_u16(t, 1);
+    put_u16(t, 0x9286), put_u16(t, 7), put_u32(t, (uint32_t)comment.length), put_u32(t, 44);
+    put_u32(t, 0);
+    if (comment.failed)
+        t->failed = true;
+    else
+        text_add(t, comment.data, comment.length);
+    free(comment.data);
+}
+
+/* --- PNG --------------------------------------------------------------------------------------------- */
+
+static bool is_ascii(const char *s)
+{
+    for (; *s; s++)
+        if ((unsigned char)*s >= 0x7f || ((unsigned char)*s < 0x20 && *s != '\n'))
+            return false;
+    return true;
+}
+
+static struct spng_text png_text(const char *keyword, const char *value)
+{
+    struct spng_text text = {.length = strlen(value), .text = (char *)value};
+    static char nothing[1] = "";
+    snprintf(text.keyword, sizeof text.keyword, "%s", keyword);
+    text.type = is_ascii(value) ? SPNG_TEXT : SPNG_ITXT;
+    text.language_tag = nothing;
+    text.translated_keyword = nothing;
+    return text;
+}
+
+static bool encode_png(void **ret, size_t *ret_bytes, const uint8_t *rgb, const struct image_record *r,
+                       const char *parameters, const char *record, char *why, size_t why_bytes)
+{
+    struct spng_ihdr header = {.width = (uint32_t)r->width, .height = (uint32_t)r->height, .bit_depth = 8,
+                               .color_type = SPNG_COLOR_TYPE_TRUECOLOR};
+    struct spng_text texts[3] = {png_text("parameters", parameters), png_text("kiln", record)};
+    uint32_t text_count = 2;
+    if (r->is_marked) {
+        texts[text_count] = png_text("XML:com.adobe.xmp", XMP);
+        texts[text_count++].type = SPNG_ITXT; /* readers of XMP look there only */
+    }
+    spng_ctx *png = spng_ctx_new(SPNG_CTX_ENCODER);
+    int error = png ? 0 : SPNG_EMEM;
+    if (!error)
+        error = spng_set_option(png, SPNG_ENCODE_TO_BUFFER, 1);
+    if (!error)
+        error = spng_set_option(png, SPNG_IMG_COMPRESSION_LEVEL, 4);
+    if (!error)
+        error = spng_set_option(png, SPNG_FILTER_CHOICE, SPNG_FILTER_CHOICE_SUB | SPNG_FILTER_CHOICE_UP | SPNG_FILTER_CHOICE_PAETH);
+    if (!error)
+        error = spng_set_ihdr(png, &header);
+    if (!error)
+        error = spng_set_text(png, texts, text_count);
+    if (!error)
+        error = spng_encode_image(png, rgb, (size_t)r->width * (size_t)r->height * 3, SPNG_FMT_PNG, SPNG_ENCODE_FINALIZE);
+    size_t bytes = 0;
+    void *data = error ? NULL : spng_get_png_buffer(png, &bytes, &error);
+    spng_ctx_free(png);
+    if (!data)
+        return refuse(why, why_bytes, "PNG encoder: %s", spng_strerror(error));
+    *ret = data;
+    *ret_bytes = bytes;
+    return true;
+}
+
+static char *copy_text(const void *data, size_t bytes)
+{
+    char *copy = malloc(bytes + 1);
+    if (copy) {
+        memcpy(copy, data, bytes);
+        copy[bytes] = 0;
+    }
+    return copy;
+}
+
+/* Texts behind the pixels count too; a file without any is no error, one with damaged texts is. */
+static bool png_record(spng_ctx *png, char **ret, char *why, size_t why_bytes)
+{
+    uint32_t count = 0;
+    int error = spng_decode_chunks(png);
+    if (!error) {
+        error = spng_get_text(png, NULL, &count);
+        if (error == SPNG_ECHUNKAVAIL)
+            return true;
+    }
+    struct spng_text *texts = error ? NULL : calloc(count ? count : 1, sizeof *texts);
+    if (!error && !texts)
+        error = SPNG_EMEM;
+    if (!error)
+        error = spng_get_text(png, texts, &count);
+    for (uint32_t i = 0; !error && i < count && !*ret; i++)
+        if (strcmp(texts[i].keyword, "kiln") == 0 && !(*ret = copy_text(texts[i].text, strlen(texts[i].text))))
+            error = SPNG_EMEM;
+    free(texts);
+    return !error || refuse(why, why_bytes, "PNG: texts cannot be read: %s", spng_strerror(error));
+}
+
+static bool size_ok(uint64_t width, uint64_t height, char *why, size_t why_bytes)
+{
+    if (width >= 1 && height >= 1 && width <= IMAGE_FILE_SIDE_MAX && height <= IMAGE_FILE_SIDE_MAX &&
+        width * height <= IMAGE_FILE_PIXELS_MAX)
+        return true;
+    return refuse(why, why_bytes, "image of %" PRIu64 "x%" PRIu64 ": accepted are 1 to %d a side and at most %u pixels", width,
+                  height, IMAGE_FILE_SIDE_MAX, IMAGE_FILE_PIXELS_MAX);
+}
+
+/* What a decoder fills in; the caller takes or frees it. */
+struct decoded {
+    uint8_t *rgb;
+    char *record;
+    int width, height;
+};
+
+static bool decode_png(struct decoded *d, bool want_record, const void *data, size_t bytes, char *why, size_t why_bytes)
+{
+    bool ok = false;
+    struct spng_ihdr header;
+    size_t length = 0;
+    spng_ctx *png = spng_ctx_new(0);
+    int error = png ? 0 : SPNG_EMEM;
+    if (!error)
+        error = spng_set_chunk_limits(png, PNG_CHUNK_MAX, 2 * PNG_CHUNK_MAX);
+    if (!error)
+        error = spng_set_png_buffer(png, data, bytes);
+    if (!error)
+        error = spng_get_ihdr(png, &header);
+    if (error)
+        goto damaged;
+    if (!size_ok(header.width, header.height, why, why_bytes))
+        goto done;
+    error = spng_decoded_image_size(png, SPNG_FMT_RGB8, &length);
+    if (!error && !(d->rgb = malloc(length)))
+        error = SPNG_EMEM;
+    if (!error)
+        error = spng_decode_image(png, d->rgb, length, SPNG_FMT_RGB8, 0);
+    if (error)
+        goto damaged;
+    d->width = (int)header.width;
+    d->height = (int)header.height;
+    ok = !want_record || png_record(png, &d->record, why, why_bytes);
+    goto done;
+damaged:
+    refuse(why, why_bytes, "PNG: %s", spng_strerror(error));
+done:
+    spng_ctx_free(png);
+    return ok;
+}
+
+/* --- JPEG -------------------------------------------------------------------------------------------- */
+
+struct jpeg_trap {
+    struct jpeg_error_mgr manager;
+    jmp_buf back;
+    char text[JMSG_LENGTH_MAX];
+};
+
+static void jpeg_fault(j_common_ptr jpeg)
+{
+    struct jpeg_trap *trap = (struct jpeg_trap *)jpeg->err;
+    jpeg->err->format_message(jpeg, trap->text);
+    longjmp(trap->back, 1);
+}
+
+static void jpeg_warning(j_common_ptr jpeg, int level)
+{
+    if (level < 0)
+        jpeg_fault(jpeg);
+}
+
+static void jpeg_trap_set(struct jpeg_trap *trap, struct jpeg_error_mgr **ret)
+{
+    *ret = jpeg_std_error(&trap->manager);
+    trap->manager.error_exit = jpeg_fault;
+    trap->manager.emit_message = jpeg_warning;
+    trap->text[0] = 0;
+}
+
+static void jpeg_scan_limit(j_common_ptr jpeg)
+{
+    struct jpeg_trap *trap = (struct jpeg_trap *)jpeg->err;
+    if (((j_decompress_ptr)jpeg)->input_scan_number <= JPEG_SCANS_MAX)
+        return;
+    snprintf(trap->text, sizeof trap->text, "more than %d scans", JPEG_SCANS_MAX);
+    longjmp(trap->back, 1);
+}
+
+/* kiln's record in pieces of one segment each, numbered from 1: "kiln\0" index count bytes. */
+static void jpeg_write_record(struct jpeg_compress_struct *jpeg, const char *record, struct text *piece)
+{
+    const size_t tag = sizeof RECORD_TAG, room = JPEG_SEGMENT_MAX - tag - 2, length = strlen(record);
+    const size_t count = (length + room - 1) / room;
+    for (size_t i = 0; i < count; i++) {
+        size_t bytes = i + 1 < count ? room : length - i * room;
+        uint8_t number[2] = {(uint8_t)(i + 1), (uint8_t)count};
+        piece->length = 0;
+        text_add(piece, RECORD_TAG, tag);
+        text_add(piece, number, 2);
+        text_add(piece, record + i * room, bytes);
+        if (!piece->failed)
+            jpeg_write_marker(jpeg, RECORD_MARKER, (const JOCTET *)piece->data, (unsigned)piece->length);
+    }
+}
+
+static void jpeg_write_texts(struct jpeg_compress_struct *jpeg, const struct image_record *r, const char *parameters,
+                             const char *record, struct text *piece)
+{
+    piece->length = 0;
+    text_add(piece, "Exif\0", 6);
+    put_exif(piece, parameters);
+    if (!piece->failed && piece->length <= JPEG_SEGMENT_MAX)
+        jpeg_write_marker(jpeg, JPEG_APP0 + 1, (const JOCTET *)piece->data, (unsigned)piece->length);
+    if (r->is_marked) {
+        piece->length = 0;
+        text_add(piece, XMP_TAG, sizeof XMP_TAG);
+        text_put(piece, XMP);
+        if (!piece->failed)
+            jpeg_write_marker(jpeg, JPEG_APP0 + 1, (const JOCTET *)piece->data, (unsigned)piece->length);
+    }
+    jpeg_write_record(jpeg, record, piece);
+}
+
+static bool encode_jpg(void **ret, size_t *ret_bytes, const uint8_t *rgb, const struct image_record *r,
+                       const char *parameters, const char *record, char *why, size_t why_bytes)
+{
+    struct jpeg_compress_struct jpeg = {0};
+    struct jpeg_trap trap;
+    struct text piece = {0};
+    unsigned char *data = NULL;
+    unsigned long bytes = 0;
+    jpeg_trap_set(&trap, &jpeg.err);
+    if (setjmp(trap.back)) {
+        /* `data` may be a buffer the library has freed while growing: only a finished one is ours. Errors here are
+         * lack of memory. */
+        jpeg_destroy_compress(&jpeg);
+        free(piece.data);
+        return refuse(why, why_bytes, "JPEG encoder: %s", trap.text);
+    }
+    jpeg_create_compress(&jpeg);
+    jpeg_mem_dest(&jpeg, &data, &bytes);
+    jpeg.image_width = (JDIMENSION)r->width;
+    jpeg.image_height = (JDIMENSION)r->height;
+    jpeg.input_components = 3;
+    jpeg.in_color_space = JCS_RGB;
+    jpeg_set_defaults(&jpeg);
+    jpeg_set_quality(&jpeg, 95, TRUE);
+    jpeg.dct_method = JDCT_ISLOW;
+    jpeg.comp_info[0].h_samp_factor = jpeg.comp_info[0].v_samp_factor = 1; /* 4:4:4 */
+    jpeg_start_compress(&jpeg, TRUE);
+    jpeg_write_texts(&jpeg, r, parameters, record, &piece);
+    while (jpeg.next_scanline < jpeg.image_height) {
+        JSAMPROW row = (JSAMPROW)(rgb + (size_t)jpeg.next_scanline * (size_t)r->width * 3);
+        jpeg_write_scanlines(&jpeg, &row, 1);
+    }
+    jpeg_finish_compress(&jpeg);
+    jpeg_destroy_compress(&jpeg);
+    bool ok = !piece.failed;
+    free(piece.data);
+    if (!ok) {
+        free(data);
+        return refuse(why, why_bytes, "JPEG encoder: no memory for the record");
+    }
+    *ret = data;
+    *ret_bytes = bytes;
+    return true;
+}
+
+/* Joins the pieces of the record; a missing or doubled piece means there is no record to trust. */
+static char *jpeg_record(const struct jpeg_decompress_struct *jpeg)
+{
+    struct text record = {0};
+    unsigned seen = 0, count = 0;
+    for (jpeg_saved_marker_ptr m = jpeg->marker_list; m; m = m->next) {
+        const size_t head = sizeof RECORD_TAG + 2;
+        if (m->marker != RECORD_MARKER || m->data_length < head || memcmp(m->data, RECORD_TAG, sizeof RECORD_TAG) != 0)
+            continue;
+        if (m->data[head - 2] != ++seen)
+            break;
+        count = m->data[head - 1];
+        text_add(&record, m->data + head, m->data_length - head);
+    }
+    if (seen && seen == count && !record.failed && !memchr(record.data, 0, record.length))
+        return record.data;
+    free(record.data);
+    return NULL;
+}
+
+static bool decode_jpg(struct decoded *d, bool want_record, const void *data, size_t bytes, char *why, size_t why_bytes)
+{
+    struct jpeg_decompress_struct jpeg = {0};
+    struct jpeg_progress_mgr progress = {.progress_monitor = jpeg_scan_limit};
+    struct jpeg_trap trap;
+    bool ok = false;
+    jpeg_trap_set(&trap, &jpeg.err);
+    if (setjmp(trap.back)) {
+        jpeg_destroy_decompress(&jpeg);
+        return refuse(why, why_bytes, "JPEG: %s", trap.text);
+    }
+    jpeg_create_decompress(&jpeg);
+    jpeg.progress = &progress;
+    jpeg_mem_src(&jpeg, data, bytes);
+    if (want_record)
+        jpeg_save_markers(&jpeg, RECORD_MARKER, 0xffff);
+    jpeg_read_header(&jpeg, TRUE);
+    if (!size_ok(jpeg.image_width, jpeg.image_height, why, why_bytes))
+        goto done;
+    jpeg.out_color_space = JCS_RGB;
+    jpeg.dct_method = JDCT_ISLOW;
+    jpeg_start_decompress(&jpeg);
+    d->width = (int)jpeg.output_width;
+    d->height = (int)jpeg.output_height;
+    d->rgb = malloc((size_t)d->width * (size_t)d->height * 3);
+    if (!d->rgb) {
+        refuse(why, why_bytes, "JPEG: no memory for %dx%d pixels", d->width, d->height);
+        goto done;
+    }
+    while (jpeg.output_scanline < jpeg.output_height) {
+        JSAMPROW row = d->rgb + (size_t)jpeg.output_scanline * (size_t)d->width * 3;
+        jpeg_read_scanlines(&jpeg, &row, 1);
+    }
+    if (want_record)
+        d->record = jpeg_record(&jpeg);
+    jpeg_finish_decompress(&jpeg);
+    ok = true;
+done:
+    jpeg_destroy_decompress(&jpeg);
+    return ok;
+}
+
+/* --- WebP -------------------------------------------------------------------------------------------- */
+
+static bool webp_pixels(WebPMemoryWriter *writer, const uint8_t *rgb, const struct image_record *r, char *why, size_t why_bytes)
+{
+    WebPConfig config;
+    WebPPicture picture;
+    WebPMemoryWriterInit(writer);
+    if (!WebPConfigInit(&config) || !WebPConfigLosslessPreset(&config, 1) || !WebPPictureInit(&picture))
+        return refuse(why, why_bytes, "WebP encoder: the library has another version than its header");
+    picture.use_argb = 1;
+    picture.width = r->width;
+    picture.height = r->height;
+    picture.writer = WebPMemoryWrite;
+    picture.custom_ptr = writer;
+    bool ok = WebPPictureImportRGB(&picture, rgb, r->width * 3) && WebPEncode(&config, &picture);
+    int error = picture.error_code;
+    WebPPictureFree(&picture);
+    return ok || refuse(why, why_bytes, "WebP encoder: error %d of libwebp", error);
+}
+
+static bool set_chunk(WebPMux *mux, const char *name, const char *data, size_t bytes)
+{
+    WebPData chunk = {(const uint8_t *)data, bytes};
+    return WebPMuxSetChunk(mux, name, &chunk, 1) == WEBP_MUX_OK;
+}
+
+static bool encode_webp(void **ret, size_t *ret_bytes, const uint8_t *rgb, const struct image_record *r,
+                        const char *parameters, const char *record, char *why, size_t why_bytes)
+{
+    if (r->width > WEBP_MAX_DIMENSION || r->height > WEBP_MAX_DIMENSION)
+        return refuse(why, why_bytes, "WebP of %dx%d: the format ends at %d a side; use png or jpg", r->width, r->height,
+                      WEBP_MAX_DIMENSION);
+    bool ok = false;
+    struct text exif = {0};
+    WebPData file = {0};
+    WebPMux *mux = NULL;
+    WebPMemoryWriter writer;
+    if (!webp_pixels(&writer, rgb, r, why, why_bytes))
+        goto done;
+    put_exif(&exif, parameters);
+    mux = WebPMuxNew();
+    WebPData image = {writer.mem, writer.size};
+    ok = mux && !exif.failed && WebPMuxSetImage(mux, &image, 1) == WEBP_MUX_OK &&
+         set_chunk(mux, "EXIF", exif.data, exif.length) &&
+         (!r->is_marked || set_chunk(mux, "XMP ", XMP, strlen(XMP))) && set_chunk(mux, "KILN", record, strlen(record)) &&
+         WebPMuxAssemble(mux, &file) == WEBP_MUX_OK;
+    /* libwebp's memory is its own; the caller frees with free. */
+    void *copy = ok ? malloc(file.size) : NULL;
+    if (copy) {
+        memcpy(copy, file.bytes, file.size);
+        *ret = copy;
+        *ret_bytes = file.size;
+    } else {
+        ok = refuse(why, why_bytes, "WebP encoder: no memory to put the record in");
+    }
+done:
+    WebPDataClear(&file);
+    WebPMuxDelete(mux);
+    WebPMemoryWriterClear(&writer);
+    free(exif.data);
+    return ok;
+}
+
+static char *webp_record(const void *data, size_t bytes)
+{
+    WebPData file = {data, bytes}, chunk;
+    char *record = NULL;
+    WebPMux *mux = WebPMuxCreate(&file, 0);
+    if (mux && WebPMuxGetChunk(mux, "KILN", &chunk) == WEBP_MUX_OK && chunk.size && !memchr(chunk.bytes, 0, chunk.size))
+        record = copy_text(chunk.bytes, chunk.size);
+    WebPMuxDelete(mux);
+    return record;
+}
+
+static bool decode_webp(struct decoded *d, bool want_record, const void *data, size_t bytes, char *why, size_t why_bytes)
+{
+    WebPBitstreamFeatures features;
+    if (WebPGetFeatures(data, bytes, &features) != VP8_STATUS_OK)
+        return refuse(why, why_bytes, "WebP: the header is damaged");
+    if (features.has_animation)
+        return refuse(why, why_bytes, "WebP: an animation; accepted is a single image");
+    if (!size_ok((uint64_t)features.width, (uint64_t)features.height, why, why_bytes))
+        return false;
+    size_t stride = (size_t)features.width * 3, length = stride * (size_t)features.height;
+    d->width = features.width;
+    d->height = features.height;
+    d->rgb = malloc(length);
+    if (!d->rgb)
+        return refuse(why, why_bytes, "WebP: no memory for %dx%d pixels", d->width, d->height);
+    if (!WebPDecodeRGBInto(data, bytes, d->rgb, length, (int)stride))
+        return refuse(why, why_bytes, "WebP: the pixels are damaged or cut off");
+    if (want_record)
+        d->record = webp_record(data, bytes);
+    return true;
+}
+
+/* --- both ways --------------------------------------------------------------------------------------- */
+
+bool image_file_encode(void **ret, size_t *ret_bytes, enum image_format format, const uint8_t *rgb,
+                       const struct image_record *record, char *why, size_t why_bytes)
+{
+    struct text parameters = {0}, json = {0};
+    bool ok = false;
+    put_record(&json, record);
+    put_parameters(&parameters, record);
+    if (record->width < 1 || record->height < 1 || !size_ok((uint64_t)record->width, (uint64_t)record->height, why, why_bytes))
+        refuse(why, why_bytes, "image of %dx%d: accepted are 1 to %d a side and at most %u pixels", record->width,
+               record->height, IMAGE_FILE_SIDE_MAX, IMAGE_FILE_PIXELS_MAX);
+    else if (json.failed || parameters.failed)
+        refuse(why, why_bytes, "the image's record cannot be written: a text is not UTF-8, or no memory");
+    else if (format == IMAGE_PNG)
+        ok = encode_png(ret, ret_bytes, rgb, record, parameters.data, json.data, why, why_bytes);
+    else if (format == IMAGE_JPG)
+        ok = encode_jpg(ret, ret_bytes, rgb, record, parameters.data, json.data, why, why_bytes);
+    else
+        ok = encode_webp(ret, ret_bytes, rgb, record, parameters.data, json.data, why, why_bytes);
+    free(parameters.data);
+    free(json.data);
+    return ok;
+}
+
+bool image_file_decode(uint8_t **ret_rgb, int *ret_width, int *ret_height, char **ret_record_json, const void *data,
+                       size_t bytes, char *why, size_t why_bytes)
+{
+    const uint8_t *b = data;
+    struct decoded d = {0};
+    bool ok, want_record = ret_record_json != NULL;
+    if (bytes >= 8 && memcmp(b, "\x89PNG\r\n\x1a\n", 8) == 0)
+        ok = decode_png(&d, want_record, data, bytes, why, why_bytes);
+    else if (bytes >= 3 && memcmp(b, "\xff\xd8\xff", 3) == 0)
+        ok = decode_jpg(&d, want_record, data, bytes, why, why_bytes);
+    else if (bytes >= 12 && memcmp(b, "RIFF", 4) == 0 && memcmp(b + 8, "WEBP", 4) == 0)
+        ok = decode_webp(&d, want_record, data, bytes, why, why_bytes);
+    else
+        ok = refuse(why, why_bytes, "neither PNG, JPEG nor WebP: the first bytes are those of none of them");
+    if (!ok) {
+        free(d.rgb);
+        free(d.record);
+        return false;
+    }
+    *ret_rgb = d.rgb;
+    *ret_width = d.width;
+    *ret_height = d.height;
+    if (want_record)
+        *ret_record_json = d.record;
+    return true;
+}
