@@ -536,12 +536,37 @@ static char *jpeg_record(const struct jpeg_decompress_struct *jpeg)
     return NULL;
 }
 
+/* Runs under decode_jpg's trap: what it takes is in `d`, where the trap leaves it to the caller. */
+static bool jpeg_pixels(struct jpeg_decompress_struct *jpeg, struct decoded *d, bool want_record, char *why, size_t why_bytes)
+{
+    if (want_record)
+        jpeg_save_markers(jpeg, RECORD_MARKER, 0xffff);
+    jpeg_read_header(jpeg, TRUE);
+    if (!size_ok(jpeg->image_width, jpeg->image_height, why, why_bytes))
+        return false;
+    jpeg->out_color_space = JCS_RGB;
+    jpeg->dct_method = JDCT_ISLOW;
+    jpeg_start_decompress(jpeg);
+    d->width = (int)jpeg->output_width;
+    d->height = (int)jpeg->output_height;
+    d->rgb = malloc((size_t)d->width * (size_t)d->height * 3);
+    if (!d->rgb)
+        return refuse(why, why_bytes, "JPEG: no memory for %dx%d pixels", d->width, d->height);
+    while (jpeg->output_scanline < jpeg->output_height) {
+        JSAMPROW row = d->rgb + (size_t)jpeg->output_scanline * (size_t)d->width * 3;
+        jpeg_read_scanlines(jpeg, &row, 1);
+    }
+    if (want_record)
+        d->record = jpeg_record(jpeg);
+    jpeg_finish_decompress(jpeg);
+    return true;
+}
+
 static bool decode_jpg(struct decoded *d, bool want_record, const void *data, size_t bytes, char *why, size_t why_bytes)
 {
     struct jpeg_decompress_struct jpeg = {0};
     struct jpeg_progress_mgr progress = {.progress_monitor = jpeg_scan_limit};
     struct jpeg_trap trap;
-    bool ok = false;
     jpeg_trap_set(&trap, &jpeg.err);
     if (setjmp(trap.back)) {
         jpeg_destroy_decompress(&jpeg);
@@ -550,30 +575,7 @@ static bool decode_jpg(struct decoded *d, bool want_record, const void *data, si
     jpeg_create_decompress(&jpeg);
     jpeg.progress = &progress;
     jpeg_mem_src(&jpeg, data, bytes);
-    if (want_record)
-        jpeg_save_markers(&jpeg, RECORD_MARKER, 0xffff);
-    jpeg_read_header(&jpeg, TRUE);
-    if (!size_ok(jpeg.image_width, jpeg.image_height, why, why_bytes))
-        goto done;
-    jpeg.out_color_space = JCS_RGB;
-    jpeg.dct_method = JDCT_ISLOW;
-    jpeg_start_decompress(&jpeg);
-    d->width = (int)jpeg.output_width;
-    d->height = (int)jpeg.output_height;
-    d->rgb = malloc((size_t)d->width * (size_t)d->height * 3);
-    if (!d->rgb) {
-        refuse(why, why_bytes, "JPEG: no memory for %dx%d pixels", d->width, d->height);
-        goto done;
-    }
-    while (jpeg.output_scanline < jpeg.output_height) {
-        JSAMPROW row = d->rgb + (size_t)jpeg.output_scanline * (size_t)d->width * 3;
-        jpeg_read_scanlines(&jpeg, &row, 1);
-    }
-    if (want_record)
-        d->record = jpeg_record(&jpeg);
-    jpeg_finish_decompress(&jpeg);
-    ok = true;
-done:
+    bool ok = jpeg_pixels(&jpeg, d, want_record, why, why_bytes);
     jpeg_destroy_decompress(&jpeg);
     return ok;
 }
