@@ -6,8 +6,9 @@
  * a warning of the JPEG decoder counts as damage. */
 #include "image_file.h"
 
+#include "json_text.h"
+
 #include <inttypes.h>
-#include <jansson.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdio.h>
@@ -67,86 +68,16 @@ bool image_file_format_of(const char *name, enum image_format *ret)
     return false;
 }
 
-/* --- text that grows; the first failure sticks -------------------------------------------------------- */
-
-struct text {
-    char *data;
-    size_t length, room;
-    bool failed;
-};
-
-static void text_add(struct text *t, const void *data, size_t bytes)
-{
-    if (t->failed)
-        return;
-    if (t->length + bytes + 1 > t->room) {
-        size_t room = 2 * (t->length + bytes) + 256;
-        char *grown = realloc(t->data, room);
-        if (!grown) {
-            t->failed = true;
-            return;
-        }
-        t->data = grown;
-        t->room = room;
-    }
-    memcpy(t->data + t->length, data, bytes);
-    t->length += bytes;
-    t->data[t->length] = 0;
-}
-
-static void text_put(struct text *t, const char *s)
-{
-    text_add(t, s, strlen(s));
-}
-
-__attribute__((format(printf, 2, 3))) static void text_format(struct text *t, const char *format, ...)
-{
-    char line[256];
-    va_list args;
-    va_start(args, format);
-    int length = vsnprintf(line, sizeof line, format, args);
-    va_end(args);
-    if (length < 0 || (size_t)length >= sizeof line)
-        t->failed = true;
-    else
-        text_add(t, line, (size_t)length);
-}
-
-/* A JSON string; jansson refuses what is not UTF-8, and so do we. */
-static void text_json(struct text *t, const char *s)
-{
-    json_t *value = json_string(s ? s : "");
-    char *quoted = value ? json_dumps(value, JSON_ENCODE_ANY) : NULL;
-    if (quoted)
-        text_put(t, quoted);
-    else
-        t->failed = true;
-    free(quoted);
-    json_decref(value);
-}
-
-/* The shortest decimal that reads back as the same double. */
-static void text_double(struct text *t, double value)
-{
-    char line[40];
-    for (int figures = 6; figures <= 17; figures++) {
-        snprintf(line, sizeof line, "%.*g", figures, value);
-        if (strtod(line, NULL) == value)
-            break;
-    }
-    text_put(t, line);
-}
-
 /* --- the record -------------------------------------------------------------------------------------- */
 
 /* A value of the last line ends at a comma and a key at a colon, unless the value is a JSON string. */
-static void put_value(struct text *t, const char *key, const char *value)
+static void put_value(struct json_text *t, const char *key, const char *value)
 {
-    text_put(t, key);
+    json_text_put(t, key);
     if (strpbrk(value, ",:\n\r\"") || value[0] == ' ' || !*value)
-        text_json(t, value);
+        json_text_text(t, value);
     else
-        text_put(t, value);
+        json_text_put(t, value);
 }
 
 static const char *or_empty(const char *s)
@@ -155,37 +86,37 @@ static const char *or_empty(const char *s)
 }
 
 /* A1111's layout: prompt, negative prompt, one line of settings that counts when it has at least three pairs. */
-static void put_parameters(struct text *t, const struct image_record *r)
+static void put_parameters(struct json_text *t, const struct image_record *r)
 {
-    text_put(t, or_empty(r->prompt));
+    json_text_put(t, or_empty(r->prompt));
     if (*or_empty(r->negative)) {
-        text_put(t, "\nNegative prompt: ");
-        text_put(t, r->negative);
+        json_text_put(t, "\nNegative prompt: ");
+        json_text_put(t, r->negative);
     }
-    text_format(t, "\nSteps: %d, Sampler: Euler", r->steps);
+    json_text_format(t, "\nSteps: %d, Sampler: Euler", r->steps);
     if (isfinite(r->guidance)) {
-        text_put(t, ", CFG scale: ");
-        text_double(t, r->guidance);
+        json_text_put(t, ", CFG scale: ");
+        json_text_double(t, r->guidance);
     }
-    text_format(t, ", Seed: %" PRIu64 ", Size: %dx%d", r->seed, r->width, r->height);
+    json_text_format(t, ", Seed: %" PRIu64 ", Size: %dx%d", r->seed, r->width, r->height);
     if (*or_empty(r->digest))
-        text_format(t, ", Model hash: %.10s", r->digest);
+        json_text_format(t, ", Model hash: %.10s", r->digest);
     if (*or_empty(r->model))
         put_value(t, ", Model: ", r->model);
     if (*or_empty(r->software))
         put_value(t, ", Version: ", r->software);
 }
 
-static void put_member(struct text *t, const char *name, const char *value)
+static void put_member(struct json_text *t, const char *name, const char *value)
 {
-    text_format(t, "\"%s\":", name);
-    text_json(t, value);
-    text_put(t, ",");
+    json_text_format(t, "\"%s\":", name);
+    json_text_text(t, value);
+    json_text_put(t, ",");
 }
 
-static void put_record(struct text *t, const struct image_record *r)
+static void put_record(struct json_text *t, const struct image_record *r)
 {
-    text_put(t, "{");
+    json_text_put(t, "{");
     put_member(t, "prompt", r->prompt);
     put_member(t, "negative", r->negative);
     put_member(t, "model", r->model);
@@ -195,30 +126,27 @@ static void put_record(struct text *t, const struct image_record *r)
     put_member(t, "software", r->software);
     if (r->campaign)
         put_member(t, "campaign", r->campaign);
-    text_format(t, "\"width\":%d,\"height\":%d,\"steps\":%d,\"guidance\":", r->width, r->height, r->steps);
-    if (isfinite(r->guidance))
-        text_double(t, r->guidance);
-    else
-        text_put(t, "null");
-    text_format(t, ",\"seed\":%" PRIu64 ",\"truncated\":%s}", r->seed, r->truncated ? "true" : "false");
+    json_text_format(t, "\"width\":%d,\"height\":%d,\"steps\":%d,\"guidance\":", r->width, r->height, r->steps);
+    json_text_double(t, r->guidance);
+    json_text_format(t, ",\"seed\":%" PRIu64 ",\"truncated\":%s}", r->seed, r->truncated ? "true" : "false");
 }
 
 /* --- EXIF: a TIFF of two folders, big-endian, because readers of UserComment expect its UTF-16 that way -------- */
 
-static void put_u16(struct text *t, unsigned value)
+static void put_u16(struct json_text *t, unsigned value)
 {
     uint8_t raw[2] = {(uint8_t)(value >> 8), (uint8_t)value};
-    text_add(t, raw, 2);
+    json_text_add(t, raw, 2);
 }
 
-static void put_u32(struct text *t, uint32_t value)
+static void put_u32(struct json_text *t, uint32_t value)
 {
     put_u16(t, value >> 16);
     put_u16(t, value & 0xffff);
 }
 
 /* The text was written as JSON before, so it is known to be UTF-8. */
-static void put_utf16(struct text *t, const char *utf8)
+static void put_utf16(struct json_text *t, const char *utf8)
 {
     const uint8_t *p = (const uint8_t *)utf8;
     while (*p) {
@@ -238,12 +166,12 @@ static void put_utf16(struct text *t, const char *utf8)
 
 /*   0 MM 002A 00000008 | 8 IFD0: 1 entry, 8769 LONG -> 26, next 0 | 26 Exif IFD: 1 entry, 9286 UNDEFINED n -> 44, next 0
  *  44 "UNICODE\0" and the text in UTF-16 */
-static void put_exif(struct text *t, const char *parameters)
+static void put_exif(struct json_text *t, const char *parameters)
 {
-    struct text comment = {0};
-    text_add(&comment, "UNICODE", 8);
+    struct json_text comment = {0};
+    json_text_add(&comment, "UNICODE", 8);
     put_utf16(&comment, parameters);
-    text_add(t, "MM", 2);
+    json_text_add(t, "MM", 2);
     put_u16(t, 42);
     put_u32(t, 8);
     put_u16(t, 1);
@@ -255,7 +183,7 @@ static void put_exif(struct text *t, const char *parameters)
     if (comment.failed)
         t->failed = true;
     else
-        text_add(t, comment.data, comment.length);
+        json_text_add(t, comment.data, comment.length);
     free(comment.data);
 }
 
@@ -437,7 +365,7 @@ static void jpeg_scan_limit(j_common_ptr jpeg)
 }
 
 /* kiln's record in pieces of one segment each, numbered from 1: "kiln\0" index count bytes. */
-static void jpeg_write_record(struct jpeg_compress_struct *jpeg, const char *record, struct text *piece)
+static void jpeg_write_record(struct jpeg_compress_struct *jpeg, const char *record, struct json_text *piece)
 {
     const size_t tag = sizeof RECORD_TAG, room = JPEG_SEGMENT_MAX - tag - 2, length = strlen(record);
     const size_t count = (length + room - 1) / room;
@@ -445,26 +373,26 @@ static void jpeg_write_record(struct jpeg_compress_struct *jpeg, const char *rec
         size_t bytes = i + 1 < count ? room : length - i * room;
         uint8_t number[2] = {(uint8_t)(i + 1), (uint8_t)count};
         piece->length = 0;
-        text_add(piece, RECORD_TAG, tag);
-        text_add(piece, number, 2);
-        text_add(piece, record + i * room, bytes);
+        json_text_add(piece, RECORD_TAG, tag);
+        json_text_add(piece, number, 2);
+        json_text_add(piece, record + i * room, bytes);
         if (!piece->failed)
             jpeg_write_marker(jpeg, RECORD_MARKER, (const JOCTET *)piece->data, (unsigned)piece->length);
     }
 }
 
 static void jpeg_write_texts(struct jpeg_compress_struct *jpeg, const struct image_record *r, const char *parameters,
-                             const char *record, struct text *piece)
+                             const char *record, struct json_text *piece)
 {
     piece->length = 0;
-    text_add(piece, "Exif\0", 6);
+    json_text_add(piece, "Exif\0", 6);
     put_exif(piece, parameters);
     if (!piece->failed && piece->length <= JPEG_SEGMENT_MAX)
         jpeg_write_marker(jpeg, JPEG_APP0 + 1, (const JOCTET *)piece->data, (unsigned)piece->length);
     if (r->is_marked) {
         piece->length = 0;
-        text_add(piece, XMP_TAG, sizeof XMP_TAG);
-        text_put(piece, XMP);
+        json_text_add(piece, XMP_TAG, sizeof XMP_TAG);
+        json_text_put(piece, XMP);
         if (!piece->failed)
             jpeg_write_marker(jpeg, JPEG_APP0 + 1, (const JOCTET *)piece->data, (unsigned)piece->length);
     }
@@ -476,7 +404,7 @@ static bool encode_jpg(void **ret, size_t *ret_bytes, const uint8_t *rgb, const 
 {
     struct jpeg_compress_struct jpeg = {0};
     struct jpeg_trap trap;
-    struct text piece = {0};
+    struct json_text piece = {0};
     unsigned char *data = NULL;
     unsigned long bytes = 0;
     jpeg_trap_set(&trap, &jpeg.err);
@@ -519,7 +447,7 @@ static bool encode_jpg(void **ret, size_t *ret_bytes, const uint8_t *rgb, const 
 /* Joins the pieces of the record; a missing or doubled piece means there is no record to trust. */
 static char *jpeg_record(const struct jpeg_decompress_struct *jpeg)
 {
-    struct text record = {0};
+    struct json_text record = {0};
     unsigned seen = 0, count = 0;
     for (jpeg_saved_marker_ptr m = jpeg->marker_list; m; m = m->next) {
         const size_t head = sizeof RECORD_TAG + 2;
@@ -528,7 +456,7 @@ static char *jpeg_record(const struct jpeg_decompress_struct *jpeg)
         if (m->data[head - 2] != ++seen)
             break;
         count = m->data[head - 1];
-        text_add(&record, m->data + head, m->data_length - head);
+        json_text_add(&record, m->data + head, m->data_length - head);
     }
     if (seen && seen == count && !record.failed && !memchr(record.data, 0, record.length))
         return record.data;
@@ -613,7 +541,7 @@ static bool encode_webp(void **ret, size_t *ret_bytes, const uint8_t *rgb, const
         return refuse(why, why_bytes, "WebP of %dx%d: the format ends at %d a side; use png or jpg", r->width, r->height,
                       WEBP_MAX_DIMENSION);
     bool ok = false;
-    struct text exif = {0};
+    struct json_text exif = {0};
     WebPData file = {0};
     WebPMux *mux = NULL;
     WebPMemoryWriter writer;
@@ -681,7 +609,7 @@ static bool decode_webp(struct decoded *d, bool want_record, const void *data, s
 bool image_file_encode(void **ret, size_t *ret_bytes, enum image_format format, const uint8_t *rgb,
                        const struct image_record *record, char *why, size_t why_bytes)
 {
-    struct text parameters = {0}, json = {0};
+    struct json_text parameters = {0}, json = {0};
     bool ok = false;
     put_record(&json, record);
     put_parameters(&parameters, record);
