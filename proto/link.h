@@ -1,7 +1,10 @@
 /* link.h - the socket between worker and coordinator; the only file that knows CZMQ.
  *
  * The coordinator binds a ROUTER (ROUTER_MANDATORY, MAXMSGSIZE, explicit linger, heartbeats of libzmq off),
- * a worker connects a DEALER whose routing id is "name/boot epoch". Only loopback endpoints are accepted
+ * a worker connects a DEALER whose routing id is "name/boot epoch/N", N counting the sockets of its process: a ROUTER
+ * silently ignores a second connection under an id that it still knows, so a reconnect must never reuse one.
+ * A peer is therefore an address; who it is stands in HELLO (worker, boot_epoch), and a HELLO of the same worker and
+ * epoch from another peer means: it reconnected, answer there from now on. Only loopback endpoints are accepted
  * (tcp://127.0.0.1:*, tcp://[::1]:*, ipc://): others are refused with a sentence until keys exist.
  * CZMQ's signal handlers are switched off. One thread per link. */
 #ifndef KILN_LINK_H

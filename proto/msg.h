@@ -1,7 +1,8 @@
 /* msg.h - everything worker and coordinator say to each other, as structs (design section 5).
  *
  * On the wire: frame 0 = 2 bytes (protocol version, kind); frame 1 = a msgpack map with short string keys.
- * Unknown keys are ignored, unknown kinds refused. Every string and list has a limit here, checked before
+ * Unknown keys are ignored, unknown kinds refused. HELLO and REFUSED are read whatever version frame 0 names, so that
+ * two releases can tell each other why they do not talk; their fields may only be added to. Every string and list has a limit here, checked before
  * anything is copied; reaching one is an error. A decoded message owns its memory in one block:
  * msg_done frees it. An encoded one borrows everything until msg_send returns. */
 #ifndef KILN_MSG_H
@@ -54,7 +55,10 @@ struct msg_hello {
     uint32_t model_count; struct msg_model models[MSG_MODELS_MAX];
 };
 struct msg_welcome { uint32_t protocol; const char *coordinator; uint32_t heartbeat_ms, silent_ms; };
-struct msg_refused { const char *reason; };
+struct msg_refused {
+    const char *reason;
+    bool is_final; /* waiting does not help (protocol, licence of the farm ..): the worker exits. False: it tries again */
+};
 struct msg_ready { uint32_t credit, batch_max; };  /* images held at most; images per batch at most */
 
 struct msg_task { /* one image to make; the batch shares model, width, height, steps, guidance */
