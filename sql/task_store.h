@@ -12,95 +12,7 @@
 #define KILN_TASK_STORE_H
 
 #include "pg.h"
-
-#define TASK_STORE_NAME_MAX 128
-#define TASK_STORE_TURN_MAX 1024 /* finishes, failures or claims in one turn */
-#define TASK_STORE_GROUPS_MAX 256 /* groups looked at for one turn's offer */
-
-/* --- shared row types ------------------------------------------------------------------------- */
-
-struct task_group {
-    int64_t id, campaign_id;
-    char campaign[TASK_STORE_NAME_MAX + 1], model[TASK_STORE_NAME_MAX + 1];
-    int width, height, steps;  /* steps 0: model's default */
-    double guidance;           /* NaN: model's default */
-    char *out_dir;             /* absolute */
-    char format[8];            /* png jpg webp */
-    char use[16];              /* commercial, non-commercial or "" */
-    int priority;              /* campaign's: higher first */
-};
-struct task_claimed { /* strings live as long as the result they came in */
-    uint64_t task, token;
-    int64_t group_id;
-    uint32_t attempt;
-    const char *prompt, *negative, *file;
-    uint64_t seed;
-    bool truncate;
-};
-struct task_finish {
-    uint64_t task, token;
-    const char *worker, *file, *sha256, *digest;
-    uint64_t bytes, seed;
-    int width, height, steps;
-    double guidance, render_s;
-    bool truncated;
-};
-enum task_failure { TASK_REFUSE, TASK_RETRY, TASK_LOST, TASK_RELEASED }; /* released: no attempt counted */
-struct task_fail { uint64_t task, token; enum task_failure kind; const char *reason, *worker; };
-
-/* --- coordinator: non-blocking turns ------------------------------------------------------------- */
-
-struct task_turn; /* a connection and at most one turn in flight */
-
-struct task_want { int64_t group_id; const char *worker; int count; int lease_ms; };  /* claim up to count */
-struct task_beat { const char *worker; uint64_t boot_epoch; const char *state, *device, *models; int held; };
-struct task_extend { uint64_t task, token; };
-
-struct task_turn_request { /* pointers are borrowed until the turn is over */
-    const struct task_finish *finishes; int finish_count;
-    const struct task_fail *fails; int fail_count;
-    const struct task_want *wants; int want_count;
-    const struct task_extend *extends; int extend_count; int lease_ms; /* leases of tasks still held */
-    const struct task_beat *beats; int beat_count;
-    bool sweep;      /* give back expired leases, at most TASK_STORE_TURN_MAX */
-    bool offer;      /* refresh the list of groups with ready tasks */
-    const struct task_extend *staged; int staged_count; /* staged files found on disk: whose are they? */
-    bool folders;    /* list the output folders of campaigns that may still have staged files */
-    const char *coordinator; /* holder of duties */
-};
-struct task_turn_result {
-    const uint8_t *finish_committed;  /* per finish: 1 committed (now or by the same task+token before), 0 stale */
-    const uint8_t *fail_accepted;     /* per fail: 1 accepted, 0 stale */
-    const uint8_t *extend_alive;      /* per extend: 1 still ours and wanted, 0 lost or cancelled: stop it */
-    const struct task_claimed *claimed; int claimed_count; /* grouped by want, in want order */
-    const int *claimed_of_want;
-    const struct task_group *offer; int offer_count; bool offer_fresh; /* groups with at least one ready task of
-                                                                          an active campaign */
-    const char *staged_state;         /* per staged: 'c' committed: publish, 'r' running: leave, 's' stale: remove */
-    const char *const *staged_file;   /* per staged: the official name when 'c', else NULL */
-    const char *const *folders; int folder_count;
-    int swept;
-    int64_t ms;
-};
-
-enum task_turn_state { TASK_TURN_AWAY, TASK_TURN_CONNECTING, TASK_TURN_IDLE, TASK_TURN_BUSY, TASK_TURN_READY,
-                       TASK_TURN_REFUSED /* newer schema, no rights: needs a person; task_turn_why says what */ };
-
-bool task_turn_open(struct task_turn **ret, const char *uri, struct pg_error *why); /* uri NULL: libpq's environment */
-void task_turn_close(struct task_turn *t);
-/* task_turn_poll drives connecting (with backoff and jitter by itself), sending and reading; never waits. */
-enum task_turn_state task_turn_poll(struct task_turn *t);
-int task_turn_fd(const struct task_turn *t);      /* -1 while away */
-bool task_turn_wants_write(const struct task_turn *t);
-int task_turn_retry_ms(const struct task_turn *t); /* while away: until the next attempt */
-const char *task_turn_why(const struct task_turn *t); /* last error */
-/* task_turn_start may be called when IDLE. When READY, task_turn_result is valid until task_turn_finish, which makes
- * it IDLE. A turn whose connection dies ends in AWAY: nothing is known of it, and everything in it may
- * simply be asked again (finish of the same task and token twice is 'committed' both times). */
-void task_turn_start(struct task_turn *t, const struct task_turn_request *request);
-const struct task_turn_result *task_turn_result(const struct task_turn *t);
-void task_turn_finish(struct task_turn *t);
-bool task_turn_notified(struct task_turn *t);     /* a submit, resume or retry was announced since last asked */
+#include "task_turn.h"
 
 /* --- command line: blocking ------------------------------------------------------------------------ */
 
@@ -128,17 +40,26 @@ struct task_row { /* one image to be, as submit computed it */
 };
 struct task_submitted { int64_t added, present; };
 
+/* A campaign's out_dir is the caller's: task_store_campaign_done frees it and accepts {0}. */
+void task_store_campaign_done(struct campaign *c);
+void task_store_campaigns_free(struct campaign *list, int count);
+
 /* task_store_campaign creates the campaign or finds it; an existing one with another out_dir, format, use or seed
- * is refused (PG_REFUSED) with both values. */
+ * is refused (PG_REFUSED) with both values. The priority is the last submit's. */
 bool task_store_campaign(struct task_store *s, const struct campaign_spec *spec, struct campaign *ret, struct pg_error *why);
-/* task_store_submit_* streams rows by COPY in chunks, each its own transaction; content keys that exist are 'present'. */
+/* task_store_submit_* streams rows by COPY in chunks, each its own transaction; content keys that exist are 'present'.
+ * A cancelled campaign takes no rows (PG_REFUSED). After an error the rows of whole chunks before it are in the database;
+ * the remedy is to submit the same again: only what is missing is added. */
 bool task_store_submit_begin(struct task_store *s, int64_t campaign_id, struct pg_error *why);
 bool task_store_submit_row(struct task_store *s, const struct task_row *row, struct pg_error *why);
 bool task_store_submit_end(struct task_store *s, struct task_submitted *ret, struct pg_error *why);
 
 bool task_store_campaign_find(struct task_store *s, const char *name, struct campaign *ret, bool *ret_found, struct pg_error *why);
 bool task_store_campaigns(struct task_store *s, struct campaign **ret, int *ret_count, struct pg_error *why);
-/* state changes: each says how many tasks it moved; PG_REFUSED with a sentence when the state does not allow it */
+/* State changes: PG_REFUSED with a sentence when there is no such campaign or its state does not allow it.
+ * pause: no new claims; what runs ends. cancel: ready tasks become failures of kind 'cancelled' (*ret_count), running ones
+ * are told at their next extend. retry: all failures, cancelled ones too, become ready again (*ret_count), and a
+ * cancelled campaign active. resume of a cancelled campaign is refused: retry is the way. */
 bool task_store_pause(struct task_store *s, const char *name, struct pg_error *why);
 bool task_store_resume(struct task_store *s, const char *name, struct pg_error *why);
 bool task_store_cancel(struct task_store *s, const char *name, int64_t *ret_count, struct pg_error *why);

@@ -1,0 +1,47 @@
+-- campaign_status.sql - where campaigns stand. $1 name text, or null for all
+--   \set status `cat campaign_status.sql`
+--   prepare status as :status
+--   execute status(null);
+-- Reads counters, never the tasks: campaign's own plus the additions not yet folded in; running is a look through
+-- the few running rows. Images per second: of the last minute; of the last five when that had none. In the
+-- beginning the first addition only starts the clock, because nobody knows how long its images took.
+with wanted as (
+    select * from campaign c where $1::text is null or c.name = $1::text
+), counted as (
+    select k.campaign_id, sum(k.done)::bigint as done, sum(k.failed)::bigint as failed
+    from campaign_count k where k.campaign_id in (select id from wanted) group by k.campaign_id
+), recent as (
+    select w.id as campaign_id, span.s, sum(k.done) as done, min(k.at) as since,
+           (array_agg(k.done order by k.at, k.id))[1] as first_done
+    from wanted w
+    cross join (values (60), (300)) as span (s)
+    join campaign_count k on k.campaign_id = w.id and k.done > 0 and k.at > clock_timestamp() - span.s * interval '1 s'
+    group by w.id, span.s
+), rate as (
+    select distinct on (r.campaign_id) r.campaign_id,
+           case when w.done > 0 or exists (select from campaign_count k where k.campaign_id = r.campaign_id
+                                           and k.done > 0 and k.at < r.since)
+                then r.done / r.s
+                when r.done > r.first_done
+                then (r.done - r.first_done) / greatest(extract(epoch from clock_timestamp() - r.since), 0.001)
+           end as images_per_second
+    from recent r join wanted w on w.id = r.campaign_id
+    order by r.campaign_id, r.s
+), holding as (
+    select t.campaign_id, count(*) as running from task t where t.state = 1 group by t.campaign_id
+), sums as (
+    select w.*, w.done + coalesce(k.done, 0) as all_done, w.failed + coalesce(k.failed, 0) as all_failed,
+           coalesce(h.running, 0) as running, r.images_per_second
+    from wanted w
+    left join counted k on k.campaign_id = w.id
+    left join holding h on h.campaign_id = w.id
+    left join rate r on r.campaign_id = w.id
+)
+select id, name,
+       case when state = 'cancelled' then state when total > 0 and total = all_done + all_failed then 'done' else state end,
+       total, total - all_done - all_failed - running as ready, running, all_done, all_failed,
+       images_per_second::float8,
+       case when state = 'active' then ((total - all_done - all_failed) / nullif(images_per_second, 0))::float8 end as eta_s,
+       out_dir, format, use, priority, base_seed
+from sums
+order by id;
