@@ -44,8 +44,8 @@ struct sent { enum step step; int claim; };
 struct claim { int64_t group_id; int lease_ms, slots, first_slot; int64_t next_floor; };
 struct slot { int want, place; };
 
-/* Below `floor`, this group has nothing to claim: it was claimed by us. Rows that come back (retries, expired leases)
- * are seen when the floor falls, after FLOOR_MS or when a claim gets less than it asked for. */
+/* Below `floor`, this group has nothing to claim: we claimed it. All floors fall when we give something back ourselves
+ * or are notified; what comes back by others is seen after FLOOR_MS, or when a claim gets less than it asked for. */
 struct floor { int64_t group_id, floor, until_ms; };
 
 struct results { struct pg_result **item; int count, room; };
@@ -222,6 +222,11 @@ static void prepare(struct task_turn *t)
     t->deadline_ms = pg_now_ms() + DIAL_MS;
 }
 
+static void drop_floors(struct task_turn *t)
+{
+    memset(t->floors, 0, FLOORS * sizeof *t->floors);
+}
+
 /* hear_greeting reads the answers of GREETING and PREPARING. False: nothing more to read now. */
 static bool hear_greeting(struct task_turn *t)
 {
@@ -258,7 +263,7 @@ static bool hear_greeting(struct task_turn *t)
         t->phase = IDLE;
         t->is_refused = false;
         t->notified = true; /* what was announced while we were away was announced to nobody */
-        memset(t->floors, 0, FLOORS * sizeof *t->floors);
+        drop_floors(t);
     }
     return true;
 }
@@ -427,6 +432,8 @@ static void plan_claims(struct task_turn *t)
 static bool send_claims(struct task_turn *t)
 {
     plan_claims(t);
+    if (t->request.fail_count > 0)
+        drop_floors(t);
     for (int c = 0; c < t->claim_count; c++) {
         const struct claim *claim = &t->claims[c];
         const struct floor *floor = floor_of(t, claim->group_id);
@@ -681,6 +688,8 @@ static void end_turn(struct task_turn *t)
 {
     if (!t->broken) {
         settle_claims(t);
+        if (t->result.swept > 0)
+            drop_floors(t);
         t->result.ms = pg_now_ms() - t->start_ms;
         t->phase = READY;
         pg_backoff_reset(&t->backoff);
@@ -840,5 +849,7 @@ bool task_turn_notified(struct task_turn *t)
     t->notified = false;
     if (t->pg && t->phase >= IDLE)
         was = pg_notified(t->pg) || was;
+    if (was)
+        drop_floors(t);
     return was;
 }
