@@ -471,8 +471,8 @@ bool wire_decode(const struct wire_schema *schema, const void *data, size_t byte
     if (r.failed)
         goto done;
     size_t block_bytes = r.block_bytes;
-    block = malloc(block_bytes ? block_bytes : 1);
-    if (!block) {
+    block = block_bytes ? malloc(block_bytes) : NULL;
+    if (block_bytes && !block) {
         fail(&r, "out of memory for %zu bytes", block_bytes);
         goto done;
     }
