@@ -1,0 +1,38 @@
+/* cpu_ops.h - the CPU functions behind the op table, one set per instruction set (CPU_ISA); see cpu.h.
+ * Their contracts are those of kern.h. */
+#ifndef KILN_CPU_OPS_H
+#define KILN_CPU_OPS_H
+
+#include "cpu.h"
+
+void CPU_NAME(elementwise_copy)(struct kern *k, struct tensor out, struct tensor x);
+void CPU_NAME(elementwise_silu)(struct kern *k, struct tensor out, struct tensor x);
+void CPU_NAME(elementwise_silu_mul)(struct kern *k, struct tensor out, struct tensor gate, struct tensor up);
+void CPU_NAME(elementwise_add)(struct kern *k, struct tensor out, struct tensor a, struct tensor b);
+void CPU_NAME(elementwise_gated_add)(struct kern *k, struct tensor x, struct tensor gate, struct tensor y);
+void CPU_NAME(elementwise_guide)(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g);
+void CPU_NAME(elementwise_euler)(struct kern *k, struct tensor x, struct tensor v, float dt);
+bool CPU_NAME(elementwise_has_nan)(struct kern *k, struct tensor x);
+void CPU_NAME(norm_rms)(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
+                        enum kern_rounding rounding);
+void CPU_NAME(norm_layer_modulate)(struct kern *k, struct tensor out, struct tensor x, struct tensor scale,
+                                   struct tensor shift, float eps);
+void CPU_NAME(norm_group)(struct kern *k, struct tensor out, struct tensor x, struct tensor weight,
+                          struct tensor bias, int groups, float eps, bool silu);
+void CPU_NAME(rope_rotate)(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin,
+                           enum kern_rope_layout layout);
+void CPU_NAME(gather_rows)(struct kern *k, struct tensor out, struct tensor table, struct tensor ids);
+void CPU_NAME(resample_timestep)(struct kern *k, struct tensor out, float t);
+void CPU_NAME(resample_unpatchify)(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean,
+                                   struct tensor std);
+void CPU_NAME(resample_upsample2)(struct kern *k, struct tensor out, struct tensor x);
+void CPU_NAME(resample_pixels)(struct kern *k, struct tensor out, struct tensor x);
+struct kern_weight *CPU_NAME(linear_weight)(struct kern *k, enum tensor_dtype dtype, struct tensor w,
+                                            struct tensor bias);
+void CPU_NAME(linear_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
+void CPU_NAME(conv_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w,
+                          int stride, int pad);
+void CPU_NAME(attention_apply)(struct kern *k, struct tensor out, struct tensor q, struct tensor key,
+                               struct tensor value, float scale, struct kern_mask mask);
+
+#endif

@@ -1,0 +1,133 @@
+/* elementwise.c - ops on one element at a time; every rounding a bf16 pipeline makes is a vec_round. */
+#include "cpu_ops.h"
+
+#include "vec.h"
+
+enum shape_of_op { OP_SILU, OP_SILU_MUL, OP_ADD, OP_GATED_ADD, OP_GUIDE, OP_EULER, OP_COPY };
+
+struct job {
+    enum shape_of_op op;
+    struct tensor out, a, b;
+    const void *gate;
+    enum tensor_dtype gate_dtype;
+    float scalar;
+};
+
+VEC_INLINE vf one(const struct job *j, vf a, vf b, int64_t i, int64_t n)
+{
+    enum tensor_dtype d = j->out.dtype;
+    switch (j->op) {
+    case OP_COPY:
+        return a;
+    case OP_SILU:
+        return vec_silu(a);
+    case OP_SILU_MUL:
+        return vec_round(vec_silu(a), d) * b;
+    case OP_ADD:
+        return a + b;
+    case OP_GATED_ADD:
+        return a + vec_round(vec_load(j->gate, j->gate_dtype, i, n) * b, d);
+    case OP_GUIDE: {
+        vf difference = vec_round(a - b, d);
+        return b + vec_round(vec_splat(j->scalar) * difference, d);
+    }
+    case OP_EULER:
+        return a + vec_round(vec_splat(j->scalar) * b, d);
+    }
+    return a;
+}
+
+static void run(void *context, int64_t first, int64_t end)
+{
+    const struct job *j = context;
+    int64_t width = j->out.shape[j->out.rank - 1];
+    for (int64_t r = first; r < end; r++) {
+        void *out = cpu_row(j->out, r);
+        const void *a = cpu_row(j->a, r), *b = cpu_row(j->b, r);
+        for (int64_t i = 0; i < width; i += VEC) {
+            int64_t n = width - i;
+            vf x = vec_load(a, j->a.dtype, i, n), y = vec_load(b, j->b.dtype, i, n);
+            vec_store(out, j->out.dtype, i, n, one(j, x, y, i, n));
+        }
+    }
+}
+
+static void apply(struct kern *k, struct job *j)
+{
+    int64_t width = j->out.shape[j->out.rank - 1];
+    if (width)
+        cpu_rows(k, tensor_count(j->out) / width, width, run, j);
+}
+
+struct raw_copy {
+    struct tensor out, x;
+};
+
+static void copy_bytes(void *context, int64_t first, int64_t end)
+{
+    const struct raw_copy *c = context;
+    size_t bytes = (size_t)c->out.shape[c->out.rank - 1] * tensor_dtype_bytes(c->out.dtype);
+    for (int64_t r = first; r < end; r++)
+        memcpy(cpu_row(c->out, r), cpu_row(c->x, r), bytes);
+}
+
+void CPU_NAME(elementwise_copy)(struct kern *k, struct tensor out, struct tensor x)
+{
+    if (out.dtype == x.dtype) {
+        int64_t width = out.shape[out.rank - 1];
+        if (width)
+            cpu_rows(k, tensor_count(out) / width, width, copy_bytes, &(struct raw_copy){out, x});
+        return;
+    }
+    apply(k, &(struct job){.op = OP_COPY, .out = out, .a = x, .b = x});
+}
+
+void CPU_NAME(elementwise_silu)(struct kern *k, struct tensor out, struct tensor x)
+{
+    apply(k, &(struct job){.op = OP_SILU, .out = out, .a = x, .b = x});
+}
+
+void CPU_NAME(elementwise_silu_mul)(struct kern *k, struct tensor out, struct tensor gate, struct tensor up)
+{
+    apply(k, &(struct job){.op = OP_SILU_MUL, .out = out, .a = gate, .b = up});
+}
+
+void CPU_NAME(elementwise_add)(struct kern *k, struct tensor out, struct tensor a, struct tensor b)
+{
+    apply(k, &(struct job){.op = OP_ADD, .out = out, .a = a, .b = b});
+}
+
+void CPU_NAME(elementwise_gated_add)(struct kern *k, struct tensor x, struct tensor gate, struct tensor y)
+{
+    apply(k, &(struct job){.op = OP_GATED_ADD, .out = x, .a = x, .b = y, .gate = gate.data,
+                           .gate_dtype = gate.dtype});
+}
+
+void CPU_NAME(elementwise_guide)(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g)
+{
+    apply(k, &(struct job){.op = OP_GUIDE, .out = out, .a = c, .b = u, .scalar = g});
+}
+
+void CPU_NAME(elementwise_euler)(struct kern *k, struct tensor x, struct tensor v, float dt)
+{
+    float scalar = x.dtype == TENSOR_BF16 ? tensor_f32_of(tensor_bf16_of(dt)) : dt;
+    apply(k, &(struct job){.op = OP_EULER, .out = x, .a = x, .b = v, .scalar = scalar});
+}
+
+bool CPU_NAME(elementwise_has_nan)(struct kern *k, struct tensor x)
+{
+    (void)k;
+    int64_t width = x.shape[x.rank - 1], rows = width ? tensor_count(x) / width : 0;
+    for (int64_t r = 0; r < rows; r++) {
+        const void *row = cpu_row(x, r);
+        vi bad = {0};
+        for (int64_t i = 0; i < width; i += VEC) {
+            vu bits = (vu)vec_load(row, x.dtype, i, width - i);
+            bad |= (vi)((bits & 0x7f800000u) == 0x7f800000u);
+        }
+        for (int i = 0; i < VEC; i++)
+            if (bad[i])
+                return true;
+    }
+    return false;
+}

@@ -1,0 +1,268 @@
+/* kern.c - checks each op's shapes, then calls the backend's table; after the first error ops do nothing. */
+#include "kern_ops.h"
+
+#include <assert.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+void kern_fail(struct kern *k, const char *format, ...)
+{
+    if (k->failed)
+        return;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(k->error, sizeof k->error, format, args);
+    va_end(args);
+    k->failed = true;
+}
+
+void kern_close(struct kern *k)
+{
+    if (k)
+        k->ops->close(k);
+}
+
+bool kern_sync(struct kern *k)
+{
+    return !k->failed && k->ops->sync(k);
+}
+
+const char *kern_error(const struct kern *k)
+{
+    return k->failed ? k->error : "";
+}
+
+const char *kern_name(const struct kern *k)
+{
+    return k->name;
+}
+
+size_t kern_peak_bytes(const struct kern *k)
+{
+    return k->ops->peak_bytes(k);
+}
+
+struct tensor kern_temp(struct kern *k, enum tensor_dtype dtype, int rank, const int64_t *shape)
+{
+    if (k->failed)
+        return tensor_of(NULL, dtype, rank, shape);
+    return k->ops->temp(k, dtype, rank, shape);
+}
+
+size_t kern_mark(struct kern *k)
+{
+    return k->ops->mark(k);
+}
+
+void kern_rewind(struct kern *k, size_t mark)
+{
+    k->ops->rewind(k, mark);
+}
+
+static bool is_float(struct tensor t)
+{
+    return t.dtype == TENSOR_F32 || t.dtype == TENSOR_BF16;
+}
+
+void kern_write(struct kern *k, struct tensor out, struct tensor host)
+{
+    assert(tensor_same_shape(out, host));
+    if (!k->failed)
+        k->ops->copy(k, out, host);
+}
+
+void kern_read(struct kern *k, struct tensor host, struct tensor x)
+{
+    assert(tensor_same_shape(host, x));
+    if (!k->failed)
+        k->ops->copy(k, host, x);
+}
+
+struct kern_weight *kern_weight_linear(struct kern *k, enum tensor_dtype dtype, struct tensor w,
+                                       struct tensor bias)
+{
+    assert(w.rank == 2 && is_float(w));
+    assert(!bias.data || (bias.rank == 1 && bias.shape[0] == w.shape[0]));
+    return k->failed ? NULL : k->ops->weight(k, dtype, w, bias);
+}
+
+struct kern_weight *kern_weight_conv(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias)
+{
+    assert(w.rank == 4 && is_float(w));
+    assert(!bias.data || (bias.rank == 1 && bias.shape[0] == w.shape[0]));
+    return k->failed ? NULL : k->ops->weight(k, dtype, w, bias);
+}
+
+void kern_weight_free(struct kern *k, struct kern_weight *w)
+{
+    if (w)
+        k->ops->weight_free(k, w);
+}
+
+size_t kern_weight_bytes(const struct kern_weight *w)
+{
+    return w->bytes;
+}
+
+void kern_copy(struct kern *k, struct tensor out, struct tensor x)
+{
+    assert(tensor_same_shape(out, x));
+    if (!k->failed)
+        k->ops->copy(k, out, x);
+}
+
+void kern_gather(struct kern *k, struct tensor out, struct tensor table, struct tensor ids)
+{
+    assert(out.rank == 2 && table.rank == 2 && ids.rank == 1 && ids.dtype == TENSOR_I32);
+    assert(out.shape[0] == ids.shape[0] && out.shape[1] == table.shape[1]);
+    if (!k->failed)
+        k->ops->gather(k, out, table, ids);
+}
+
+void kern_linear(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
+{
+    if (k->failed)
+        return;
+    assert(out.rank == 2 && x.rank == 2 && w->rank == 2);
+    assert(x.shape[1] == w->k && out.shape[1] == w->n && out.shape[0] == x.shape[0]);
+    assert(x.dtype == w->dtype && is_float(out));
+    k->ops->linear(k, out, x, w);
+}
+
+void kern_conv2d(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w, int stride,
+                 int pad)
+{
+    if (k->failed)
+        return;
+    assert(out.rank == 4 && x.rank == 4 && w->rank == 4 && x.dtype == w->dtype);
+    assert(tensor_is_contiguous(x) && tensor_is_contiguous(out));
+    assert(x.shape[3] == w->in && out.shape[3] == w->n && out.shape[0] == x.shape[0]);
+    assert(out.shape[1] == (x.shape[1] + 2 * pad - w->kh) / stride + 1);
+    assert(out.shape[2] == (x.shape[2] + 2 * pad - w->kw) / stride + 1);
+    k->ops->conv2d(k, out, x, w, stride, pad);
+}
+
+void kern_attention(struct kern *k, struct tensor out, struct tensor q, struct tensor key, struct tensor value,
+                    float scale, struct kern_mask mask)
+{
+    if (k->failed)
+        return;
+    assert(q.rank == 4 && key.rank == 4 && value.rank == 4 && tensor_same_shape(out, q));
+    assert(tensor_same_shape(key, value) && key.shape[0] == q.shape[0] && key.shape[3] == q.shape[3]);
+    assert(q.shape[2] % key.shape[2] == 0 && q.dtype == key.dtype && q.dtype == value.dtype);
+    k->ops->attention(k, out, q, key, value, scale, mask);
+}
+
+void kern_rms_norm(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
+                   enum kern_rounding rounding)
+{
+    assert(tensor_same_shape(out, x) && weight.rank == 1 && weight.shape[0] == x.shape[x.rank - 1]);
+    if (!k->failed)
+        k->ops->rms_norm(k, out, x, weight, eps, rounding);
+}
+
+void kern_layer_norm_modulate(struct kern *k, struct tensor out, struct tensor x, struct tensor scale,
+                              struct tensor shift, float eps)
+{
+    assert(tensor_same_shape(out, x) && x.rank == 2);
+    assert(tensor_count(scale) == x.shape[1] && tensor_count(shift) == x.shape[1]);
+    if (!k->failed)
+        k->ops->layer_norm_modulate(k, out, x, scale, shift, eps);
+}
+
+void kern_group_norm(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, struct tensor bias,
+                     int groups, float eps, bool silu)
+{
+    assert(tensor_same_shape(out, x) && x.rank == 4 && x.shape[3] % groups == 0);
+    assert(tensor_is_contiguous(x) && tensor_is_contiguous(out));
+    assert(weight.shape[0] == x.shape[3] && bias.shape[0] == x.shape[3]);
+    if (!k->failed)
+        k->ops->group_norm(k, out, x, weight, bias, groups, eps, silu);
+}
+
+void kern_silu(struct kern *k, struct tensor out, struct tensor x)
+{
+    assert(tensor_same_shape(out, x));
+    if (!k->failed)
+        k->ops->silu(k, out, x);
+}
+
+void kern_silu_mul(struct kern *k, struct tensor out, struct tensor gate, struct tensor up)
+{
+    assert(tensor_same_shape(out, gate) && tensor_same_shape(out, up));
+    if (!k->failed)
+        k->ops->silu_mul(k, out, gate, up);
+}
+
+void kern_add(struct kern *k, struct tensor out, struct tensor a, struct tensor b)
+{
+    assert(tensor_same_shape(out, a) && tensor_same_shape(out, b));
+    if (!k->failed)
+        k->ops->add(k, out, a, b);
+}
+
+void kern_gated_add(struct kern *k, struct tensor x, struct tensor gate, struct tensor y)
+{
+    assert(tensor_same_shape(x, y) && x.rank == 2 && tensor_count(gate) == x.shape[1]);
+    if (!k->failed)
+        k->ops->gated_add(k, x, gate, y);
+}
+
+void kern_rope(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin, enum kern_rope_layout layout)
+{
+    assert(x.rank == 4 && x.shape[3] % 2 == 0 && tensor_same_shape(cos, sin));
+    assert(cos.dtype == TENSOR_F32 && sin.dtype == TENSOR_F32);
+    assert(cos.rank == 2 && cos.shape[0] == x.shape[1] && cos.shape[1] == x.shape[3] / 2);
+    if (!k->failed)
+        k->ops->rope(k, x, cos, sin, layout);
+}
+
+void kern_timestep_embedding(struct kern *k, struct tensor out, float t)
+{
+    assert(out.rank == 2 && out.shape[0] == 1 && out.shape[1] % 2 == 0);
+    if (!k->failed)
+        k->ops->timestep_embedding(k, out, t);
+}
+
+void kern_guide(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g)
+{
+    assert(tensor_same_shape(out, c) && tensor_same_shape(out, u));
+    if (!k->failed)
+        k->ops->guide(k, out, c, u, g);
+}
+
+void kern_euler(struct kern *k, struct tensor x, struct tensor v, float dt)
+{
+    assert(tensor_same_shape(x, v));
+    if (!k->failed)
+        k->ops->euler(k, x, v, dt);
+}
+
+void kern_unpatchify(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean, struct tensor std)
+{
+    assert(out.rank == 4 && tokens.rank == 3 && tokens.shape[0] == out.shape[0]);
+    assert(tokens.shape[2] == 4 * out.shape[3] && 4 * tokens.shape[1] == out.shape[1] * out.shape[2]);
+    assert(mean.shape[0] == tokens.shape[2] && std.shape[0] == tokens.shape[2]);
+    if (!k->failed)
+        k->ops->unpatchify(k, out, tokens, mean, std);
+}
+
+void kern_upsample2(struct kern *k, struct tensor out, struct tensor x)
+{
+    assert(out.rank == 4 && x.rank == 4 && out.shape[1] == 2 * x.shape[1] && out.shape[2] == 2 * x.shape[2]);
+    assert(out.shape[0] == x.shape[0] && out.shape[3] == x.shape[3] && out.dtype == x.dtype);
+    if (!k->failed)
+        k->ops->upsample2(k, out, x);
+}
+
+void kern_pixels(struct kern *k, struct tensor out, struct tensor x)
+{
+    assert(tensor_same_shape(out, x) && out.dtype == TENSOR_U8);
+    if (!k->failed)
+        k->ops->pixels(k, out, x);
+}
+
+bool kern_has_nan(struct kern *k, struct tensor x)
+{
+    return !k->failed && k->ops->has_nan(k, x);
+}

@@ -1,0 +1,69 @@
+/* kern_ops.h - what a backend is: a table of functions, one per op of kern.h. For backends only.
+ *
+ * kern.c has checked shapes and the sticky error before any of these is called. */
+#ifndef KILN_KERN_OPS_H
+#define KILN_KERN_OPS_H
+
+#include "kern.h"
+
+struct kern_ops {
+    void (*close)(struct kern *k);
+    bool (*sync)(struct kern *k);
+    struct tensor (*temp)(struct kern *k, enum tensor_dtype dtype, int rank, const int64_t *shape);
+    size_t (*mark)(struct kern *k);
+    void (*rewind)(struct kern *k, size_t mark);
+    size_t (*peak_bytes)(const struct kern *k);
+    struct kern_weight *(*weight)(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
+    void (*weight_free)(struct kern *k, struct kern_weight *w);
+    void (*copy)(struct kern *k, struct tensor out, struct tensor x);
+    void (*gather)(struct kern *k, struct tensor out, struct tensor table, struct tensor ids);
+    void (*linear)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
+    void (*conv2d)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w, int stride,
+                   int pad);
+    void (*attention)(struct kern *k, struct tensor out, struct tensor q, struct tensor key, struct tensor value,
+                      float scale, struct kern_mask mask);
+    void (*rms_norm)(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
+                     enum kern_rounding rounding);
+    void (*layer_norm_modulate)(struct kern *k, struct tensor out, struct tensor x, struct tensor scale,
+                                struct tensor shift, float eps);
+    void (*group_norm)(struct kern *k, struct tensor out, struct tensor x, struct tensor weight,
+                       struct tensor bias, int groups, float eps, bool silu);
+    void (*silu)(struct kern *k, struct tensor out, struct tensor x);
+    void (*silu_mul)(struct kern *k, struct tensor out, struct tensor gate, struct tensor up);
+    void (*add)(struct kern *k, struct tensor out, struct tensor a, struct tensor b);
+    void (*gated_add)(struct kern *k, struct tensor x, struct tensor gate, struct tensor y);
+    void (*rope)(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin,
+                 enum kern_rope_layout layout);
+    void (*timestep_embedding)(struct kern *k, struct tensor out, float t);
+    void (*guide)(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g);
+    void (*euler)(struct kern *k, struct tensor x, struct tensor v, float dt);
+    void (*unpatchify)(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean,
+                       struct tensor std);
+    void (*upsample2)(struct kern *k, struct tensor out, struct tensor x);
+    void (*pixels)(struct kern *k, struct tensor out, struct tensor x);
+    bool (*has_nan)(struct kern *k, struct tensor x);
+};
+
+struct kern {
+    const struct kern_ops *ops;
+    bool failed;
+    char name[96];
+    char error[256];
+};
+
+struct kern_weight {
+    enum tensor_dtype dtype; /* of the stored values */
+    int rank;                /* 2: matrix, 4: convolution */
+    int64_t n, k;            /* outputs; inputs (in * kh * kw for a convolution, ordered kh, kw, in) */
+    int64_t in;
+    int kh, kw;
+    size_t bytes;
+    void *data;   /* the backend's layout */
+    float *bias;  /* [n] or NULL */
+    void *owner;  /* the backend's */
+};
+
+/* kern_fail keeps the first error. */
+void kern_fail(struct kern *k, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+#endif

@@ -1,0 +1,147 @@
+/* linear.c - matrix times rows. Weights are packed once into panels; rows are packed once per call; then every
+ * (panel, block of rows) is a task of its own, with its sums in that thread's scratch. */
+#include "cpu_ops.h"
+#include "gemm.h"
+
+#include <stdlib.h>
+
+#define ROWS_PER_TASK (GEMM_MR * 256) /* sums of one task: ROWS x NR floats stay in the second-level cache */
+
+struct packing {
+    struct kern_weight *w;
+    struct tensor source; /* [n, k] in the stored dtype */
+};
+
+static void pack_panel(void *context, int64_t panel, int thread)
+{
+    (void)thread;
+    const struct packing *p = context;
+    const void *rows[GEMM_NR];
+    for (int i = 0; i < GEMM_NR; i++) {
+        int64_t n = panel * GEMM_NR + i;
+        rows[i] = n < p->w->n ? cpu_row(p->source, n) : NULL;
+    }
+    int64_t cells = gemm_cells(p->w->k, p->w->dtype);
+    gemm_pack((uint32_t *)p->w->data + panel * cells * GEMM_NR, rows, GEMM_NR, p->w->k, p->w->dtype);
+}
+
+/* A convolution [n, in, kh, kw] as rows of k = (kh, kw, in); a matrix is itself. Converted to `dtype` when it
+ * has another. Returns malloc'ed memory to free, or NULL when the source serves as it is. */
+static void *source_rows(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor *ret)
+{
+    int64_t n = w.shape[0], width = tensor_count(w) / n;
+    struct tensor flat = w.rank == 2 ? w : tensor_shape(w, 2, (int64_t[]){n, width});
+    *ret = flat;
+    if (w.rank == 2 && w.dtype == dtype)
+        return NULL;
+    void *memory = malloc((size_t)tensor_count(w) * tensor_dtype_bytes(dtype) + 64);
+    if (!memory) {
+        kern_fail(k, "no memory for a weight of %lld values", (long long)tensor_count(w));
+        return NULL;
+    }
+    *ret = tensor_2d(memory, dtype, n, width);
+    if (w.rank == 2) {
+        CPU_NAME(elementwise_copy)(k, *ret, flat);
+        return memory;
+    }
+    int64_t in = w.shape[1], taps = w.shape[2] * w.shape[3];
+    for (int64_t o = 0; o < n; o++)
+        for (int64_t i = 0; i < in; i++)
+            for (int64_t t = 0; t < taps; t++)
+                vec_store(cpu_row(*ret, o), dtype, t * in + i, 1,
+                          vec_load(cpu_row(flat, o), w.dtype, i * taps + t, 1));
+    return memory;
+}
+
+struct kern_weight *CPU_NAME(linear_weight)(struct kern *k, enum tensor_dtype dtype, struct tensor w,
+                                            struct tensor bias)
+{
+    struct packing p = {.w = calloc(1, sizeof *p.w)};
+    void *converted = NULL;
+    if (!p.w)
+        goto no_memory;
+    converted = source_rows(k, dtype, w, &p.source);
+    if (k->failed)
+        goto failed;
+    int64_t n = w.shape[0], width = tensor_count(w) / n;
+    bool is_conv = w.rank == 4;
+    *p.w = (struct kern_weight){.dtype = dtype, .rank = w.rank, .n = n, .k = width,
+                                .in = is_conv ? w.shape[1] : width, .kh = is_conv ? (int)w.shape[2] : 1,
+                                .kw = is_conv ? (int)w.shape[3] : 1};
+    p.w->bytes = (size_t)(gemm_panels(n) * gemm_cells(width, dtype) * GEMM_NR) * 4;
+    p.w->data = cpu_alloc(p.w->bytes);
+    if (!p.w->data)
+        goto no_memory;
+    if (bias.data) {
+        p.w->bias = malloc((size_t)n * sizeof(float));
+        if (!p.w->bias)
+            goto no_memory;
+        CPU_NAME(elementwise_copy)(k, tensor_1d(p.w->bias, TENSOR_F32, n), bias);
+    }
+    cpu_for(k, gemm_panels(n), pack_panel, &p);
+    free(converted);
+    return p.w;
+no_memory:
+    kern_fail(k, "no memory for a weight of %lld values", (long long)tensor_count(w));
+failed:
+    if (p.w) {
+        cpu_free(p.w->data, p.w->bytes);
+        free(p.w->bias);
+    }
+    free(p.w);
+    free(converted);
+    return NULL;
+}
+
+struct product {
+    struct kern *k;
+    struct tensor out, x;
+    const struct kern_weight *w;
+    uint32_t *packed;
+    int64_t rows, cells, blocks;
+};
+
+static void pack_tile(void *context, int64_t tile, int thread)
+{
+    (void)thread;
+    const struct product *p = context;
+    const void *rows[GEMM_MR];
+    for (int i = 0; i < GEMM_MR; i++) {
+        int64_t r = tile * GEMM_MR + i;
+        rows[i] = r < p->rows ? cpu_row(p->x, r) : NULL;
+    }
+    gemm_pack(p->packed + tile * p->cells * GEMM_MR, rows, GEMM_MR, p->w->k, p->w->dtype);
+}
+
+static void multiply(void *context, int64_t task, int thread)
+{
+    const struct product *p = context;
+    int64_t panel = task / p->blocks, first = task % p->blocks * ROWS_PER_TASK;
+    int64_t count = p->rows - first < ROWS_PER_TASK ? p->rows - first : ROWS_PER_TASK;
+    int64_t tiles = gemm_tiles(count);
+    float *c = cpu_scratch(p->k, thread, (size_t)(tiles * GEMM_TILE) * 4 + ROWS_PER_TASK * sizeof(void *));
+    if (!c)
+        return;
+    void **out = (void **)(c + tiles * GEMM_TILE);
+    for (int64_t r = 0; r < count; r++)
+        out[r] = cpu_row(p->out, first + r);
+    gemm_panel(c, p->packed + first / GEMM_MR * p->cells * GEMM_MR, tiles, p->cells,
+               (const uint32_t *)p->w->data + panel * p->cells * GEMM_NR, p->w->dtype, false);
+    gemm_store(c, count, out, p->out.dtype, panel * GEMM_NR, p->w->n, p->w->bias);
+}
+
+void CPU_NAME(linear_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
+{
+    struct product p = {.k = k, .out = out, .x = x, .w = w, .rows = x.shape[0]};
+    p.cells = gemm_cells(w->k, w->dtype);
+    p.blocks = (p.rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
+    if (p.rows == 0)
+        return;
+    size_t mark = kern_mark(k);
+    p.packed = kern_temp(k, TENSOR_F32, 1, (int64_t[]){gemm_tiles(p.rows) * p.cells * GEMM_MR}).data;
+    if (p.packed) {
+        cpu_for(k, gemm_tiles(p.rows), pack_tile, &p);
+        cpu_for(k, gemm_panels(w->n) * p.blocks, multiply, &p);
+    }
+    kern_rewind(k, mark);
+}

@@ -1,0 +1,132 @@
+/* vec.h - sixteen floats at a time, in whatever registers this compilation has.
+ *
+ * GCC's vector types compile to SSE, AVX2 or AVX-512. A tail of a row is the same code on a zero-filled
+ * vector, so an element's bits do not depend on where in a row or vector it stands. */
+#ifndef KILN_VEC_H
+#define KILN_VEC_H
+
+#include <string.h>
+
+#include "tensor.h"
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+#define VEC 16
+#define VEC_INLINE static inline __attribute__((always_inline))
+
+VEC_INLINE vf vec_splat(float x)
+{
+    return (vf){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+}
+
+VEC_INLINE vf vec_of_bf16(vh h)
+{
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+
+/* Rounded to bf16 and still an f32; NaN stays NaN. */
+VEC_INLINE vu vec_round_bits(vf x)
+{
+    vu u = (vu)x;
+    vu rounded = u + 0x7fffu + ((u >> 16) & 1u);
+    vi is_nan = (vi)((u & 0x7fffffffu) > 0x7f800000u);
+    return ((vu)is_nan & (u | 0x400000u)) | (~(vu)is_nan & rounded);
+}
+
+VEC_INLINE vf vec_round(vf x, enum tensor_dtype dtype)
+{
+    return dtype == TENSOR_BF16 ? (vf)(vec_round_bits(x) & 0xffff0000u) : x;
+}
+
+/* The n <= 16 elements at index i of a row; beyond n zeros. */
+VEC_INLINE vf vec_load(const void *row, enum tensor_dtype dtype, int64_t i, int64_t n)
+{
+    if (dtype == TENSOR_F32) {
+        vf v = {0};
+        if (n >= VEC)
+            memcpy(&v, (const float *)row + i, sizeof v);
+        else
+            memcpy(&v, (const float *)row + i, (size_t)n * 4);
+        return v;
+    }
+    vh h = {0};
+    if (n >= VEC)
+        memcpy(&h, (const uint16_t *)row + i, sizeof h);
+    else
+        memcpy(&h, (const uint16_t *)row + i, (size_t)n * 2);
+    return vec_of_bf16(h);
+}
+
+VEC_INLINE void vec_store(void *row, enum tensor_dtype dtype, int64_t i, int64_t n, vf x)
+{
+    if (dtype == TENSOR_F32) {
+        memcpy((float *)row + i, &x, n >= VEC ? sizeof x : (size_t)n * 4);
+        return;
+    }
+    vh h = __builtin_convertvector(vec_round_bits(x) >> 16, vh);
+    if (n >= VEC)
+        memcpy((uint16_t *)row + i, &h, sizeof h);
+    else
+        memcpy((uint16_t *)row + i, &h, (size_t)n * 2);
+}
+
+VEC_INLINE float vec_sum(vf x)
+{
+    float lane[VEC];
+    memcpy(lane, &x, sizeof lane);
+    for (int width = VEC / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            lane[i] += lane[i + width];
+    return lane[0];
+}
+
+VEC_INLINE vf vec_select(vi mask, vf yes, vf no)
+{
+    return (vf)(((vi)yes & mask) | ((vi)no & ~mask));
+}
+
+VEC_INLINE vf vec_max(vf a, vf b)
+{
+    return vec_select(a > b, a, b);
+}
+
+VEC_INLINE float vec_max_all(vf x)
+{
+    float lane[VEC], best;
+    memcpy(lane, &x, sizeof lane);
+    best = lane[0];
+    for (int i = 1; i < VEC; i++)
+        best = lane[i] > best ? lane[i] : best;
+    return best;
+}
+
+/* e^x to about 1 ulp: x = n ln 2 + r, polynomial in r (the coefficients of Cephes expf). Below -87.3: 0. */
+VEC_INLINE vf vec_exp(vf x)
+{
+    const vf magic = vec_splat(12582912.0f); /* adding it rounds to an integer */
+    vf top = vec_splat(88.3762626647949f), low = vec_splat(-87.3365447504019f);
+    vf c = vec_select(x > top, top, x);
+    c = vec_select(c < low, low, c);
+    vf n = (c * vec_splat(1.44269504088896341f) + magic) - magic;
+    vf r = c - n * vec_splat(0.693359375f);
+    r = r - n * vec_splat(-2.12194440e-4f);
+    vf p = vec_splat(1.9875691500e-4f);
+    p = p * r + vec_splat(1.3981999507e-3f);
+    p = p * r + vec_splat(8.3334519073e-3f);
+    p = p * r + vec_splat(4.1665795894e-2f);
+    p = p * r + vec_splat(1.6666665459e-1f);
+    p = p * r + vec_splat(5.0000001201e-1f);
+    vf y = p * (r * r) + r + vec_splat(1.0f);
+    vi power = __builtin_convertvector(n, vi) << 23;
+    y = (vf)((vi)y + power);
+    return vec_select(x < low, vec_splat(0.0f), y);
+}
+
+VEC_INLINE vf vec_silu(vf x)
+{
+    return x / (vec_splat(1.0f) + vec_exp(-x));
+}
+
+#endif
