@@ -60,7 +60,14 @@ static const struct wire_field refused_fields[] = {
     {FIELD(WIRE_BOOL, msg_refused, is_final), .is_optional = true},
 };
 
-static const struct wire_field ready_fields[] = {U32(msg_ready, credit), U32(msg_ready, batch_max)};
+static const struct wire_field held_fields[] = {U64(msg_held, task), U64(msg_held, token)};
+static const struct wire_schema held_schema = SCHEMA("held", msg_held, held_fields);
+static const struct wire_field ready_fields[] = {
+    U32(msg_ready, credit),
+    U32(msg_ready, batch_max),
+    {FIELD(WIRE_LIST, msg_ready, held), .count_offset = offsetof(struct msg_ready, held_count), .max = MSG_ITEMS_MAX,
+     .items = &held_schema, .is_optional = true},
+};
 
 static const struct wire_field task_fields[] = {
     U64(msg_task, task),

@@ -59,7 +59,13 @@ struct msg_refused {
     const char *reason;
     bool is_final; /* waiting does not help (protocol, licence of the farm ..): the worker exits. False: it tries again */
 };
-struct msg_ready { uint32_t credit, batch_max; };  /* images held at most; images per batch at most */
+struct msg_held { uint64_t task, token; };
+struct msg_ready {
+    uint32_t credit, batch_max; /* un-acknowledged images at most, beyond those below; images per batch at most */
+    /* Tasks from before this WELCOME, still rendering or queued (optional, NULL: none). A coordinator that was restarted
+     * learns here whose leases to extend; they count beside the credit until their acks. */
+    uint32_t held_count; struct msg_held *held;
+};
 
 struct msg_task { /* one image to make; the batch shares model, width, height, steps, guidance */
     uint64_t task, token;       /* the lease token fences every later word about this task */

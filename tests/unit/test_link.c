@@ -54,7 +54,7 @@ static enum link_got receive(struct link *l, struct msg *ret, char *peer)
 
 static void say_ready(struct link *l, const char *peer, uint32_t credit)
 {
-    struct msg m = {.kind = MSG_READY, .ready = {credit, 1}};
+    struct msg m = {.kind = MSG_READY, .ready = {.credit = credit, .batch_max = 1}};
     assert_int_equal(link_send(l, peer, &m), LINK_SENT);
 }
 

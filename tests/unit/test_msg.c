@@ -140,9 +140,11 @@ static void words_about_tasks_keep_every_field(void **state)
     back = there_and_back(&m);
     assert_int_equal(back.progress.step, 3);
     msg_done(&back);
-    m = (struct msg){.kind = MSG_READY, .ready = {8, 4}};
+    struct msg_held held[] = {{21, 22}};
+    m = (struct msg){.kind = MSG_READY, .ready = {8, 4, 1, held}};
     back = there_and_back(&m);
     assert_int_equal(back.ready.credit, 8);
+    assert_true(back.ready.held[0].task == 21 && back.ready.held[0].token == 22);
     msg_done(&back);
     m = (struct msg){.kind = MSG_DRAIN};
     back = there_and_back(&m);
