@@ -523,7 +523,8 @@ const char *pg_session_sql(void)
            " set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalives_interval', '5', false),"
            " set_config('tcp_keepalives_count', '3', false), set_config('jit', 'off', false),"
            " set_config('plan_cache_mode', $3::text, false), set_config('enable_seqscan', $4::text, false),"
-           " set_config('enable_bitmapscan', $4::text, false), set_config('enable_mergejoin', $4::text, false)";
+           " set_config('enable_bitmapscan', $4::text, false), set_config('enable_mergejoin', $4::text, false),"
+           " set_config('enable_hashjoin', $4::text, false)";
 }
 
 void pg_session_values(struct pg_values *v, int statement_ms, int lock_ms, bool steady)

@@ -268,16 +268,19 @@ static bool act_submit(struct task_store *s, void *context, struct pg_error *why
         return false;
     pg_values_clear(&s->values);
     pg_values_i64(&s->values, s->campaign_id);
-    if (!run(s, "submit_lock", NULL, why) || !run(s, "submit_groups", NULL, why) || !run(s, "submit_tasks", &r, why))
+    if (!run(s, "submit_lock", NULL, why) || !run(s, "submit_groups", NULL, why) || !run(s, "submit_content", &r, why))
         return false;
-    int64_t added = pg_row_i64(r, 0, 0), rows = pg_row_i64(r, 0, 1), fresh = pg_row_i64(r, 0, 2);
+    int64_t rows = pg_row_i64(r, 0, 0), fresh = pg_row_i64(r, 0, 1);
+    pg_result_free(r);
+    *chunk = (struct task_submitted){fresh, rows - fresh};
+    if (fresh == 0)
+        return true;
+    if ((fresh < rows && !run(s, "submit_known", NULL, why)) || !run(s, "submit_tasks", &r, why))
+        return false;
+    int64_t added = pg_row_i64(r, 0, 0);
     pg_result_free(r);
     if (added != fresh)
-        return pg_error_set(why, PG_REFUSED, "submit: %lld of %lld new rows found no group", (long long)(fresh - added),
-                            (long long)fresh);
-    *chunk = (struct task_submitted){added, rows - added};
-    if (added == 0)
-        return true;
+        return pg_error_set(why, PG_REFUSED, "submit: %lld new content keys gave %lld tasks", (long long)fresh, (long long)added);
     pg_values_i64(&s->values, added);
     if (!run(s, "submit_total", &r, why))
         return false;

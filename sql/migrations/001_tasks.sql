@@ -65,7 +65,7 @@ create table content (
     campaign_id bigint not null,
     content_key uuid not null,
     task_id     bigint not null,
-    file        text not null check (octet_length(file) between 1 and 255 and file !~ '[/[:cntrl:]]' and file !~ '^[.]'),
+    file        text not null check (octet_length(file) between 1 and 255 and position('/' in file) = 0 and left(file, 1) <> '.'),
     primary key (campaign_id, content_key),
     constraint content_file unique (campaign_id, file) -- one file, one row
 );
@@ -178,6 +178,7 @@ create table duty (
 -- In a cancelled campaign nothing becomes ready again. The campaign's row is locked against a cancel that runs at
 -- the same time: either it sees what we give back, or we see that it is cancelled.
 -- Asked again with the same token, the answer is the same, until somebody claims the task.
+-- state + 0: see queries/claim.sql.
 create function give_back(tasks bigint[], tokens bigint[], kinds text[], reasons text[])
 returns setof bigint language sql volatile set search_path = kiln as $$
     with listed as (
@@ -187,7 +188,7 @@ returns setof bigint language sql volatile set search_path = kiln as $$
     ), held as (
         select t.id, t.attempt, t.lost, c.state as campaign_state, a.token, a.kind, a.reason
         from asked a
-        join task t on t.id = a.task_id and t.lease_token = a.token and t.state = 1
+        join task t on t.id = a.task_id and t.lease_token = a.token and t.state + 0 = 1
         join campaign c on c.id = t.campaign_id
         for update of t for share of c
     ), verdict as (
@@ -206,10 +207,10 @@ returns setof bigint language sql volatile set search_path = kiln as $$
                 when 'retry' then clock_timestamp() + least(300, 2 ^ t.attempt) * (0.75 + 0.5 * random()) * interval '1 s'
                 else '-infinity' end
         from verdict v
-        where t.id = v.id and v.ending is null and t.state = 1
+        where t.id = v.id and v.ending is null and t.state + 0 = 1
     ), gone as (
         delete from task t using verdict v
-        where t.id = v.id and v.ending is not null and t.state = 1
+        where t.id = v.id and v.ending is not null and t.state + 0 = 1
         returning t.*, v.kind as asked_kind, v.ending,
                   case v.ending when 'cancelled' then 'the campaign was cancelled' else v.reason end as why
     ), kept as (

@@ -4,7 +4,8 @@
 --   prepare claim as :claim
 --   execute claim(1, array['gpu-1', 'gpu-1'], 60000, 0);
 -- The state is a literal (a parameter would miss the partial index) and is checked again by the UPDATE: between
--- choosing a row and locking it somebody else may have claimed it. The floor steps over rows that are gone but that a
+-- choosing a row and locking it somebody else may have claimed it. There it is written state + 0, which keeps the planner
+-- from walking the whole partial index instead of looking up the few ids (it would, while the table has no statistics). The floor steps over rows that are gone but that a
 -- long transaction elsewhere keeps vacuum from clearing; the caller lowers it to 0 now and then.
 with picked as (
     select t.id
@@ -22,6 +23,6 @@ update task t
 set state = 1, lease_token = t.lease_token + 1, attempt = t.attempt + 1, worker = ($2::text[])[n.slot],
     lease_until = clock_timestamp() + $3::int * interval '1 ms'
 from numbered n
-where t.id = n.id and t.state = 0
+where t.id = n.id and t.state + 0 = 0
 returning n.slot, t.id, t.lease_token, t.attempt, t.seed, t.truncate, t.file, t.prompt, t.negative,
           t.not_before = '-infinity' as fresh;
