@@ -1,0 +1,185 @@
+/* engine.c - open, check, generate, close: the steps in order, nothing else. */
+#include "engine.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "engine_batch.h"
+#include "engine_model.h"
+
+struct engine {
+    struct engine_model model;
+    struct engine_batch batch; /* of the call that runs; kept here so that no call allocates it */
+};
+
+bool engine_open(struct engine **ret, const struct engine_options *options, struct engine_error *why)
+{
+    struct engine *e = calloc(1, sizeof *e);
+    if (!e)
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for an engine");
+    if (!engine_model_open(&e->model, options, why)) {
+        free(e);
+        return false;
+    }
+    *ret = e;
+    return true;
+}
+
+void engine_close(struct engine *e)
+{
+    if (!e)
+        return;
+    engine_model_close(&e->model);
+    free(e);
+}
+
+const struct engine_info *engine_info(const struct engine *e)
+{
+    return &e->model.info;
+}
+
+void engine_request_defaults(const struct engine *e, struct engine_request *r)
+{
+    bool is_distilled = e->model.info.is_distilled;
+    if (r->steps == 0)
+        r->steps = is_distilled ? 4 : 50;
+    if (isnan(r->guidance) || is_distilled)
+        r->guidance = is_distilled ? 1.0f : 4.0f;
+}
+
+static bool check_size(const struct engine_request *r, struct engine_error *why)
+{
+    const char *wrong = NULL;
+    if (r->width < ENGINE_SIDE_MIN || r->height < ENGINE_SIDE_MIN)
+        wrong = "a side is below 64";
+    else if (r->width % ENGINE_SIDE_MULTIPLE || r->height % ENGINE_SIDE_MULTIPLE)
+        wrong = "a side is not a multiple of 16";
+    else if ((int64_t)r->width * r->height > ENGINE_PIXELS_MAX)
+        wrong = "more than 4194304 pixels";
+    if (!wrong)
+        return true;
+    return engine_error_set(why, ENGINE_BAD_REQUEST,
+                            "size %dx%d: %s; accepted: multiples of %d, at least %d, at most %d pixels in all", r->width,
+                            r->height, wrong, ENGINE_SIDE_MULTIPLE, ENGINE_SIDE_MIN, ENGINE_PIXELS_MAX);
+}
+
+static bool check_guidance(const struct engine *e, const struct engine_request *r, struct engine_error *why)
+{
+    bool is_negative = r->negative && *r->negative;
+    if (e->model.info.is_distilled && is_negative)
+        return engine_error_set(why, ENGINE_BAD_REQUEST,
+                                "negative prompt: this model is distilled and cannot use one; leave it out or take a base model");
+    if (e->model.info.is_distilled)
+        return true;
+    if (!(r->guidance >= 0 && r->guidance <= 100))
+        return engine_error_set(why, ENGINE_BAD_REQUEST, "guidance %g: accepted: 0 to 100", (double)r->guidance);
+    if (is_negative && r->guidance <= 1)
+        return engine_error_set(why, ENGINE_BAD_REQUEST,
+                                "negative prompt: without effect at guidance %g; leave it out or take a guidance above 1",
+                                (double)r->guidance);
+    return true;
+}
+
+static bool check_prompts(const struct engine *e, const struct engine_request *r, struct engine_error *why)
+{
+    int32_t ids[ENGINE_TOKENS_MAX], count;
+    bool is_truncated;
+    if (!r->prompt)
+        return engine_error_set(why, ENGINE_BAD_REQUEST, "no prompt; the empty text is accepted");
+    if (!engine_model_ids(&e->model, r->prompt, r->truncate, ids, &count, &is_truncated, why))
+        return engine_error_at(why, "prompt");
+    if (r->negative && !engine_model_ids(&e->model, r->negative, r->truncate, ids, &count, &is_truncated, why))
+        return engine_error_at(why, "negative prompt");
+    return true;
+}
+
+/* Everything but the prompts, which the batch tokenises anyway. */
+static bool check_settings(const struct engine *e, const struct engine_request *r, struct engine_error *why)
+{
+    if (!check_size(r, why))
+        return false;
+    if (r->steps < 1 || r->steps > ENGINE_STEPS_MAX)
+        return engine_error_set(why, ENGINE_BAD_REQUEST, "steps %d: accepted: 1 to %d", r->steps, ENGINE_STEPS_MAX);
+    return check_guidance(e, r, why);
+}
+
+bool engine_check(struct engine *e, const struct engine_request *r, struct engine_error *why)
+{
+    return check_settings(e, r, why) && check_prompts(e, r, why);
+}
+
+static bool check_batch(struct engine *e, const struct engine_request *requests, int count, struct engine_error *why)
+{
+    if (count < 1 || count > ENGINE_BATCH_MAX)
+        return engine_error_set(why, ENGINE_BAD_REQUEST, "batch of %d images: accepted: 1 to %d", count, ENGINE_BATCH_MAX);
+    for (int i = 0; i < count; i++) {
+        bool ok = requests[i].prompt || engine_error_set(why, ENGINE_BAD_REQUEST, "no prompt; the empty text is accepted");
+        if (!ok || !check_settings(e, &requests[i], why))
+            return count == 1 ? false : engine_error_at(why, "image %d of %d", i + 1, count);
+    }
+    return true;
+}
+
+static void images_done(struct engine_image *images, int count)
+{
+    for (int i = 0; i < count; i++)
+        engine_image_done(&images[i]);
+}
+
+static bool images_init(struct engine_image *images, const struct engine_request *requests, int count, bool is_distilled,
+                        struct engine_error *why)
+{
+    for (int i = 0; i < count; i++) {
+        const struct engine_request *r = &requests[i];
+        images[i] = (struct engine_image){.width = r->width, .height = r->height, .seed = r->seed, .steps = r->steps,
+                                          .guidance = is_distilled ? 1.0f : r->guidance};
+        images[i].rgb = malloc((size_t)r->width * (size_t)r->height * 3);
+        if (!images[i].rgb) {
+            images_done(images, i);
+            return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the pixels of %d images", count);
+        }
+    }
+    return true;
+}
+
+static bool run(struct engine *e, const struct engine_request *requests, int count, struct engine_image *images,
+                const struct engine_watch *watch, struct engine_error *why)
+{
+    struct engine_batch *b = &e->batch;
+    uint8_t *rgb[ENGINE_BATCH_MAX];
+    for (int i = 0; i < count; i++)
+        rgb[i] = images[i].rgb;
+    if (!engine_batch_begin(b, &e->model, requests, count, watch, why) || !engine_batch_prompts(b, why) ||
+        !engine_batch_noise(b, why))
+        return false;
+    for (int step = 0; step < requests[0].steps; step++)
+        if (!engine_batch_step(b, step, why))
+            return false;
+    return engine_batch_decode(b, rgb, why);
+}
+
+bool engine_generate(struct engine *e, const struct engine_request *requests, int count, struct engine_image *images,
+                     const struct engine_watch *watch, struct engine_error *why)
+{
+    if (!check_batch(e, requests, count, why) ||
+        !images_init(images, requests, count, e->model.info.is_distilled, why))
+        return false;
+    size_t mark = kern_mark(e->model.kern);
+    bool ok = run(e, requests, count, images, watch, why);
+    kern_rewind(e->model.kern, mark);
+    if (!ok) {
+        images_done(images, count);
+        return false;
+    }
+    for (int i = 0; i < count; i++) {
+        images[i].truncated = e->batch.is_truncated[i];
+        images[i].timing = e->batch.timing;
+    }
+    return true;
+}
+
+void engine_image_done(struct engine_image *image)
+{
+    free(image->rgb);
+    image->rgb = NULL;
+}

@@ -1,0 +1,398 @@
+/* engine_batch.c - one batch: prompts to contexts, seeds to noise, steps, latents to pixels.
+ *
+ * The dump (engine_watch.dump) shows tensors under the names and in the layouts of tests/golden/README.md. While
+ * someone dumps, prompts are encoded anew even if their context is known. */
+#include "engine_batch.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "noise.h"
+
+enum {
+    ENCODE_GROUP = 4,         /* prompts encoded in one pass: a pass over one prompt already fills the machine */
+    ROWS_PER_PASS = 8192,     /* transformer rows in one pass, more only if one image has more */
+    DECODE_PIXELS = 1 << 20,  /* picture pixels decoded in one pass, likewise */
+};
+
+static bool is_dumping(const struct engine_batch *b)
+{
+    return b->watch && b->watch->dump;
+}
+
+static int group_size(int64_t limit, int64_t each)
+{
+    return (int)(limit / each > 1 ? limit / each : 1);
+}
+
+static int smaller(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+/* --- dump ------------------------------------------------------------------------------------------- */
+
+/* Shows x, or x with its axes in the order given by `axes` (channels last to channels first), from host memory. */
+static void dump(struct engine_batch *b, const char *name, struct tensor x, const int *axes)
+{
+    struct tensor host = tensor_of(NULL, x.dtype, x.rank, x.shape);
+    struct kern *k = b->model->kern;
+    if (!is_dumping(b))
+        return;
+    char *plain = malloc(tensor_bytes(host)), *turned = malloc(tensor_bytes(host));
+    if (plain && turned) {
+        host.data = plain;
+        kern_read(k, host, x);
+        if (axes) {
+            /* out[i0,i1,i2,i3] = in[..]: a permutation of the three axes behind the batch */
+            int64_t n[4] = {x.shape[0], x.shape[axes[1]], x.shape[axes[2]], x.shape[axes[3]]};
+            size_t bytes = tensor_dtype_bytes(x.dtype), at = 0;
+            for (int64_t i0 = 0; i0 < n[0]; i0++)
+                for (int64_t i1 = 0; i1 < n[1]; i1++)
+                    for (int64_t i2 = 0; i2 < n[2]; i2++)
+                        for (int64_t i3 = 0; i3 < n[3]; i3++, at++) {
+                            int64_t from = i0 * host.stride[0] + i1 * host.stride[axes[1]] + i2 * host.stride[axes[2]] +
+                                           i3 * host.stride[axes[3]];
+                            memcpy(turned + at * bytes, plain + (size_t)from * bytes, bytes);
+                        }
+            host = tensor_of(turned, x.dtype, 4, n);
+        }
+        b->watch->dump(b->watch->context, name, host);
+    }
+    free(plain);
+    free(turned);
+}
+
+static const int channels_first[4] = {0, 3, 1, 2};
+
+static void dump_step(struct engine_batch *b, const char *name, int step, struct tensor x)
+{
+    char full[64];
+    snprintf(full, sizeof full, "%s.%d", name, step);
+    dump(b, full, x, NULL);
+}
+
+/* --- begin ------------------------------------------------------------------------------------------ */
+
+static bool check_one_shape(const struct engine_request *r, int count, struct engine_error *why)
+{
+    for (int i = 1; i < count; i++)
+        if (r[i].width != r[0].width || r[i].height != r[0].height || r[i].steps != r[0].steps ||
+            (r[i].guidance != r[0].guidance && !(isnan(r[i].guidance) && isnan(r[0].guidance))))
+            return engine_error_set(why, ENGINE_BAD_REQUEST,
+                                    "image %d of %d: %dx%d, %d steps, guidance %g, but the batch began with %dx%d, %d steps, "
+                                    "guidance %g; a batch has one shape",
+                                    i + 1, count, r[i].width, r[i].height, r[i].steps, (double)r[i].guidance, r[0].width,
+                                    r[0].height, r[0].steps, (double)r[0].guidance);
+    return true;
+}
+
+static void dump_schedule(struct engine_batch *b)
+{
+    struct schedule *s = &b->schedule;
+    if (!is_dumping(b))
+        return;
+    b->watch->dump(b->watch->context, "sigmas", tensor_1d(s->sigma, TENSOR_F32, s->steps + 1));
+    b->watch->dump(b->watch->context, "timesteps", tensor_1d(s->timestep, TENSOR_F32, s->steps));
+}
+
+bool engine_batch_begin(struct engine_batch *b, struct engine_model *m, const struct engine_request *requests, int count,
+                        const struct engine_watch *watch, struct engine_error *why)
+{
+    if (!check_one_shape(requests, count, why))
+        return false;
+    b->model = m;
+    b->watch = watch;
+    b->requests = requests;
+    b->count = count;
+    b->passes = !m->info.is_distilled && requests[0].guidance > 1 ? 2 : 1;
+    b->grid_h = requests[0].height / ENGINE_SIDE_MULTIPLE;
+    b->grid_w = requests[0].width / ENGINE_SIDE_MULTIPLE;
+    b->tokens = (int64_t)b->grid_h * b->grid_w;
+    b->timing = (struct engine_timing){.load_s = m->load_s};
+    b->prompt_count = 0;
+    scheduler_plan(&b->schedule, requests[0].steps, (int)b->tokens);
+    dump_schedule(b);
+    return true;
+}
+
+/* --- prompts ------------------------------------------------------------------------------------------ */
+
+/* Index of these ids among the batch's prompts; while dumping every prompt stands for itself. */
+static int find_prompt(struct engine_batch *b, const int32_t *ids)
+{
+    for (int i = 0; i < b->prompt_count && !is_dumping(b); i++)
+        if (memcmp(b->ids[i], ids, sizeof b->ids[i]) == 0)
+            return i;
+    return -1;
+}
+
+static bool tokenise(struct engine_batch *b, int pass, int image, struct engine_error *why)
+{
+    const struct engine_request *r = &b->requests[image];
+    const char *text = pass == 0 ? r->prompt : r->negative ? r->negative : "";
+    int slot = b->prompt_count;
+    bool is_truncated;
+    if (!engine_model_ids(b->model, text, r->truncate, b->ids[slot], &b->token_count[slot], &is_truncated, why))
+        return engine_error_at(why, pass == 0 ? "prompt" : "negative prompt");
+    b->is_truncated[image] = is_truncated || (pass > 0 && b->is_truncated[image]);
+    int known = find_prompt(b, b->ids[slot]);
+    b->prompt_of[pass][image] = known >= 0 ? known : slot;
+    if (known < 0)
+        b->prompt_count++;
+    return true;
+}
+
+static struct tensor context_of(struct engine_batch *b, int prompt)
+{
+    struct tensor one = tensor_slice(b->contexts, 0, prompt, 1);
+    return tensor_shape(one, 2, (int64_t[]){TRANSFORMER_TEXT_ROWS, b->contexts.shape[2]});
+}
+
+/* Encodes prompts todo[0 .. count) in one pass and keeps their contexts. */
+static void encode(struct engine_batch *b, const int *todo, int count, struct tensor keep)
+{
+    struct engine_model *m = b->model;
+    struct kern *k = m->kern;
+    int64_t width = text_encoder_width(&m->config.text);
+    int32_t ids[ENCODE_GROUP * ENGINE_TOKENS_MAX], token_count[ENCODE_GROUP];
+    size_t mark = kern_mark(k);
+    for (int i = 0; i < count; i++) {
+        memcpy(ids + i * ENGINE_TOKENS_MAX, b->ids[todo[i]], sizeof b->ids[0]);
+        token_count[i] = b->token_count[todo[i]];
+    }
+    int64_t rows = (int64_t)count * ENGINE_TOKENS_MAX;
+    struct tensor device_ids = kern_temp(k, TENSOR_I32, 1, &rows);
+    struct tensor embeds = kern_temp(k, m->dtype, 3, (int64_t[]){count, ENGINE_TOKENS_MAX, width});
+    kern_write(k, device_ids, tensor_1d(ids, TENSOR_I32, rows));
+    text_encoder_run(k, &m->peers, &m->config.text, &m->text, embeds, device_ids, token_count);
+    for (int i = 0; i < count; i++) {
+        struct tensor one = tensor_rows(tensor_slice(embeds, 0, i, 1)), context = context_of(b, todo[i]);
+        transformer_context(k, &m->transformer, context, one);
+        struct tensor known = context_cache_add(m->contexts, b->ids[todo[i]]);
+        if (known.data)
+            kern_read(k, known, context);
+        if (keep.data)
+            kern_copy(k, tensor_rows(tensor_slice(keep, 0, todo[i], 1)), one);
+    }
+    kern_rewind(k, mark);
+}
+
+static void dump_prompts(struct engine_batch *b, struct tensor embeds)
+{
+    static const char *const ids_name[] = {"input_ids", "negative_input_ids"};
+    static const char *const embeds_name[] = {"prompt_embeds", "negative_prompt_embeds"};
+    for (int pass = 0; pass < b->passes; pass++) { /* tokenised pass after pass */
+        dump(b, ids_name[pass], tensor_2d(b->ids[pass * b->count], TENSOR_I32, b->count, ENGINE_TOKENS_MAX), NULL);
+        dump(b, embeds_name[pass], tensor_slice(embeds, 0, pass * b->count, b->count), NULL);
+    }
+}
+
+bool engine_batch_prompts(struct engine_batch *b, struct engine_error *why)
+{
+    struct engine_model *m = b->model;
+    struct kern *k = m->kern;
+    for (int pass = 0; pass < b->passes; pass++)
+        for (int image = 0; image < b->count; image++)
+            if (!tokenise(b, pass, image, why))
+                return b->count == 1 ? false : engine_error_at(why, "image %d of %d", image + 1, b->count);
+
+    double start = engine_model_now_s();
+    int todo[ENGINE_BATCH_PROMPTS_MAX], todo_count = 0;
+    b->contexts = kern_temp(k, m->dtype, 3, (int64_t[]){b->prompt_count, TRANSFORMER_TEXT_ROWS, m->config.transformer.hidden});
+    for (int i = 0; i < b->prompt_count; i++) {
+        struct tensor known;
+        if (!is_dumping(b) && context_cache_find(m->contexts, b->ids[i], &known))
+            kern_write(k, context_of(b, i), known);
+        else
+            todo[todo_count++] = i;
+    }
+    size_t mark = kern_mark(k);
+    struct tensor keep = {0};
+    if (is_dumping(b))
+        keep = kern_temp(k, m->dtype, 3, (int64_t[]){b->prompt_count, ENGINE_TOKENS_MAX, text_encoder_width(&m->config.text)});
+    for (int i = 0; i < todo_count; i += ENCODE_GROUP)
+        encode(b, todo + i, smaller(ENCODE_GROUP, todo_count - i), keep);
+    if (!engine_model_sync(m, why))
+        return false;
+    if (is_dumping(b))
+        dump_prompts(b, keep);
+    kern_rewind(k, mark);
+    b->timing.encode_s = todo_count ? engine_model_now_s() - start : 0;
+    return true;
+}
+
+/* --- noise and tables ------------------------------------------------------------------------------- */
+
+/* The reference draws [128, h/16, w/16]; a token is a column of that. */
+static bool draw(struct engine_batch *b, int image, struct engine_error *why)
+{
+    const struct engine_request *r = &b->requests[image];
+    int64_t channels = b->latents.shape[2], tokens = b->tokens;
+    size_t count = (size_t)(channels * tokens);
+    float *drawn = malloc(count * sizeof *drawn), *packed = malloc(count * sizeof *packed);
+    if (!drawn || !packed) {
+        free(drawn);
+        free(packed);
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the noise of %lld tokens", (long long)tokens);
+    }
+    if (r->noise)
+        memcpy(drawn, r->noise->data, count * sizeof *drawn);
+    else
+        noise_fill(drawn, count, r->seed);
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t c = 0; c < channels; c++)
+            packed[t * channels + c] = drawn[c * tokens + t];
+    kern_write(b->model->kern, tensor_slice(b->latents, 0, image, 1), tensor_3d(packed, TENSOR_F32, 1, tokens, channels));
+    free(drawn);
+    free(packed);
+    return true;
+}
+
+static void plan_times(struct engine_batch *b)
+{
+    struct engine_model *m = b->model;
+    float time[ENGINE_STEPS_MAX];
+    for (int i = 0; i < b->schedule.steps; i++)
+        time[i] = scheduler_model_time(&b->schedule, i, m->precision);
+    transformer_times(m->kern, &m->config.transformer, &m->transformer, m->dtype, &b->times, time, b->schedule.steps);
+}
+
+bool engine_batch_noise(struct engine_batch *b, struct engine_error *why)
+{
+    struct engine_model *m = b->model;
+    struct kern *k = m->kern;
+    int64_t channels = m->config.transformer.in_channels, half = m->config.transformer.attention_head_dim / 2;
+    if (!engine_model_rope(m, b->grid_h, b->grid_w, why))
+        return false;
+    b->cos = kern_temp(k, TENSOR_F32, 2, (int64_t[]){m->rope.rows, half});
+    b->sin = kern_temp(k, TENSOR_F32, 2, (int64_t[]){m->rope.rows, half});
+    kern_write(k, b->cos, tensor_2d(m->rope.cos, TENSOR_F32, m->rope.rows, half));
+    kern_write(k, b->sin, tensor_2d(m->rope.sin, TENSOR_F32, m->rope.rows, half));
+    b->latents = kern_temp(k, m->dtype, 3, (int64_t[]){b->count, b->tokens, channels});
+    for (int i = 0; i < b->count; i++)
+        if (!draw(b, i, why))
+            return false;
+    plan_times(b);
+    if (!engine_model_sync(m, why))
+        return false;
+    dump(b, "noise", tensor_shape(b->latents, 4, (int64_t[]){b->count, b->grid_h, b->grid_w, channels}), channels_first);
+    return true;
+}
+
+/* --- steps -------------------------------------------------------------------------------------------- */
+
+/* One step of images [first, first + count): every pass of the model over the same latents, guidance, Euler.
+ * velocities: [passes * count, N, 128], pass after pass. */
+static void step_group(struct engine_batch *b, int step, int first, int count, struct tensor velocities)
+{
+    struct engine_model *m = b->model;
+    struct kern *k = m->kern;
+    struct tensor latents = tensor_slice(b->latents, 0, first, count), model_latents = latents;
+    struct tensor context[ENGINE_BATCH_PROMPTS_MAX];
+    size_t mark = kern_mark(k);
+    if (b->passes > 1)
+        model_latents = kern_temp(k, m->dtype, 3, (int64_t[]){b->passes * count, b->tokens, latents.shape[2]});
+    for (int pass = 0; pass < b->passes; pass++) {
+        if (b->passes > 1)
+            kern_copy(k, tensor_slice(model_latents, 0, pass * count, count), latents);
+        for (int i = 0; i < count; i++)
+            context[pass * count + i] = context_of(b, b->prompt_of[pass][first + i]);
+    }
+    transformer_run(k, &m->peers, &m->config.transformer, &m->transformer, velocities,
+                    &(struct transformer_input){model_latents, context, b->cos, b->sin, &b->times, step});
+    struct tensor velocity = tensor_slice(velocities, 0, 0, count), guided = velocity;
+    if (b->passes > 1) {
+        guided = kern_temp(k, m->dtype, 3, velocity.shape);
+        kern_guide(k, guided, velocity, tensor_slice(velocities, 0, count, count), b->requests[0].guidance);
+    }
+    kern_euler(k, latents, guided, b->schedule.sigma[step + 1] - b->schedule.sigma[step]);
+    kern_rewind(k, mark);
+}
+
+static bool is_cancelled(const struct engine_batch *b)
+{
+    return b->watch && b->watch->cancelled && b->watch->cancelled(b->watch->context);
+}
+
+bool engine_batch_step(struct engine_batch *b, int step, struct engine_error *why)
+{
+    static const char *const names[] = {"velocity", "velocity_uncond"};
+    struct kern *k = b->model->kern;
+    int64_t channels = b->latents.shape[2];
+    int group = is_dumping(b) ? b->count : group_size(ROWS_PER_PASS, b->passes * (TRANSFORMER_TEXT_ROWS + b->tokens));
+    double start = engine_model_now_s();
+    if (is_cancelled(b))
+        return engine_error_set(why, ENGINE_CANCELLED, "cancelled before step %d of %d", step + 1, b->schedule.steps);
+    for (int first = 0; first < b->count; first += group) {
+        int count = smaller(group, b->count - first);
+        size_t mark = kern_mark(k);
+        struct tensor velocities = kern_temp(k, b->model->dtype, 3, (int64_t[]){b->passes * count, b->tokens, channels});
+        step_group(b, step, first, count, velocities);
+        for (int pass = 0; pass < b->passes; pass++)
+            dump_step(b, names[pass], step, tensor_slice(velocities, 0, pass * count, count));
+        kern_rewind(k, mark);
+    }
+    if (!engine_model_sync(b->model, why))
+        return engine_error_at(why, "step %d of %d", step + 1, b->schedule.steps);
+    dump_step(b, "latents", step, b->latents);
+    b->timing.denoise_s += engine_model_now_s() - start;
+    if (b->watch && b->watch->step)
+        b->watch->step(b->watch->context, step + 1, b->schedule.steps);
+    return true;
+}
+
+/* --- picture ------------------------------------------------------------------------------------------ */
+
+static bool check_picture(struct engine_batch *b, int image, struct tensor picture, struct engine_error *why)
+{
+    if (!kern_has_nan(b->model->kern, picture))
+        return true;
+    return engine_error_set(why, ENGINE_BAD_RESULT, "image %d of %d (seed %llu): NaN or infinity in the picture", image + 1,
+                            b->count, (unsigned long long)b->requests[image].seed);
+}
+
+static bool decode_group(struct engine_batch *b, int first, int count, uint8_t *const *rgb, struct engine_error *why)
+{
+    struct engine_model *m = b->model;
+    struct kern *k = m->kern;
+    int64_t height = b->requests[0].height, width = b->requests[0].width;
+    int64_t latent[4] = {count, 2 * b->grid_h, 2 * b->grid_w, m->config.vae.latent_channels};
+    int64_t picture[4] = {count, height, width, 3};
+    struct tensor latents = kern_temp(k, m->dtype, 4, latent);
+    struct tensor image = kern_temp(k, m->dtype, 4, picture);
+    struct tensor pixels = kern_temp(k, TENSOR_U8, 4, picture);
+    vae_latents(k, &m->vae, latents, tensor_slice(b->latents, 0, first, count));
+    vae_decode(k, &m->config.vae, &m->vae, image, latents);
+    kern_pixels(k, pixels, image);
+    if (!engine_model_sync(m, why))
+        return engine_error_at(why, "decode");
+    dump(b, "vae_latents", latents, channels_first);
+    dump(b, "image", image, channels_first);
+    for (int i = 0; i < count; i++) {
+        if (!check_picture(b, first + i, tensor_slice(image, 0, i, 1), why))
+            return false;
+        kern_read(k, tensor_4d(rgb[first + i], TENSOR_U8, 1, height, width, 3), tensor_slice(pixels, 0, i, 1));
+    }
+    return true;
+}
+
+bool engine_batch_decode(struct engine_batch *b, uint8_t *const *rgb, struct engine_error *why)
+{
+    struct kern *k = b->model->kern;
+    double start = engine_model_now_s();
+    int64_t pixels = (int64_t)b->requests[0].width * b->requests[0].height;
+    int group = is_dumping(b) ? b->count : group_size(DECODE_PIXELS, pixels);
+    for (int first = 0; first < b->count; first += group) {
+        size_t mark = kern_mark(k);
+        if (!decode_group(b, first, smaller(group, b->count - first), rgb, why))
+            return false;
+        kern_rewind(k, mark);
+    }
+    b->timing.decode_s = engine_model_now_s() - start;
+    b->timing.peak_bytes = kern_peak_bytes(k) + context_cache_bytes(b->model->contexts);
+    return true;
+}

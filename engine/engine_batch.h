@@ -1,0 +1,46 @@
+/* engine_batch.h - the state of one batch on its way from prompts to pixels, and the steps in their order.
+ * Inside engine/ only. All tensors are arena memory of the model's backend: the caller rewinds when done.
+ *
+ *   begin -> prompts -> noise -> step 0 .. n-1 -> decode
+ *
+ * A batch is worked off in groups that bound memory; a group's size changes no bit of any image. */
+#ifndef KILN_ENGINE_BATCH_H
+#define KILN_ENGINE_BATCH_H
+
+#include "engine_model.h"
+#include "scheduler.h"
+
+#define ENGINE_BATCH_PASSES_MAX 2 /* guidance runs the model with the prompt and with the negative prompt */
+#define ENGINE_BATCH_PROMPTS_MAX (ENGINE_BATCH_MAX * ENGINE_BATCH_PASSES_MAX)
+
+struct engine_batch {
+    struct engine_model *model;
+    const struct engine_watch *watch;       /* or NULL */
+    const struct engine_request *requests;  /* [count], of one shape */
+    int count, passes;                      /* passes: 1, or 2 with guidance */
+    int grid_h, grid_w;                     /* latent tokens */
+    int64_t tokens;                         /* N = grid_h * grid_w */
+    struct schedule schedule;
+    struct engine_timing timing;
+
+    int prompt_count;                       /* distinct prompts */
+    int prompt_of[ENGINE_BATCH_PASSES_MAX][ENGINE_BATCH_MAX];
+    int32_t ids[ENGINE_BATCH_PROMPTS_MAX][ENGINE_TOKENS_MAX];
+    int32_t token_count[ENGINE_BATCH_PROMPTS_MAX];
+    bool is_truncated[ENGINE_BATCH_MAX];    /* per image */
+
+    struct tensor contexts;                 /* [prompt_count, 512, hidden] */
+    struct tensor latents;                  /* [count, N, 128] */
+    struct tensor cos, sin;                 /* [512 + N, head_dim / 2] f32 */
+    struct transformer_times times;
+};
+
+bool engine_batch_begin(struct engine_batch *b, struct engine_model *m, const struct engine_request *requests, int count,
+                        const struct engine_watch *watch, struct engine_error *why);
+bool engine_batch_prompts(struct engine_batch *b, struct engine_error *why);
+bool engine_batch_noise(struct engine_batch *b, struct engine_error *why);
+bool engine_batch_step(struct engine_batch *b, int step, struct engine_error *why);
+/* engine_batch_decode fills rgb[i], each height * width * 3 bytes of the caller. */
+bool engine_batch_decode(struct engine_batch *b, uint8_t *const *rgb, struct engine_error *why);
+
+#endif

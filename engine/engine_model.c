@@ -1,0 +1,211 @@
+/* engine_model.c - opens a model folder part by part; closes in reverse order.
+ *
+ * Weights are converted once into what the kernels want. Transformer and VAE files are unmapped as soon as that is
+ * done; the text encoder's stay mapped for the rows of its embedding table. */
+#include "engine_model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "kern_cpu.h"
+
+double engine_model_now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+bool engine_model_sync(struct engine_model *m, struct engine_error *why)
+{
+    if (kern_sync(m->kern))
+        return true;
+    const char *text = kern_error(m->kern);
+    bool is_memory = strncmp(text, "no memory", 9) == 0; /* how the backends begin it */
+    return engine_error_set(why, is_memory ? ENGINE_NO_MEMORY : ENGINE_DEVICE, "%s", text);
+}
+
+static bool open_kern(struct engine_model *m, const struct engine_options *o, struct engine_error *why)
+{
+    char text[256];
+    m->kern = kern_cpu_open(&(struct kern_cpu_options){.threads = o->threads, .isa = o->isa}, text, sizeof text);
+    if (!m->kern)
+        return engine_error_set(why, ENGINE_DEVICE, "%s", text);
+    m->pool = weights_pool_new(m->kern);
+    m->contexts = context_cache_new(m->dtype, TRANSFORMER_TEXT_ROWS, m->config.transformer.hidden);
+    if (!m->pool || !m->contexts)
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
+    return true;
+}
+
+/* The dimensions where one part's output is another's input. */
+static bool check_fit(const struct model_config *c, struct engine_error *why)
+{
+    if (c->text.num_hidden_layers < TEXT_ENCODER_LAYERS)
+        return engine_error_set(why, ENGINE_BAD_MODEL, "text encoder: %d layers, want at least %d",
+                                c->text.num_hidden_layers, TEXT_ENCODER_LAYERS);
+    if (text_encoder_width(&c->text) != c->transformer.joint_attention_dim)
+        return engine_error_set(why, ENGINE_BAD_MODEL,
+                                "transformer: joint_attention_dim %d, but three hidden states of the text encoder are %lld wide",
+                                c->transformer.joint_attention_dim, (long long)text_encoder_width(&c->text));
+    if (c->transformer.in_channels != 4 * c->vae.latent_channels)
+        return engine_error_set(why, ENGINE_BAD_MODEL, "transformer: in_channels %d, want 4 x %d latent channels of the VAE",
+                                c->transformer.in_channels, c->vae.latent_channels);
+    if (c->vae.layers_per_block + 1 > VAE_RESNETS_MAX)
+        return engine_error_set(why, ENGINE_BAD_MODEL, "vae: layers_per_block %d, accepted: up to %d",
+                                c->vae.layers_per_block, VAE_RESNETS_MAX - 1);
+    return true;
+}
+
+static bool open_tokenizer(struct engine_model *m, const char *dir, struct engine_error *why)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/tokenizer", dir);
+    if (!tokenizer_open(&m->tokenizer, path, why))
+        return engine_error_at(why, "tokenizer");
+    if (tokenizer_vocab_size(m->tokenizer) > m->config.text.vocab_size)
+        return engine_error_set(why, ENGINE_BAD_MODEL, "tokenizer: highest id %d, but the text encoder has %d embeddings",
+                                tokenizer_vocab_size(m->tokenizer) - 1, m->config.text.vocab_size);
+    return true;
+}
+
+static struct weights begin(struct engine_model *m, const struct safetensors *files, const char *part)
+{
+    return (struct weights){.kern = m->kern, .pool = m->pool, .files = files, .dtype = m->dtype, .part = part};
+}
+
+static bool open_part(struct safetensors **ret, const char *dir, const char *part, const char *stem,
+                      struct engine_error *why)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", dir, part);
+    return safetensors_open(ret, path, stem, why) || engine_error_at(why, "%s", part);
+}
+
+static bool load_text_encoder(struct engine_model *m, const char *dir, struct engine_error *why)
+{
+    if (!open_part(&m->text_files, dir, "text_encoder", "model", why))
+        return false;
+    struct weights w = begin(m, m->text_files, "text_encoder");
+    text_encoder_load(&m->text, &m->config.text, &w);
+    m->info.parameters += w.parameters;
+    return weights_done(&w, why);
+}
+
+static bool load_transformer(struct engine_model *m, const char *dir, struct engine_error *why)
+{
+    struct safetensors *files = NULL;
+    if (!open_part(&files, dir, "transformer", "diffusion_pytorch_model", why))
+        return false;
+    struct weights w = begin(m, files, "transformer");
+    transformer_load(&m->transformer, &m->config.transformer, &w);
+    m->info.parameters += w.parameters;
+    bool ok = weights_done(&w, why);
+    safetensors_close(files);
+    return ok;
+}
+
+static bool load_vae(struct engine_model *m, const char *dir, struct engine_error *why)
+{
+    struct safetensors *files = NULL;
+    if (!open_part(&files, dir, "vae", "diffusion_pytorch_model", why))
+        return false;
+    struct weights w = begin(m, files, "vae");
+    vae_load(&m->vae, &m->config.vae, &w);
+    m->info.parameters += w.parameters;
+    bool ok = weights_done(&w, why);
+    safetensors_close(files);
+    return ok;
+}
+
+/* The KV pipeline's models are distilled and have no guidance, although their index has no such key. */
+static bool is_distilled(const struct model_config *c)
+{
+    return c->is_distilled || strcmp(c->pipeline, "Flux2KleinKVPipeline") == 0;
+}
+
+static void describe(struct engine_model *m)
+{
+    m->info.is_distilled = is_distilled(&m->config);
+    snprintf(m->info.family, sizeof m->info.family, "%s", model_config_family(&m->config));
+    snprintf(m->info.licence, sizeof m->info.licence, "%s", model_config_licence(&m->config));
+    snprintf(m->info.device, sizeof m->info.device, "%s", kern_name(m->kern));
+}
+
+bool engine_model_open(struct engine_model *ret, const struct engine_options *o, struct engine_error *why)
+{
+    double start = engine_model_now_s();
+    struct engine_model m = {.precision = o->precision, .peers = {.rank = 0, .count = 1}};
+    m.dtype = o->precision == ENGINE_BF16 ? TENSOR_BF16 : TENSOR_F32;
+    bool ok = model_config_load(&m.config, o->model_dir, why) && check_fit(&m.config, why) && open_kern(&m, o, why) &&
+              open_tokenizer(&m, o->model_dir, why) && load_vae(&m, o->model_dir, why) &&
+              load_transformer(&m, o->model_dir, why) && load_text_encoder(&m, o->model_dir, why) &&
+              engine_model_sync(&m, why);
+    if (!ok) {
+        engine_model_close(&m);
+        return engine_error_at(why, "open model %s", o->model_dir);
+    }
+    describe(&m);
+    m.load_s = engine_model_now_s() - start;
+    *ret = m;
+    return true;
+}
+
+void engine_model_close(struct engine_model *m)
+{
+    free(m->rope.cos);
+    free(m->rope.sin);
+    transformer_unload(&m->transformer);
+    weights_pool_free(m->pool);
+    safetensors_close(m->text_files);
+    context_cache_free(m->contexts);
+    tokenizer_close(m->tokenizer);
+    if (m->kern)
+        kern_close(m->kern);
+    *m = (struct engine_model){0};
+}
+
+bool engine_model_ids(const struct engine_model *m, const char *prompt, bool truncate, int32_t ids[ENGINE_TOKENS_MAX],
+                      int32_t *ret_count, bool *ret_truncated, struct engine_error *why)
+{
+    int32_t *all;
+    size_t count;
+    if (!tokenizer_encode_chat(m->tokenizer, prompt, strlen(prompt), &all, &count, why))
+        return false;
+    if (count > ENGINE_TOKENS_MAX && !truncate) {
+        free(all);
+        return engine_error_set(why, ENGINE_BAD_REQUEST,
+                                "%zu tokens with the chat template, accepted: up to %d; shorten it or ask to truncate", count,
+                                ENGINE_TOKENS_MAX);
+    }
+    *ret_truncated = count > ENGINE_TOKENS_MAX;
+    *ret_count = *ret_truncated ? ENGINE_TOKENS_MAX : (int32_t)count;
+    memcpy(ids, all, (size_t)*ret_count * sizeof *ids);
+    for (int i = *ret_count; i < ENGINE_TOKENS_MAX; i++)
+        ids[i] = tokenizer_pad_id(m->tokenizer);
+    free(all);
+    return true;
+}
+
+bool engine_model_rope(struct engine_model *m, int grid_h, int grid_w, struct engine_error *why)
+{
+    struct engine_rope *r = &m->rope;
+    if (r->cos && r->grid_h == grid_h && r->grid_w == grid_w)
+        return true;
+    int64_t rows = TRANSFORMER_TEXT_ROWS + (int64_t)grid_h * grid_w;
+    size_t bytes = (size_t)rows * (size_t)m->config.transformer.attention_head_dim / 2 * sizeof(float);
+    free(r->cos);
+    free(r->sin);
+    *r = (struct engine_rope){grid_h, grid_w, rows, malloc(bytes), malloc(bytes)};
+    if (!r->cos || !r->sin) {
+        free(r->cos);
+        free(r->sin);
+        *r = (struct engine_rope){0};
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for rotary tables of %lld rows", (long long)rows);
+    }
+    transformer_rope(&m->config.transformer, r->cos, r->sin, grid_h, grid_w);
+    return true;
+}

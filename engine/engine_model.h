@@ -1,0 +1,59 @@
+/* engine_model.h - everything that stays between batches: configuration, weights, tokenizer, backend, caches.
+ * Inside engine/ only; programs use engine.h. */
+#ifndef KILN_ENGINE_MODEL_H
+#define KILN_ENGINE_MODEL_H
+
+#include "context_cache.h"
+#include "engine.h"
+#include "kern.h"
+#include "model_config.h"
+#include "peers.h"
+#include "safetensors.h"
+#include "text_encoder.h"
+#include "tokenizer.h"
+#include "transformer.h"
+#include "vae.h"
+#include "weights.h"
+
+struct engine_rope { /* host tables of the last shape: [512 + grid_h * grid_w, head_dim / 2] */
+    int grid_h, grid_w;
+    int64_t rows;
+    float *cos, *sin;
+};
+
+struct engine_model {
+    struct model_config config;
+    struct engine_info info;
+    enum engine_precision precision;
+    enum tensor_dtype dtype;            /* of weights and activations: the compute precision */
+    struct peers peers;                 /* a team of one */
+    struct kern *kern;
+    struct weights_pool *pool;
+    struct tokenizer *tokenizer;
+    struct safetensors *text_files;     /* stays open: embedding rows are read from its mapping */
+    struct text_encoder_weights text;
+    struct transformer_weights transformer;
+    struct vae_weights vae;
+    struct context_cache *contexts;
+    struct engine_rope rope;
+    double load_s;
+};
+
+/* engine_model_open loads a folder; on failure nothing is left. engine_model_close accepts a zeroed struct. */
+bool engine_model_open(struct engine_model *ret, const struct engine_options *options, struct engine_error *why);
+void engine_model_close(struct engine_model *m);
+
+/* engine_model_ids turns a prompt into 512 padded ids; more than 512 are refused, or cut from the right (which loses
+ * the end of the template, as in the reference) when asked. Outputs are written on success. */
+bool engine_model_ids(const struct engine_model *m, const char *prompt, bool truncate, int32_t ids[ENGINE_TOKENS_MAX],
+                      int32_t *ret_count, bool *ret_truncated, struct engine_error *why);
+
+/* engine_model_rope gives the tables of a shape, computed when the shape changes. */
+bool engine_model_rope(struct engine_model *m, int grid_h, int grid_w, struct engine_error *why);
+
+/* engine_model_sync waits for the backend; false and the backend's reason if anything failed since open. */
+bool engine_model_sync(struct engine_model *m, struct engine_error *why);
+
+double engine_model_now_s(void); /* monotonic */
+
+#endif

@@ -1,0 +1,349 @@
+/* transformer.c - double blocks with a text and an image stream, then single blocks on both joined.
+ *
+ * A pass over b images of N tokens. Streams are dense, [b * 512, h] and [b * N, h], so that every matrix product
+ * sees all rows at once; only queries, keys and values are laid out per image, [b, S, heads, D], text first,
+ * and the norms of q and k do that move on their way. */
+#include "transformer.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { TEXT = TRANSFORMER_TEXT_ROWS };
+
+/* --- weights ------------------------------------------------------------------------------------ */
+
+static void load_stream(struct transformer_stream *ret, const struct transformer_config *c, struct weights *w,
+                        const char *block, const char *const *part)
+{
+    int64_t h = c->hidden, mlp = c->mlp_hidden;
+    char name[3][96];
+    for (int n = 0; n < 3; n++)
+        snprintf(name[n], sizeof name[n], "%s.attn.%s.weight", block, part[n]);
+    ret->qkv = weights_linear_stack(w, (int64_t[]){h, h, h}, h, 3, (const char *[]){name[0], name[1], name[2]});
+    ret->out = weights_linear(w, h, h, "%s.attn.%s.weight", block, part[3]);
+    ret->norm_q = weights_vector(w, c->attention_head_dim, "%s.attn.%s.weight", block, part[4]);
+    ret->norm_k = weights_vector(w, c->attention_head_dim, "%s.attn.%s.weight", block, part[5]);
+    ret->ff_in = weights_linear(w, 2 * mlp, h, "%s.%s.linear_in.weight", block, part[6]);
+    ret->ff_out = weights_linear(w, h, mlp, "%s.%s.linear_out.weight", block, part[6]);
+}
+
+static void load_double(struct transformer_double *ret, const struct transformer_config *c, struct weights *w, int i)
+{
+    static const char *const image[] = {"to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k", "ff"};
+    static const char *const text[] = {"add_q_proj",   "add_k_proj",   "add_v_proj", "to_add_out",
+                                       "norm_added_q", "norm_added_k", "ff_context"};
+    char block[48];
+    snprintf(block, sizeof block, "transformer_blocks.%d", i);
+    load_stream(&ret->image, c, w, block, image);
+    load_stream(&ret->text, c, w, block, text);
+}
+
+static void load_single(struct transformer_single *ret, const struct transformer_config *c, struct weights *w, int i)
+{
+    int64_t h = c->hidden, mlp = c->mlp_hidden;
+    ret->in = weights_linear(w, 3 * h + 2 * mlp, h, "single_transformer_blocks.%d.attn.to_qkv_mlp_proj.weight", i);
+    ret->out = weights_linear(w, h, h + mlp, "single_transformer_blocks.%d.attn.to_out.weight", i);
+    ret->norm_q = weights_vector(w, c->attention_head_dim, "single_transformer_blocks.%d.attn.norm_q.weight", i);
+    ret->norm_k = weights_vector(w, c->attention_head_dim, "single_transformer_blocks.%d.attn.norm_k.weight", i);
+}
+
+void transformer_load(struct transformer_weights *ret, const struct transformer_config *c, struct weights *w)
+{
+    int64_t h = c->hidden;
+    ret->doubles = calloc((size_t)c->num_layers + 1, sizeof *ret->doubles);
+    ret->singles = calloc((size_t)c->num_single_layers + 1, sizeof *ret->singles);
+    if (!ret->doubles || !ret->singles) {
+        w->failed = true;
+        engine_error_set(&w->why, ENGINE_NO_MEMORY, "no memory for the list of blocks");
+        return;
+    }
+    ret->x_embedder = weights_linear(w, h, c->in_channels, "x_embedder.weight");
+    ret->context_embedder = weights_linear(w, h, c->joint_attention_dim, "context_embedder.weight");
+    ret->time_in = weights_linear(w, h, c->timestep_guidance_channels,
+                                  "time_guidance_embed.timestep_embedder.linear_1.weight");
+    ret->time_out = weights_linear(w, h, h, "time_guidance_embed.timestep_embedder.linear_2.weight");
+    ret->modulation_image = weights_linear(w, 6 * h, h, "double_stream_modulation_img.linear.weight");
+    ret->modulation_text = weights_linear(w, 6 * h, h, "double_stream_modulation_txt.linear.weight");
+    ret->modulation_single = weights_linear(w, 3 * h, h, "single_stream_modulation.linear.weight");
+    for (int i = 0; i < c->num_layers; i++)
+        load_double(&ret->doubles[i], c, w, i);
+    for (int i = 0; i < c->num_single_layers; i++)
+        load_single(&ret->singles[i], c, w, i);
+    ret->norm_out = weights_linear(w, 2 * h, h, "norm_out.linear.weight");
+    ret->proj_out = weights_linear(w, c->in_channels, h, "proj_out.weight");
+}
+
+void transformer_unload(struct transformer_weights *w)
+{
+    free(w->doubles);
+    free(w->singles);
+    *w = (struct transformer_weights){0};
+}
+
+/* --- once per schedule, prompt, shape ------------------------------------------------------------- */
+
+void transformer_times(struct kern *k, const struct transformer_config *c, const struct transformer_weights *w,
+                       enum tensor_dtype dtype, struct transformer_times *ret, const float *model_time, int steps)
+{
+    int64_t h = c->hidden;
+    ret->temb = kern_temp(k, dtype, 2, (int64_t[]){steps, h});
+    ret->image = kern_temp(k, dtype, 2, (int64_t[]){steps, 6 * h});
+    ret->text = kern_temp(k, dtype, 2, (int64_t[]){steps, 6 * h});
+    ret->single = kern_temp(k, dtype, 2, (int64_t[]){steps, 3 * h});
+    ret->out = kern_temp(k, dtype, 2, (int64_t[]){steps, 2 * h});
+
+    size_t mark = kern_mark(k);
+    struct tensor waves = kern_temp(k, dtype, 2, (int64_t[]){steps, c->timestep_guidance_channels});
+    struct tensor hidden = kern_temp(k, dtype, 2, (int64_t[]){steps, h});
+    for (int i = 0; i < steps; i++)
+        kern_timestep_embedding(k, tensor_slice(waves, 0, i, 1), model_time[i]);
+    kern_linear(k, hidden, waves, w->time_in);
+    kern_silu(k, hidden, hidden);
+    kern_linear(k, ret->temb, hidden, w->time_out);
+    kern_silu(k, hidden, ret->temb);
+    kern_linear(k, ret->image, hidden, w->modulation_image);
+    kern_linear(k, ret->text, hidden, w->modulation_text);
+    kern_linear(k, ret->single, hidden, w->modulation_single);
+    kern_linear(k, ret->out, hidden, w->norm_out);
+    kern_rewind(k, mark);
+}
+
+void transformer_context(struct kern *k, const struct transformer_weights *w, struct tensor out, struct tensor embeds)
+{
+    kern_linear(k, out, embeds, w->context_embedder);
+}
+
+void transformer_rope(const struct transformer_config *c, float *cos_table, float *sin_table, int grid_h, int grid_w)
+{
+    int64_t rows = TEXT + (int64_t)grid_h * grid_w;
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t token = row - TEXT;
+        bool is_text = row < TEXT;
+        double position[4] = {0, is_text ? 0 : (double)(token / grid_w), is_text ? 0 : (double)(token % grid_w),
+                              is_text ? (double)row : 0};
+        for (int axis = 0; axis < 4; axis++) {
+            int size = c->axes_dims_rope[axis];
+            for (int j = 0; j < size / 2; j++) {
+                double angle = position[axis] / pow(c->rope_theta, 2.0 * j / size);
+                *cos_table++ = (float)cos(angle);
+                *sin_table++ = (float)sin(angle);
+            }
+        }
+    }
+}
+
+/* --- one step ----------------------------------------------------------------------------------------- */
+
+struct transformer_state {             /* arena memory of one pass */
+    int64_t batch, tokens;
+    struct tensor text, image;         /* [b * 512, h], [b * N, h] */
+    struct tensor joint;               /* [b, S, h] */
+};
+
+struct stream_state {                  /* what differs between the two streams of a double block */
+    struct tensor x;                   /* [b * rows, h] */
+    int64_t rows, first;               /* of this stream in S */
+    struct tensor modulation;          /* [1, 6h] */
+};
+
+struct double_state {                  /* rows = b * max(512, N) */
+    struct tensor work;                /* [rows, h] */
+    struct tensor qkv;                 /* [rows, 3h] */
+    struct tensor q, k, v;             /* [b, S, heads, D] */
+    struct tensor mixed;               /* [rows, h] */
+    struct tensor ff;                  /* [rows, 6h] */
+};
+
+static struct tensor chunk(struct tensor modulation, int index, int64_t h)
+{
+    return tensor_slice(modulation, 1, index * h, h);
+}
+
+static struct tensor first_rows(struct tensor t, int64_t rows)
+{
+    return tensor_slice(t, 0, 0, rows);
+}
+
+/* [b * rows, width] seen as [b, rows, width] */
+static struct tensor per_image(struct tensor t, int64_t batch)
+{
+    return tensor_shape(t, 3, (int64_t[]){batch, t.shape[0] / batch, t.shape[1]});
+}
+
+/* q, k, v of one stream, into its rows of the joint sequence */
+static void double_project(struct kern *k, const struct transformer_config *c, const struct transformer_stream *w,
+                           const struct stream_state *s, struct double_state *d, int64_t batch)
+{
+    int64_t h = c->hidden, dim = c->attention_head_dim, rows = batch * s->rows;
+    struct tensor work = first_rows(d->work, rows), flat = first_rows(d->qkv, rows), qkv = per_image(flat, batch);
+
+    kern_layer_norm_modulate(k, work, s->x, chunk(s->modulation, 1, h), chunk(s->modulation, 0, h), c->eps);
+    kern_linear(k, flat, work, w->qkv);
+    kern_rms_norm(k, tensor_slice(d->q, 1, s->first, s->rows), tensor_split(tensor_slice(qkv, 2, 0, h), dim),
+                  w->norm_q, c->eps, KERN_ROUND_ONCE);
+    kern_rms_norm(k, tensor_slice(d->k, 1, s->first, s->rows), tensor_split(tensor_slice(qkv, 2, h, h), dim),
+                  w->norm_k, c->eps, KERN_ROUND_ONCE);
+    kern_copy(k, tensor_slice(d->v, 1, s->first, s->rows), tensor_split(tensor_slice(qkv, 2, 2 * h, h), dim));
+}
+
+/* x = x + gate * Wo attention(own queries, all keys) */
+static void double_attend(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+                          const struct transformer_stream *w, const struct stream_state *s, struct double_state *d,
+                          int64_t batch)
+{
+    int64_t h = c->hidden, dim = c->attention_head_dim, rows = batch * s->rows;
+    struct tensor work = first_rows(d->work, rows), mixed = first_rows(d->mixed, rows);
+
+    kern_attention(k, tensor_split(per_image(mixed, batch), dim), tensor_slice(d->q, 1, s->first, s->rows), d->k, d->v,
+                   1.0f / sqrtf((float)dim), (struct kern_mask){0});
+    kern_linear(k, work, mixed, w->out);
+    peers_sum(peers, k, work);
+    kern_gated_add(k, s->x, chunk(s->modulation, 2, h), work);
+}
+
+/* x = x + gate * Wout (silu(a) * b), (a, b) = Win norm(x) */
+static void double_mlp(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+                       const struct transformer_stream *w, const struct stream_state *s, struct double_state *d,
+                       int64_t batch)
+{
+    int64_t h = c->hidden, mlp = c->mlp_hidden, rows = batch * s->rows;
+    struct tensor work = first_rows(d->work, rows), ff = first_rows(d->ff, rows);
+    struct tensor gate = tensor_slice(ff, 1, 0, mlp), up = tensor_slice(ff, 1, mlp, mlp);
+
+    kern_layer_norm_modulate(k, work, s->x, chunk(s->modulation, 4, h), chunk(s->modulation, 3, h), c->eps);
+    kern_linear(k, ff, work, w->ff_in);
+    kern_silu_mul(k, gate, gate, up);
+    kern_linear(k, work, gate, w->ff_out);
+    peers_sum(peers, k, work);
+    kern_gated_add(k, s->x, chunk(s->modulation, 5, h), work);
+}
+
+static void run_doubles(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+                        const struct transformer_weights *w, struct transformer_state *s,
+                        const struct transformer_input *in)
+{
+    enum tensor_dtype dtype = s->image.dtype;
+    int64_t h = c->hidden, batch = s->batch, most = batch * (s->tokens > TEXT ? s->tokens : TEXT);
+    int64_t heads[4] = {batch, TEXT + s->tokens, c->num_attention_heads, c->attention_head_dim};
+    struct stream_state text = {s->text, TEXT, 0, tensor_slice(in->times->text, 0, in->step, 1)};
+    struct stream_state image = {s->image, s->tokens, TEXT, tensor_slice(in->times->image, 0, in->step, 1)};
+    size_t mark = kern_mark(k);
+    struct double_state d = {
+        .work = kern_temp(k, dtype, 2, (int64_t[]){most, h}),
+        .qkv = kern_temp(k, dtype, 2, (int64_t[]){most, 3 * h}),
+        .q = kern_temp(k, dtype, 4, heads),
+        .k = kern_temp(k, dtype, 4, heads),
+        .v = kern_temp(k, dtype, 4, heads),
+        .mixed = kern_temp(k, dtype, 2, (int64_t[]){most, h}),
+        .ff = kern_temp(k, dtype, 2, (int64_t[]){most, 2 * (int64_t)c->mlp_hidden}),
+    };
+    for (int i = 0; i < c->num_layers; i++) {
+        const struct transformer_double *block = &w->doubles[i];
+        double_project(k, c, &block->text, &text, &d, batch);
+        double_project(k, c, &block->image, &image, &d, batch);
+        kern_rope(k, d.q, in->cos, in->sin, KERN_ROPE_PAIRS);
+        kern_rope(k, d.k, in->cos, in->sin, KERN_ROPE_PAIRS);
+        double_attend(k, peers, c, &block->text, &text, &d, batch);
+        double_attend(k, peers, c, &block->image, &image, &d, batch);
+        double_mlp(k, peers, c, &block->text, &text, &d, batch);
+        double_mlp(k, peers, c, &block->image, &image, &d, batch);
+    }
+    kern_rewind(k, mark);
+}
+
+struct single_state {
+    struct tensor work;  /* [b * S, h] */
+    struct tensor in;    /* [b, S, 9h]: q, k, v, gate, up */
+    struct tensor mixed; /* [b, S, 4h]: attention, mlp */
+};
+
+/* s = s + gate * W2 [attention ; silu(gate) * up], all from one product W1 norm(s) */
+static void single_block(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+                         const struct transformer_single *w, struct single_state *s, struct tensor joint,
+                         struct tensor modulation, const struct transformer_input *in)
+{
+    int64_t h = c->hidden, mlp = c->mlp_hidden, dim = c->attention_head_dim;
+    struct tensor q = tensor_split(tensor_slice(s->in, 2, 0, h), dim);
+    struct tensor key = tensor_split(tensor_slice(s->in, 2, h, h), dim);
+    struct tensor value = tensor_split(tensor_slice(s->in, 2, 2 * h, h), dim);
+    struct tensor gate = tensor_slice(s->in, 2, 3 * h, mlp), up = tensor_slice(s->in, 2, 3 * h + mlp, mlp);
+    struct tensor x = tensor_rows(joint);
+
+    kern_layer_norm_modulate(k, s->work, x, chunk(modulation, 1, h), chunk(modulation, 0, h), c->eps);
+    kern_linear(k, tensor_rows(s->in), s->work, w->in);
+    kern_rms_norm(k, q, q, w->norm_q, c->eps, KERN_ROUND_ONCE);
+    kern_rms_norm(k, key, key, w->norm_k, c->eps, KERN_ROUND_ONCE);
+    kern_rope(k, q, in->cos, in->sin, KERN_ROPE_PAIRS);
+    kern_rope(k, key, in->cos, in->sin, KERN_ROPE_PAIRS);
+    kern_attention(k, tensor_split(tensor_slice(s->mixed, 2, 0, h), dim), q, key, value, 1.0f / sqrtf((float)dim),
+                   (struct kern_mask){0});
+    kern_silu_mul(k, tensor_rows(tensor_slice(s->mixed, 2, h, mlp)), tensor_rows(gate), tensor_rows(up));
+    kern_linear(k, s->work, tensor_rows(s->mixed), w->out);
+    peers_sum(peers, k, s->work);
+    kern_gated_add(k, x, chunk(modulation, 2, h), s->work);
+}
+
+static void run_singles(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+                        const struct transformer_weights *w, struct transformer_state *s,
+                        const struct transformer_input *in)
+{
+    enum tensor_dtype dtype = s->joint.dtype;
+    int64_t h = c->hidden, mlp = c->mlp_hidden, rows = TEXT + s->tokens;
+    struct tensor modulation = tensor_slice(in->times->single, 0, in->step, 1);
+    size_t mark = kern_mark(k);
+    struct single_state single = {
+        .work = kern_temp(k, dtype, 2, (int64_t[]){s->batch * rows, h}),
+        .in = kern_temp(k, dtype, 3, (int64_t[]){s->batch, rows, 3 * h + 2 * mlp}),
+        .mixed = kern_temp(k, dtype, 3, (int64_t[]){s->batch, rows, h + mlp}),
+    };
+    for (int i = 0; i < c->num_single_layers; i++)
+        single_block(k, peers, c, &w->singles[i], &single, s->joint, modulation, in);
+    kern_rewind(k, mark);
+}
+
+static void embed(struct kern *k, const struct transformer_weights *w, struct transformer_state *s,
+                  const struct transformer_input *in)
+{
+    kern_linear(k, s->image, tensor_rows(in->latents), w->x_embedder);
+    for (int64_t b = 0; b < s->batch; b++)
+        kern_copy(k, tensor_slice(s->text, 0, b * TEXT, TEXT), in->context[b]);
+}
+
+static void join(struct kern *k, struct transformer_state *s)
+{
+    kern_copy(k, tensor_slice(s->joint, 1, 0, TEXT), per_image(s->text, s->batch));
+    kern_copy(k, tensor_slice(s->joint, 1, TEXT, s->tokens), per_image(s->image, s->batch));
+}
+
+/* velocity = Wp norm(image rows); here the order is scale, shift */
+static void project_out(struct kern *k, const struct transformer_config *c, const struct transformer_weights *w,
+                        struct transformer_state *s, struct tensor velocity, const struct transformer_input *in)
+{
+    struct tensor modulation = tensor_slice(in->times->out, 0, in->step, 1);
+    kern_copy(k, per_image(s->image, s->batch), tensor_slice(s->joint, 1, TEXT, s->tokens));
+    kern_layer_norm_modulate(k, s->image, s->image, chunk(modulation, 0, c->hidden), chunk(modulation, 1, c->hidden),
+                             c->eps);
+    kern_linear(k, tensor_rows(velocity), s->image, w->proj_out);
+}
+
+void transformer_run(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+                     const struct transformer_weights *w, struct tensor velocity, const struct transformer_input *in)
+{
+    enum tensor_dtype dtype = in->latents.dtype;
+    int64_t batch = in->latents.shape[0], tokens = in->latents.shape[1], h = c->hidden;
+    size_t mark = kern_mark(k);
+    struct transformer_state s = {
+        .batch = batch,
+        .tokens = tokens,
+        .text = kern_temp(k, dtype, 2, (int64_t[]){batch * TEXT, h}),
+        .image = kern_temp(k, dtype, 2, (int64_t[]){batch * tokens, h}),
+        .joint = kern_temp(k, dtype, 3, (int64_t[]){batch, TEXT + tokens, h}),
+    };
+    embed(k, w, &s, in);
+    run_doubles(k, peers, c, w, &s, in);
+    join(k, &s);
+    run_singles(k, peers, c, w, &s, in);
+    project_out(k, c, w, &s, velocity, in);
+    kern_rewind(k, mark);
+}

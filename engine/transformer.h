@@ -1,0 +1,79 @@
+/* transformer.h - the FLUX.2 transformer: latents, text and a time in, velocity out (engine-spec 5).
+ *
+ * What depends on less than everything is computed apart, once: modulations on the time only
+ * (transformer_times, all steps in one go), the context on the prompt only (transformer_context), the rotary
+ * tables on the shape only (transformer_rope). transformer_run does the rest, for a batch at one step.
+ *
+ * h = hidden, D = attention_head_dim, N = image tokens, S = 512 + N: text rows stand before image rows. */
+#ifndef KILN_TRANSFORMER_H
+#define KILN_TRANSFORMER_H
+
+#include "model_config.h"
+#include "peers.h"
+#include "weights.h"
+
+#define TRANSFORMER_TEXT_ROWS 512
+
+struct transformer_stream {            /* one of the two streams of a double block */
+    const struct kern_weight *qkv;     /* [3h, h] */
+    const struct kern_weight *out;     /* [h, h] */
+    const struct kern_weight *ff_in;   /* [6h, h]: gate, up */
+    const struct kern_weight *ff_out;  /* [h, 3h] */
+    struct tensor norm_q, norm_k;      /* [D] */
+};
+struct transformer_double {
+    struct transformer_stream image, text;
+};
+struct transformer_single {
+    const struct kern_weight *in;      /* [9h, h]: q, k, v, gate, up */
+    const struct kern_weight *out;     /* [h, 4h]: attention, mlp */
+    struct tensor norm_q, norm_k;      /* [D] */
+};
+
+struct transformer_weights {
+    const struct kern_weight *x_embedder;         /* [h, 128] */
+    const struct kern_weight *context_embedder;   /* [h, joint_attention_dim] */
+    const struct kern_weight *time_in, *time_out; /* [h, 256], [h, h] */
+    const struct kern_weight *modulation_image, *modulation_text; /* [6h, h] */
+    const struct kern_weight *modulation_single;  /* [3h, h] */
+    const struct kern_weight *norm_out;           /* [2h, h]: scale, shift */
+    const struct kern_weight *proj_out;           /* [128, h] */
+    struct transformer_double *doubles;           /* [num_layers] */
+    struct transformer_single *singles;           /* [num_single_layers] */
+};
+
+/* transformer_load names what is taken (weights_done tells how it went) and allocates the two lists;
+ * transformer_unload frees them and accepts a zeroed struct. */
+void transformer_load(struct transformer_weights *ret, const struct transformer_config *c, struct weights *w);
+void transformer_unload(struct transformer_weights *w);
+
+/* A row per step; every block of a kind uses the same modulation. */
+struct transformer_times {
+    struct tensor temb;        /* [steps, h] */
+    struct tensor image, text; /* [steps, 6h]: shift, scale, gate of attention; shift, scale, gate of the MLP */
+    struct tensor single;      /* [steps, 3h]: shift, scale, gate */
+    struct tensor out;         /* [steps, 2h]: scale, shift */
+};
+/* transformer_times fills arena memory: model_time[i] is what the time embedding sees at step i. */
+void transformer_times(struct kern *k, const struct transformer_config *c, const struct transformer_weights *w,
+                       enum tensor_dtype dtype, struct transformer_times *ret, const float *model_time, int steps);
+
+/* transformer_context: out [rows, h] = embeds [rows, joint_attention_dim] through the context embedder. */
+void transformer_context(struct kern *k, const struct transformer_weights *w, struct tensor out, struct tensor embeds);
+
+/* transformer_rope fills host tables cos, sin [512 + grid_h * grid_w, D / 2]: text row j turns by (0,0,0,j), image
+ * token (r, c) by (0,r,c,0). Angles in double, as in the reference. */
+void transformer_rope(const struct transformer_config *c, float *cos, float *sin, int grid_h, int grid_w);
+
+struct transformer_input {
+    struct tensor latents;         /* [b, N, 128] */
+    const struct tensor *context;  /* b of [512, h]; may repeat */
+    struct tensor cos, sin;        /* [S, D / 2] f32 on the device */
+    const struct transformer_times *times;
+    int step;
+};
+/* transformer_run: velocity [b, N, 128]. Rows of one image do not depend on the other images. */
+void transformer_run(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+                     const struct transformer_weights *w, struct tensor velocity, const struct transformer_input *in);
+
+#endif

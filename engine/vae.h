@@ -1,0 +1,52 @@
+/* vae.h - from the last latents to a picture: denormalise, unpatchify, decode (engine-spec 7).
+ *
+ * Everything is channels last, [b, h, w, c]. The encoder is not loaded. */
+#ifndef KILN_VAE_H
+#define KILN_VAE_H
+
+#include "model_config.h"
+#include "weights.h"
+
+#define VAE_LEVELS 4
+#define VAE_RESNETS_MAX 8
+#define VAE_SCALE 8      /* picture pixels per latent pixel, each way */
+
+struct vae_norm {        /* group norm */
+    struct tensor weight, bias; /* [c] */
+};
+struct vae_resnet {
+    int64_t in, out;                                /* channels */
+    struct vae_norm norm1, norm2;
+    const struct kern_weight *conv1, *conv2;        /* [out, in, 3, 3], [out, out, 3, 3] */
+    const struct kern_weight *shortcut;             /* [out, in, 1, 1]; NULL when in == out */
+};
+struct vae_attention {
+    struct vae_norm norm;
+    const struct kern_weight *q, *k, *v, *out;      /* [c, c] */
+};
+struct vae_level {
+    struct vae_resnet resnets[VAE_RESNETS_MAX];     /* layers_per_block + 1 of them */
+    const struct kern_weight *upsample;             /* [c, c, 3, 3]; NULL in the last level */
+};
+
+struct vae_weights {
+    struct tensor mean, std;                        /* [4 * latent_channels], of the batch norm */
+    const struct kern_weight *post_quant, *conv_in; /* 1x1; 3x3 */
+    struct vae_resnet mid[2];
+    struct vae_attention attention;
+    struct vae_level levels[VAE_LEVELS];
+    struct vae_norm norm_out;
+    const struct kern_weight *conv_out;             /* [3, c, 3, 3] */
+};
+
+/* vae_load names what is taken; weights_done tells how it went. The pool owns everything. */
+void vae_load(struct vae_weights *ret, const struct vae_config *c, struct weights *w);
+
+/* vae_latents: out [b, 2 grid_h, 2 grid_w, 32] = tokens [b, grid_h * grid_w, 128], denormalised and unpatchified. */
+void vae_latents(struct kern *k, const struct vae_weights *w, struct tensor out, struct tensor tokens);
+
+/* vae_decode: image [b, 8h, 8w, 3], about -1 to 1, of latents [b, h, w, 32]. */
+void vae_decode(struct kern *k, const struct vae_config *c, const struct vae_weights *w, struct tensor image,
+                struct tensor latents);
+
+#endif

@@ -1,0 +1,268 @@
+/* golden.c - cases from JSON, tensors from safetensors, everything compared as doubles. */
+#include "golden.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(a, b);
+}
+
+int golden_list(char (*ret)[64], int max)
+{
+    int count = 0;
+    DIR *dir = opendir(GOLDEN_FOLDER);
+    for (struct dirent *e; dir && (e = readdir(dir)) && count < max;) {
+        char path[512];
+        snprintf(path, sizeof path, "%s/%s/case.json", GOLDEN_FOLDER, e->d_name);
+        if (access(path, R_OK) == 0)
+            snprintf(ret[count++], sizeof *ret, "%.63s", e->d_name);
+    }
+    if (dir)
+        closedir(dir);
+    qsort(ret, (size_t)count, sizeof *ret, by_name);
+    return count;
+}
+
+/* A value of the call, or element i of it when it is a list. */
+static const json_t *call_of(const json_t *call, const char *key, int i)
+{
+    const json_t *v = json_object_get(call, key);
+    return json_is_array(v) ? json_array_get(v, (size_t)i) : v;
+}
+
+static void read_requests(struct golden_case *c)
+{
+    const json_t *call = json_object_get(c->json, "call");
+    json_int_t copies = json_integer_value(json_object_get(call, "num_images_per_prompt"));
+    size_t prompts = json_array_size(json_object_get(call, "prompt"));
+    c->image_count = copies ? (int)copies : prompts ? (int)prompts : 1;
+    c->one_generator = copies > 1;
+    for (int i = 0; i < c->image_count; i++) {
+        const json_t *guidance = json_object_get(call, "guidance_scale");
+        c->requests[i] = (struct engine_request){
+            .prompt = json_string_value(call_of(call, "prompt", i)),
+            .negative = json_string_value(call_of(call, "negative_prompt", i)),
+            .width = (int)json_integer_value(json_object_get(call, "width")),
+            .height = (int)json_integer_value(json_object_get(call, "height")),
+            .steps = (int)json_integer_value(json_object_get(call, "num_inference_steps")),
+            .guidance = guidance ? (float)json_number_value(guidance) : NAN,
+            .seed = (uint64_t)json_integer_value(call_of(call, "seed", i)),
+        };
+    }
+}
+
+bool golden_open(struct golden_case *ret, const char *name, struct engine_error *why)
+{
+    struct golden_case c = {0};
+    char path[512];
+    json_error_t error;
+    snprintf(c.name, sizeof c.name, "%s", name);
+    snprintf(c.folder, sizeof c.folder, "%s/%s", GOLDEN_FOLDER, name);
+    snprintf(path, sizeof path, "%s/case.json", c.folder);
+    c.json = json_load_file(path, 0, &error);
+    if (!c.json)
+        return engine_error_set(why, ENGINE_IO, "%s: %s", path, error.text);
+    const char *model = json_string_value(json_object_get(c.json, "model"));
+    snprintf(c.model, sizeof c.model, "%s", strrchr(model, '/') + 1);
+    c.precision = strcmp(json_string_value(json_object_get(c.json, "compute")), "bfloat16") == 0 ? ENGINE_BF16 : ENGINE_F32;
+    read_requests(&c);
+    snprintf(path, sizeof path, "%s/expected.safetensors", c.folder);
+    if (!safetensors_open_file(&c.expected, path, why)) {
+        json_decref(c.json);
+        return false;
+    }
+    *ret = c;
+    return true;
+}
+
+void golden_close(struct golden_case *c)
+{
+    safetensors_close(c->expected);
+    json_decref(c->json);
+    *c = (struct golden_case){0};
+}
+
+bool golden_other_order(const struct golden_case *c, const char *tensor, double ret[2])
+{
+    const json_t *all = json_object_get(json_object_get(c->json, "natural_error"), "other_order");
+    const json_t *pair = json_object_get(all, tensor);
+    if (!json_is_array(pair))
+        return false;
+    ret[0] = json_number_value(json_array_get(pair, 0));
+    ret[1] = json_number_value(json_array_get(pair, 1));
+    return true;
+}
+
+/* --- tensors ---------------------------------------------------------------------------------------- */
+
+void golden_keep(void *context, const char *name, struct tensor value)
+{
+    struct golden_dump *d = context;
+    if (d->count == (int)(sizeof d->items / sizeof d->items[0]))
+        return;
+    snprintf(d->items[d->count].name, sizeof d->items[0].name, "%s", name);
+    void *copy = malloc(tensor_bytes(value));
+    memcpy(copy, value.data, tensor_bytes(value));
+    value.data = copy;
+    d->items[d->count++].value = value;
+}
+
+const struct tensor *golden_find(const struct golden_dump *d, const char *name)
+{
+    for (int i = 0; i < d->count; i++)
+        if (strcmp(d->items[i].name, name) == 0)
+            return &d->items[i].value;
+    return NULL;
+}
+
+void golden_dump_done(struct golden_dump *d)
+{
+    for (int i = 0; i < d->count; i++)
+        free(d->items[i].value.data);
+    *d = (struct golden_dump){0};
+}
+
+static void to_floats(float *out, const void *data, enum tensor_dtype dtype, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint16_t half;
+        int32_t integer;
+        if (dtype == TENSOR_BF16) {
+            memcpy(&half, (const char *)data + 2 * i, 2);
+            out[i] = tensor_f32_of(half);
+        } else if (dtype == TENSOR_I32) {
+            memcpy(&integer, (const char *)data + 4 * i, 4);
+            out[i] = (float)integer;
+        } else {
+            memcpy(&out[i], (const char *)data + 4 * i, 4);
+        }
+    }
+}
+
+float *golden_floats(struct tensor t)
+{
+    size_t count = (size_t)tensor_count(t);
+    float *out = malloc((count + 1) * sizeof *out);
+    to_floats(out, t.data, t.dtype, count);
+    return out;
+}
+
+float *golden_entry_floats(const struct safetensors_entry *e, size_t *ret_count)
+{
+    enum tensor_dtype dtype = e->dtype == SAFETENSORS_BF16  ? TENSOR_BF16
+                              : e->dtype == SAFETENSORS_I32 ? TENSOR_I32
+                                                            : TENSOR_F32;
+    *ret_count = e->bytes / tensor_dtype_bytes(dtype);
+    float *out = malloc((*ret_count + 1) * sizeof *out);
+    to_floats(out, e->data, dtype, *ret_count);
+    return out;
+}
+
+struct golden_difference golden_differ(const float *got, const float *want, size_t count)
+{
+    struct golden_difference d = {0};
+    for (size_t i = 0; i < count; i++) {
+        double difference = fabs((double)got[i] - (double)want[i]);
+        if (!(difference <= d.largest))
+            d.largest = difference; /* NaN too */
+        d.rms += difference * difference;
+        d.scale += (double)want[i] * (double)want[i];
+    }
+    d.rms = sqrt(d.rms / (double)count);
+    d.scale = sqrt(d.scale / (double)count);
+    return d;
+}
+
+/* --- pocket-bf16 -------------------------------------------------------------------------------------- */
+
+static char made[64];
+
+/* Writes every tensor of DIR/PART (any sharding) into one file, rounded to bf16; integers are dropped. */
+static bool round_part(const char *from, const char *part, const char *stem, struct engine_error *why)
+{
+    char path[512];
+    struct safetensors *files;
+    snprintf(path, sizeof path, "%s/%s", from, part);
+    if (!safetensors_open(&files, path, stem, why))
+        return false;
+    size_t count = safetensors_count(files), used = 0;
+    struct safetensors_item *items = calloc(count, sizeof *items);
+    for (size_t i = 0; i < count; i++) {
+        const struct safetensors_entry *e = safetensors_at(files, i);
+        if (e->dtype != SAFETENSORS_F32)
+            continue;
+        uint16_t *data = malloc(e->bytes / 2);
+        for (size_t n = 0; n < e->bytes / 4; n++) {
+            float value;
+            memcpy(&value, (const char *)e->data + 4 * n, 4);
+            data[n] = tensor_bf16_of(value);
+        }
+        items[used].name = e->name;
+        items[used++].value = tensor_of(data, TENSOR_BF16, e->rank, e->shape);
+    }
+    snprintf(path, sizeof path, "%s/%s/%s.safetensors", made, part, stem);
+    bool ok = safetensors_write(path, items, used, why);
+    for (size_t i = 0; i < used; i++)
+        free(items[i].value.data);
+    free(items);
+    safetensors_close(files);
+    return ok;
+}
+
+static bool make_rounded(const char *from, struct engine_error *why)
+{
+    static const char *const links[] = {"model_index.json", "scheduler", "tokenizer", "text_encoder/config.json",
+                                        "transformer/config.json", "vae/config.json"};
+    static const char *const parts[] = {"text_encoder", "transformer", "vae"};
+    char root[512], path[768], target[1280];
+    snprintf(made, sizeof made, "/tmp/kiln-golden.XXXXXX");
+    if (!mkdtemp(made) || !getcwd(root, sizeof root))
+        return engine_error_set(why, ENGINE_IO, "no temporary folder %s", made);
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/%s", made, parts[i]);
+        mkdir(path, 0755);
+    }
+    for (size_t i = 0; i < sizeof links / sizeof links[0]; i++) {
+        snprintf(path, sizeof path, "%s/%s", made, links[i]);
+        snprintf(target, sizeof target, "%s/%s/%s", root, from, links[i]);
+        if (symlink(target, path) != 0)
+            return engine_error_set(why, ENGINE_IO, "cannot link %s", path);
+    }
+    return round_part(from, "text_encoder", "model", why) &&
+           round_part(from, "transformer", "diffusion_pytorch_model", why) &&
+           round_part(from, "vae", "diffusion_pytorch_model", why);
+}
+
+bool golden_model(char *ret, size_t ret_bytes, const char *model, struct engine_error *why)
+{
+    snprintf(ret, ret_bytes, "%s/models/%s", GOLDEN_FOLDER, model);
+    if (strcmp(model, "pocket-bf16") != 0)
+        return true;
+    if (!*made && !make_rounded(GOLDEN_FOLDER "/models/pocket", why))
+        return false;
+    snprintf(ret, ret_bytes, "%s", made);
+    return true;
+}
+
+void golden_remove_made(void)
+{
+    static const char *const files[] = {
+        "text_encoder/model.safetensors", "text_encoder/config.json", "text_encoder",
+        "transformer/diffusion_pytorch_model.safetensors", "transformer/config.json", "transformer",
+        "vae/diffusion_pytorch_model.safetensors", "vae/config.json", "vae",
+        "model_index.json", "scheduler", "tokenizer", ""};
+    for (size_t i = 0; *made && i < sizeof files / sizeof files[0]; i++) {
+        char path[256];
+        snprintf(path, sizeof path, "%s/%s", made, files[i]);
+        if (unlink(path) != 0)
+            rmdir(path);
+    }
+    *made = 0;
+}

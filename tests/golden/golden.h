@@ -1,0 +1,56 @@
+/* golden.h - reads the cases of this folder and compares tensors with what diffusers computed. For tests. */
+#ifndef KILN_GOLDEN_H
+#define KILN_GOLDEN_H
+
+#include <jansson.h>
+
+#include "engine.h"
+#include "safetensors.h"
+
+#define GOLDEN_IMAGES_MAX 2
+#define GOLDEN_FOLDER "tests/golden" /* tests run at the root of the repository */
+
+struct golden_case {
+    char name[64];
+    char folder[256];
+    char model[64];                             /* "pocket" */
+    enum engine_precision precision;
+    int image_count;
+    struct engine_request requests[GOLDEN_IMAGES_MAX]; /* texts are the JSON's */
+    bool one_generator;                         /* the noise of the second image follows that of the first */
+    json_t *json;
+    struct safetensors *expected;
+};
+
+/* golden_list fills names of all cases, sorted; the number of them. */
+int golden_list(char (*ret)[64], int max);
+
+bool golden_open(struct golden_case *ret, const char *name, struct engine_error *why);
+void golden_close(struct golden_case *c);
+
+/* golden_model writes the path of a model's folder. pocket-bf16 is made from pocket in a temporary folder at the first
+ * call, by rounding each value; golden_remove_made removes it. */
+bool golden_model(char *ret, size_t ret_bytes, const char *model, struct engine_error *why);
+void golden_remove_made(void);
+
+/* golden_other_order: [largest, rms] that summing in another order changes in diffusers itself; false if not measured. */
+bool golden_other_order(const struct golden_case *c, const char *tensor, double ret[2]);
+
+/* Tensors seen through engine_watch.dump, copied. */
+struct golden_dump {
+    int count;
+    struct { char name[64]; struct tensor value; } items[128];
+};
+void golden_keep(void *dump, const char *name, struct tensor value); /* an engine_watch.dump */
+const struct tensor *golden_find(const struct golden_dump *d, const char *name);
+void golden_dump_done(struct golden_dump *d);
+
+/* golden_differ: largest and rms difference of `count` values, and the rms of the expected ones. */
+struct golden_difference { double largest, rms, scale; };
+struct golden_difference golden_differ(const float *got, const float *want, size_t count);
+
+/* golden_floats: the values as floats, malloc'ed. */
+float *golden_floats(struct tensor t);
+float *golden_entry_floats(const struct safetensors_entry *e, size_t *ret_count);
+
+#endif

@@ -1,0 +1,295 @@
+/* test_golden.c - whole pictures against what diffusers computes, tensor by tensor. If this breaks, the same prompt and
+ * seed no longer give diffusers' picture. Prints a table; README.md says where the data and the bounds come from.
+ *
+ * f32: the largest difference of each kind of tensor is bounded, about ten times what diffusers itself changes when it
+ * is computed in f64. Ids, noise and schedule are exact.
+ * bf16: the rms is bounded by twice what diffusers changes when it sums in another order, as measured for this case
+ * and tensor. Most cases measured that for the first and last step only, and for prompt embeddings only distilled-bf16
+ * did (3.65 % of their size); the same share is allowed to the others. */
+#include "golden.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "image_file.h"
+#include "noise.h"
+#include "scheduler.h"
+
+#define CASES_EXPECTED 20
+#define BF16_EMBEDS_SHARE 0.0365 /* other_order rms / scale of distilled-bf16's prompt_embeds */
+
+static const struct { const char *prefix; double largest; } f32_bounds[] = {
+    {"prompt_embeds", 5e-4}, {"negative_prompt_embeds", 5e-4}, {"velocity", 1e-4}, {"latents", 1e-4},
+    {"vae_latents", 5e-4},   {"image", 5e-5},
+};
+
+static bool starts_with(const char *text, const char *prefix)
+{
+    return strncmp(text, prefix, strlen(prefix)) == 0;
+}
+
+static int failures; /* of the case that runs */
+
+static void row(const struct golden_case *c, const char *tensor, double largest, double rms, const char *bound, bool ok)
+{
+    printf("%-22s %-28s %10.3g %10.3g  %-22s %s\n", c->name, tensor, largest, rms, bound, ok ? "ok" : "NOT OK");
+    failures += !ok;
+}
+
+/* --- bounds ------------------------------------------------------------------------------------------- */
+
+static void judge_f32(const struct golden_case *c, const char *name, struct golden_difference d)
+{
+    char text[64];
+    for (size_t i = 0; i < sizeof f32_bounds / sizeof f32_bounds[0]; i++)
+        if (starts_with(name, f32_bounds[i].prefix)) {
+            snprintf(text, sizeof text, "largest <= %.3g", f32_bounds[i].largest);
+            row(c, name, d.largest, d.rms, text, d.largest <= f32_bounds[i].largest);
+            return;
+        }
+    row(c, name, d.largest, d.rms, "no bound for this name", false);
+}
+
+static void judge_bf16(const struct golden_case *c, const char *name, struct golden_difference d)
+{
+    char measured[64], text[64];
+    double pair[2];
+    snprintf(measured, sizeof measured, "%s", name);
+    char *end = strstr(measured, "_head");
+    end = end ? end : strstr(measured, "_tail");
+    if (end)
+        *end = 0;
+    if (starts_with(measured, "velocity_uncond."))
+        snprintf(measured, sizeof measured, "velocity.%s", name + strlen("velocity_uncond."));
+    if (!golden_other_order(c, measured, pair)) {
+        assert_true(strstr(name, "prompt_embeds"));
+        pair[1] = BF16_EMBEDS_SHARE * d.scale;
+    }
+    snprintf(text, sizeof text, "rms <= %.3g", 2 * pair[1]);
+    row(c, name, d.largest, d.rms, text, d.rms <= 2 * pair[1]);
+}
+
+/* --- one tensor ------------------------------------------------------------------------------------------ */
+
+/* The first or last rows of a full embedding [b, rows, width], as kept in the case. */
+static struct tensor embed_rows(const struct golden_dump *d, const char *name, int64_t rows)
+{
+    char full[64];
+    snprintf(full, sizeof full, "%.*s", (int)strlen(name) - 5, name);
+    const struct tensor *all = golden_find(d, full);
+    assert_non_null(all);
+    int64_t first = strstr(name, "_tail") ? all->shape[1] - rows : 0;
+    return tensor_slice(*all, 1, first, rows);
+}
+
+static float *dumped_floats(const struct golden_dump *d, const struct safetensors_entry *e)
+{
+    if (!strstr(e->name, "prompt_embeds")) {
+        const struct tensor *t = golden_find(d, e->name);
+        if (!t)
+            print_error("%s was not dumped\n", e->name);
+        assert_non_null(t);
+        assert_int_equal(tensor_count(*t), e->bytes / tensor_dtype_bytes(t->dtype));
+        return golden_floats(*t);
+    }
+    struct tensor part = embed_rows(d, e->name, e->shape[1]);
+    size_t row_count = (size_t)(part.shape[1] * part.shape[2]), images = (size_t)part.shape[0];
+    float *out = malloc(images * row_count * sizeof *out);
+    for (size_t i = 0; i < images; i++) {
+        struct tensor one = tensor_slice(part, 0, (int64_t)i, 1);
+        float *values = golden_floats(tensor_shape(one, 3, one.shape));
+        memcpy(out + i * row_count, values, row_count * sizeof *out);
+        free(values);
+    }
+    return out;
+}
+
+static bool is_exact(const char *name)
+{
+    static const char *const exact[] = {"input_ids", "negative_input_ids", "noise", "sigmas", "timesteps"};
+    for (size_t i = 0; i < sizeof exact / sizeof exact[0]; i++)
+        if (strcmp(name, exact[i]) == 0)
+            return true;
+    return false;
+}
+
+static void compare(const struct golden_case *c, const struct golden_dump *d, const struct safetensors_entry *e)
+{
+    size_t count;
+    float *want = golden_entry_floats(e, &count), *got = dumped_floats(d, e);
+    struct golden_difference difference = golden_differ(got, want, count);
+    if (is_exact(e->name))
+        row(c, e->name, difference.largest, difference.rms, "exact", memcmp(got, want, count * sizeof *got) == 0);
+    else if (c->precision == ENGINE_F32)
+        judge_f32(c, e->name, difference);
+    else
+        judge_bf16(c, e->name, difference);
+    free(want);
+    free(got);
+}
+
+/* mu and the times the transformer sees are not dumped: they are asked from the scheduler. */
+static void compare_schedule(const struct golden_case *c)
+{
+    const struct engine_request *r = &c->requests[0];
+    struct schedule s;
+    double mu;
+    scheduler_plan(&s, r->steps, r->width / 16 * (r->height / 16));
+    memcpy(&mu, safetensors_find(c->expected, "mu")->data, sizeof mu);
+    row(c, "mu", fabs(mu - s.mu), 0, "exact", mu == s.mu);
+    for (int i = 0; i < r->steps; i++) {
+        char name[64];
+        size_t count;
+        snprintf(name, sizeof name, "model_timestep.%d", i);
+        float *want = golden_entry_floats(safetensors_find(c->expected, name), &count);
+        /* the model multiplies what it is given by 1000, in the compute dtype */
+        float time = 1000.0f * want[0], got = scheduler_model_time(&s, i, c->precision);
+        if (c->precision == ENGINE_BF16)
+            time = tensor_f32_of(tensor_bf16_of(time));
+        row(c, name, fabs((double)time - (double)got), 0, "exact", time == got);
+        free(want);
+    }
+}
+
+/* --- pictures -------------------------------------------------------------------------------------------- */
+
+static uint8_t *read_png(const struct golden_case *c, int image, int width, int height)
+{
+    char path[512], why[256];
+    snprintf(path, sizeof path, image ? "%s/expected-%d.png" : "%s/expected.png", c->folder, image);
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    static char data[1 << 20];
+    size_t bytes = fread(data, 1, sizeof data, f);
+    fclose(f);
+    uint8_t *rgb;
+    int w, h;
+    if (!image_file_decode(&rgb, &w, &h, NULL, data, bytes, why, sizeof why))
+        fail_msg("%s: %s", path, why);
+    assert_int_equal(w, width);
+    assert_int_equal(h, height);
+    return rgb;
+}
+
+static void compare_png(const struct golden_case *c, int image, const struct engine_image *got)
+{
+    uint8_t *want = read_png(c, image, got->width, got->height);
+    size_t count = (size_t)got->width * (size_t)got->height * 3, off = 0;
+    double largest = 0, sum = 0, pair[2] = {0};
+    char name[32], text[64];
+    for (size_t i = 0; i < count; i++) {
+        double levels = abs(got->rgb[i] - want[i]);
+        largest = levels > largest ? levels : largest;
+        sum += levels;
+        off += levels > 0;
+    }
+    free(want);
+    snprintf(name, sizeof name, "png %d (levels)", image);
+    double mean = sum / (double)count, share = (double)off / (double)count;
+    if (c->precision == ENGINE_F32) {
+        row(c, name, largest, share, "1 in 0.1 %", largest <= 1 && share <= 0.001);
+        return;
+    }
+    assert_true(golden_other_order(c, "png_levels", pair));
+    snprintf(text, sizeof text, "mean <= %.3g", 2 * pair[1]);
+    row(c, name, largest, mean, text, mean <= 2 * pair[1]);
+}
+
+/* --- cases ------------------------------------------------------------------------------------------------- */
+
+/* Draws the noise of all images from one generator, as the reference does with one generator for several images. */
+static float *share_generator(struct golden_case *c, struct tensor *noise)
+{
+    int grid_h = c->requests[0].height / 16, grid_w = c->requests[0].width / 16;
+    size_t each = (size_t)(128 * grid_h * grid_w);
+    float *all = malloc((size_t)c->image_count * each * sizeof *all);
+    noise_fill(all, (size_t)c->image_count * each, c->requests[0].seed);
+    for (int i = 0; i < c->image_count; i++) {
+        noise[i] = tensor_3d(all + (size_t)i * each, TENSOR_F32, 128, grid_h, grid_w);
+        c->requests[i].noise = &noise[i];
+    }
+    return all;
+}
+
+/* A prompt over 512 tokens is refused; cut only when asked, and then that is recorded. */
+static void check_too_long(struct engine *e, struct golden_case *c)
+{
+    struct engine_error why;
+    assert_false(engine_check(e, &c->requests[0], &why));
+    assert_int_equal(why.fault, ENGINE_BAD_REQUEST);
+    assert_non_null(strstr(why.text, "620 tokens"));
+    c->requests[0].truncate = true;
+    assert_true(engine_check(e, &c->requests[0], &why));
+}
+
+static void compare_all(struct golden_case *c, struct engine *e)
+{
+    struct engine_image images[GOLDEN_IMAGES_MAX];
+    struct engine_error why;
+    struct golden_dump dump = {0};
+    struct tensor noise[GOLDEN_IMAGES_MAX];
+    float *shared = c->one_generator ? share_generator(c, noise) : NULL;
+    bool is_long = strcmp(c->name, "prompt-too-long") == 0;
+    for (int i = 0; i < c->image_count; i++)
+        engine_request_defaults(e, &c->requests[i]);
+    if (is_long)
+        check_too_long(e, c);
+    if (!engine_generate(e, c->requests, c->image_count, images, &(struct engine_watch){.context = &dump, .dump = golden_keep},
+                         &why))
+        fail_msg("%s: %s", c->name, why.text);
+    compare_schedule(c);
+    for (size_t i = 0; i < safetensors_count(c->expected); i++) {
+        const struct safetensors_entry *entry = safetensors_at(c->expected, i);
+        if (strcmp(entry->name, "mu") && strcmp(entry->name, "img_ids") && !starts_with(entry->name, "model_timestep"))
+            compare(c, &dump, entry);
+    }
+    for (int i = 0; i < c->image_count; i++) {
+        compare_png(c, i, &images[i]);
+        assert_int_equal(images[i].truncated, is_long);
+        engine_image_done(&images[i]);
+    }
+    golden_dump_done(&dump);
+    free(shared);
+}
+
+static void golden_case_equals_the_reference(void **state)
+{
+    struct golden_case c;
+    struct engine *e;
+    struct engine_error why;
+    char dir[512];
+    failures = 0;
+    if (!golden_open(&c, *state, &why) || !golden_model(dir, sizeof dir, c.model, &why) ||
+        !engine_open(&e, &(struct engine_options){.model_dir = dir, .precision = c.precision}, &why))
+        fail_msg("%s: %s", (char *)*state, why.text);
+    compare_all(&c, e);
+    engine_close(e);
+    golden_close(&c);
+    assert_int_equal(failures, 0);
+}
+
+int main(int argc, char **argv)
+{
+    static char names[64][64];
+    struct CMUnitTest tests[64];
+    int count = golden_list(names, 64), used = 0;
+    if (argc < 2 && count != CASES_EXPECTED) {
+        print_error("%d cases in %s, expected %d\n", count, GOLDEN_FOLDER, CASES_EXPECTED);
+        return 1;
+    }
+    for (int i = 0; i < count; i++)
+        if (argc < 2 || strcmp(argv[1], names[i]) == 0)
+            tests[used++] = (struct CMUnitTest){names[i], golden_case_equals_the_reference, NULL, NULL, names[i]};
+    printf("%-22s %-28s %10s %10s  %-22s\n", "case", "tensor", "largest", "rms", "bound");
+    int failed = _cmocka_run_group_tests("golden", tests, (size_t)used, NULL, NULL);
+    golden_remove_made();
+    return failed;
+}

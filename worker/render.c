@@ -1,0 +1,658 @@
+/* render.c - `kiln-worker render`: reads options and prompts, opens the model, renders batch after batch, writes files.
+ *
+ * A file appears whole or not at all: it is written under a temporary name beside its place and renamed. One picture goes
+ * to --out itself; several (--batch or --prompt-file) go into the folder --out as 000001.png, 000002.png .. in their order.
+ * The first SIGINT or SIGTERM ends the run after the step that runs, a second one at once. */
+#include "render.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "digest.h"
+#include "engine.h"
+#include "image_file.h"
+#include "safetensors.h"
+
+enum exit_code { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_REFUSED = 2, EXIT_SIGNAL = 128 };
+
+#define PROMPTS_MAX 999999
+#define DUMP_MAX 4096
+
+static const char usage_text[] =
+    "usage: kiln-worker render --model DIR --prompt TEXT --seed N --size WxH --out FILE [options]\n"
+    "       kiln-worker render --model DIR --prompt-file FILE --seed N --size WxH --out FOLDER [options]\n"
+    "\n"
+    "Renders prompts to image files, without database or coordinator.\n"
+    "\n"
+    "  --model DIR          model folder (diffusers layout)\n"
+    "  --prompt TEXT        one prompt\n"
+    "  --prompt-file FILE   a prompt a line; empty lines and lines that begin with # are skipped; - is stdin\n"
+    "  --negative TEXT      negative prompt (base models, guidance above 1)\n"
+    "  --seed N             seed of the first picture; picture i has seed N + i\n"
+    "  --size WxH           pixels: multiples of 16, at least 64, at most 4 MP in all\n"
+    "  --steps N            1 to 1000; default: 4 for distilled models, 50 for base models\n"
+    "  --guidance G         base models; default 4. Distilled models ignore it\n"
+    "  --truncate           cut a prompt of more than 512 tokens instead of refusing it\n"
+    "  --batch N            pictures rendered together, 1 to 64. With --prompt: so many pictures of the prompt\n"
+    "  --out FILE           .png, .jpg or .webp; with --prompt-file or --batch above 1 a folder (made if missing)\n"
+    "                       that gets 000001.png, 000002.png ..\n"
+    "  --dump FILE          tensors of the run as .safetensors (names: tests/golden/README.md); one batch only\n"
+    "  --device cpu         where to run\n"
+    "  --precision P        f32 or bf16 (default)\n"
+    "  --threads N          default: all\n"
+    "  --json               a line per picture: path, sha256, load_s, encode_s, denoise_s, decode_s, peak_bytes,\n"
+    "                       precision, device; times are those of its batch, peak_bytes those of the process\n"
+    "  --help, --version\n"
+    "\n"
+    "Exit: 0 done, 1 a picture failed, 2 refused, 128 + n stopped by signal n.\n";
+
+struct options {
+    const char *model, *prompt, *prompt_file, *negative, *out, *dump, *precision;
+    uint64_t seed;
+    int width, height, steps, threads, batch;
+    float guidance;
+    bool has_seed, truncate, json;
+};
+
+struct prompts { /* owned texts */
+    int count;
+    char **text;
+};
+
+struct dump {
+    size_t count;
+    struct safetensors_item items[DUMP_MAX];
+    bool no_memory;
+};
+
+struct run {
+    struct options options;
+    struct prompts prompts;
+    struct engine *engine;
+    char digest[65];
+    bool to_folder, is_terminal;
+    int done; /* pictures written */
+    struct dump dump;
+};
+
+static volatile sig_atomic_t stop_signal;
+
+static void on_signal(int number)
+{
+    stop_signal = number;
+}
+
+static int refuse(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static int refuse(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fputs("kiln-worker render: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    return EXIT_REFUSED;
+}
+
+/* --- options ------------------------------------------------------------------------------------------- */
+
+/* The whole text is a decimal number from 0 to max. */
+static bool parse_number(const char *text, uint64_t max, uint64_t *ret)
+{
+    uint64_t value = 0;
+    if (!*text)
+        return false;
+    for (; *text; text++) {
+        if (*text < '0' || *text > '9' || value > (max - (uint64_t)(*text - '0')) / 10)
+            return false;
+        value = value * 10 + (uint64_t)(*text - '0');
+    }
+    *ret = value;
+    return true;
+}
+
+static bool parse_int(const char *text, int max, int *ret)
+{
+    uint64_t value;
+    if (!parse_number(text, (uint64_t)max, &value))
+        return false;
+    *ret = (int)value;
+    return true;
+}
+
+static bool parse_size(const char *text, int *width, int *height)
+{
+    char first[16];
+    const char *x = strchr(text, 'x');
+    if (!x || x - text >= (int)sizeof first)
+        return false;
+    snprintf(first, sizeof first, "%.*s", (int)(x - text), text);
+    return parse_int(first, 1000000, width) && parse_int(x + 1, 1000000, height);
+}
+
+static bool parse_guidance(const char *text, float *ret)
+{
+    char *end;
+    errno = 0;
+    float value = strtof(text, &end);
+    if (end == text || *end || errno || !isfinite(value))
+        return false;
+    *ret = value;
+    return true;
+}
+
+enum option_id { OPT_MODEL = 256, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_STEPS, OPT_GUIDANCE,
+                 OPT_TRUNCATE, OPT_BATCH, OPT_OUT, OPT_DUMP, OPT_DEVICE, OPT_PRECISION, OPT_THREADS, OPT_JSON, OPT_HELP,
+                 OPT_VERSION };
+
+static const struct option long_options[] = {
+    {"model", required_argument, NULL, OPT_MODEL},         {"prompt", required_argument, NULL, OPT_PROMPT},
+    {"prompt-file", required_argument, NULL, OPT_PROMPT_FILE}, {"negative", required_argument, NULL, OPT_NEGATIVE},
+    {"seed", required_argument, NULL, OPT_SEED},           {"size", required_argument, NULL, OPT_SIZE},
+    {"steps", required_argument, NULL, OPT_STEPS},         {"guidance", required_argument, NULL, OPT_GUIDANCE},
+    {"truncate", no_argument, NULL, OPT_TRUNCATE},         {"batch", required_argument, NULL, OPT_BATCH},
+    {"out", required_argument, NULL, OPT_OUT},             {"dump", required_argument, NULL, OPT_DUMP},
+    {"device", required_argument, NULL, OPT_DEVICE},       {"precision", required_argument, NULL, OPT_PRECISION},
+    {"threads", required_argument, NULL, OPT_THREADS},     {"json", no_argument, NULL, OPT_JSON},
+    {"help", no_argument, NULL, OPT_HELP},                 {"version", no_argument, NULL, OPT_VERSION},
+    {NULL, 0, NULL, 0},
+};
+
+/* One option into o; 0, or the exit code. */
+static int take_option(struct options *o, int option, const char *value)
+{
+    switch (option) {
+    case OPT_MODEL: o->model = value; break;
+    case OPT_PROMPT: o->prompt = value; break;
+    case OPT_PROMPT_FILE: o->prompt_file = value; break;
+    case OPT_NEGATIVE: o->negative = value; break;
+    case OPT_OUT: o->out = value; break;
+    case OPT_DUMP: o->dump = value; break;
+    case OPT_TRUNCATE: o->truncate = true; break;
+    case OPT_JSON: o->json = true; break;
+    case OPT_SEED:
+        o->has_seed = true;
+        if (!parse_number(value, UINT64_MAX, &o->seed))
+            return refuse("--seed '%s': accepted: a number from 0 to 18446744073709551615", value);
+        break;
+    case OPT_SIZE:
+        if (!parse_size(value, &o->width, &o->height))
+            return refuse("--size '%s': accepted: WIDTHxHEIGHT, for example 512x512", value);
+        break;
+    case OPT_STEPS:
+        if (!parse_int(value, ENGINE_STEPS_MAX, &o->steps) || o->steps < 1)
+            return refuse("--steps '%s': accepted: 1 to %d", value, ENGINE_STEPS_MAX);
+        break;
+    case OPT_GUIDANCE:
+        if (!parse_guidance(value, &o->guidance))
+            return refuse("--guidance '%s': accepted: a number", value);
+        break;
+    case OPT_BATCH:
+        if (!parse_int(value, ENGINE_BATCH_MAX, &o->batch) || o->batch < 1)
+            return refuse("--batch '%s': accepted: 1 to %d", value, ENGINE_BATCH_MAX);
+        break;
+    case OPT_THREADS:
+        if (!parse_int(value, 256, &o->threads) || o->threads < 1)
+            return refuse("--threads '%s': accepted: 1 to 256", value);
+        break;
+    case OPT_PRECISION:
+        if (strcmp(value, "f32") != 0 && strcmp(value, "bf16") != 0)
+            return refuse("--precision '%s': accepted: f32, bf16", value);
+        o->precision = value;
+        break;
+    case OPT_DEVICE:
+        if (strcmp(value, "cpu") != 0)
+            return refuse("--device '%s': this build has no such device; accepted: cpu", value);
+        break;
+    }
+    return 0;
+}
+
+static int check_options(const struct options *o)
+{
+    enum image_format format;
+    if (!o->model)
+        return refuse("--model DIR is missing");
+    if (!o->prompt == !o->prompt_file)
+        return refuse(o->prompt ? "--prompt and --prompt-file: give one of the two" : "--prompt TEXT or --prompt-file FILE is missing");
+    if (!o->has_seed)
+        return refuse("--seed N is missing");
+    if (!o->width)
+        return refuse("--size WxH is missing");
+    if (!o->out || !*o->out)
+        return refuse("--out is missing");
+    if (o->prompt && o->batch == 1 && !image_file_format_of(o->out, &format))
+        return refuse("--out '%s': accepted: a name that ends in .png, .jpg or .webp", o->out);
+    return 0;
+}
+
+/* -1 when a run is wanted, else the exit code. */
+static int read_options(struct options *o, int argc, char **argv)
+{
+    *o = (struct options){.precision = "bf16", .batch = 1, .guidance = NAN};
+    optind = 0;
+    opterr = 0;
+    for (;;) {
+        int at = optind ? optind : 1;
+        int option = getopt_long(argc, argv, ":", long_options, NULL);
+        if (option == -1)
+            break;
+        if (option == OPT_HELP) {
+            fputs(usage_text, stdout);
+            return EXIT_DONE;
+        }
+        if (option == OPT_VERSION) {
+            puts("kiln-worker " KILN_VERSION);
+            return EXIT_DONE;
+        }
+        if (option == ':')
+            return refuse("'%s' needs a value; see --help", argv[at]);
+        if (option == '?')
+            return refuse("unknown option '%s'; see --help", argv[at]);
+        int code = take_option(o, option, optarg);
+        if (code)
+            return code;
+    }
+    if (optind < argc)
+        return refuse("'%s' is not an option; see --help", argv[optind]);
+    int code = check_options(o);
+    return code ? code : -1;
+}
+
+/* --- prompts --------------------------------------------------------------------------------------------- */
+
+static bool add_prompt(struct prompts *p, const char *text)
+{
+    if (p->count % 256 == 0) {
+        char **more = realloc(p->text, ((size_t)p->count + 256) * sizeof *more);
+        if (!more)
+            return false;
+        p->text = more;
+    }
+    p->text[p->count] = strdup(text);
+    return p->text[p->count++] != NULL;
+}
+
+/* The prompt of a line, or NULL when there is none; line endings, a byte order mark and comments are no part of it. */
+static char *prompt_of_line(char *line, size_t bytes, int number)
+{
+    if (number == 1 && bytes >= 3 && memcmp(line, "\xEF\xBB\xBF", 3) == 0)
+        line += 3;
+    size_t length = strlen(line);
+    while (length && (line[length - 1] == '\n' || line[length - 1] == '\r'))
+        line[--length] = 0;
+    return *line == 0 || *line == '#' ? NULL : line;
+}
+
+static int read_lines(struct prompts *p, FILE *f, const char *name)
+{
+    char *line = NULL;
+    size_t capacity = 0;
+    int number = 0, code = 0;
+    for (ssize_t bytes; !code && (bytes = getline(&line, &capacity, f)) != -1;) {
+        number++;
+        if (strlen(line) != (size_t)bytes) {
+            code = refuse("%s line %d: has a NUL byte", name, number);
+            break;
+        }
+        char *prompt = prompt_of_line(line, (size_t)bytes, number);
+        if (prompt && p->count == PROMPTS_MAX)
+            code = refuse("%s line %d: more than %d prompts", name, number, PROMPTS_MAX);
+        else if (prompt && !add_prompt(p, prompt))
+            code = refuse("%s line %d: no memory", name, number);
+    }
+    if (!code && ferror(f))
+        code = refuse("%s: %s", name, strerror(errno));
+    if (!code && p->count == 0)
+        code = refuse("%s: has no prompt", name);
+    free(line);
+    return code;
+}
+
+static int read_prompts(struct run *r)
+{
+    const struct options *o = &r->options;
+    if (o->prompt) {
+        for (int i = 0; i < o->batch; i++)
+            if (!add_prompt(&r->prompts, o->prompt))
+                return refuse("no memory");
+    } else {
+        bool is_stdin = strcmp(o->prompt_file, "-") == 0;
+        FILE *f = is_stdin ? stdin : fopen(o->prompt_file, "rb");
+        if (!f)
+            return refuse("--prompt-file '%s': %s", o->prompt_file, strerror(errno));
+        int code = read_lines(&r->prompts, f, is_stdin ? "stdin" : o->prompt_file);
+        if (!is_stdin)
+            fclose(f);
+        if (code)
+            return code;
+    }
+    if (o->seed > UINT64_MAX - (uint64_t)(r->prompts.count - 1))
+        return refuse("--seed %" PRIu64 ": the last of %d pictures would have a seed over 64 bits", o->seed, r->prompts.count);
+    if (o->dump && r->prompts.count > o->batch)
+        return refuse("--dump: %d pictures in batches of %d; a dump holds one batch, give --batch %d or fewer prompts",
+                      r->prompts.count, o->batch, r->prompts.count);
+    r->to_folder = o->prompt_file || o->batch > 1;
+    return 0;
+}
+
+/* --- files ---------------------------------------------------------------------------------------------- */
+
+/* PATH.XXXXXX beside PATH: a rename within one folder is atomic. */
+static int temporary(char *ret, size_t bytes, const char *path)
+{
+    snprintf(ret, bytes, "%s.XXXXXX", path);
+    int fd = mkstemp(ret);
+    mode_t mask = umask(0);
+    umask(mask);
+    if (fd >= 0)
+        fchmod(fd, 0666 & ~mask);
+    return fd;
+}
+
+static bool write_all(int fd, const char *data, size_t bytes)
+{
+    while (bytes) {
+        ssize_t n = write(fd, data, bytes);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return false;
+        data += n, bytes -= (size_t)n;
+    }
+    return true;
+}
+
+static bool write_file(const char *path, const void *data, size_t bytes)
+{
+    char name[4200];
+    int fd = temporary(name, sizeof name, path);
+    bool ok = fd >= 0 && write_all(fd, data, bytes) && fsync(fd) == 0;
+    int error = errno;
+    if (fd >= 0 && close(fd) != 0 && ok)
+        ok = false, error = errno;
+    if (ok && rename(name, path) != 0)
+        ok = false, error = errno;
+    if (!ok) {
+        fprintf(stderr, "kiln-worker render: cannot write %s: %s\n", path, strerror(error));
+        if (fd >= 0)
+            unlink(name);
+    }
+    return ok;
+}
+
+static bool write_dump(struct run *r)
+{
+    char name[4200];
+    struct engine_error why;
+    const char *path = r->options.dump;
+    if (r->dump.no_memory) {
+        fprintf(stderr, "kiln-worker render: --dump: no memory for the tensors\n");
+        return false;
+    }
+    int fd = temporary(name, sizeof name, path);
+    if (fd < 0) {
+        fprintf(stderr, "kiln-worker render: cannot write %s: %s\n", path, strerror(errno));
+        return false;
+    }
+    close(fd);
+    bool ok = safetensors_write(name, r->dump.items, r->dump.count, &why);
+    if (!ok)
+        fprintf(stderr, "kiln-worker render: cannot write %s: %s\n", path, why.text);
+    else if (rename(name, path) != 0) {
+        ok = false;
+        fprintf(stderr, "kiln-worker render: cannot write %s: %s\n", path, strerror(errno));
+    }
+    if (!ok)
+        unlink(name);
+    return ok;
+}
+
+static bool path_of(const struct run *r, int index, char *ret, size_t bytes)
+{
+    int used = r->to_folder ? snprintf(ret, bytes, "%s/%06d.png", r->options.out, index + 1)
+                            : snprintf(ret, bytes, "%s", r->options.out);
+    return used > 0 && (size_t)used < bytes;
+}
+
+static bool encode_image(const struct run *r, const struct engine_request *request, const struct engine_image *image,
+                         const char *path, void **ret, size_t *ret_bytes)
+{
+    char why[256], model[256];
+    enum image_format format;
+    const char *end = r->options.model + strlen(r->options.model);
+    while (end > r->options.model + 1 && end[-1] == '/')
+        end--;
+    const char *start = end;
+    while (start > r->options.model && start[-1] != '/')
+        start--;
+    snprintf(model, sizeof model, "%.*s", (int)(end - start), start);
+    struct image_record record = {
+        .prompt = request->prompt, .negative = request->negative, .model = model, .digest = r->digest,
+        .licence = engine_info(r->engine)->licence, .precision = r->options.precision, .software = "kiln " KILN_VERSION,
+        .width = image->width, .height = image->height, .steps = image->steps, .guidance = image->guidance,
+        .seed = image->seed, .truncated = image->truncated, .is_marked = true,
+    };
+    if (image_file_format_of(path, &format) &&
+        image_file_encode(ret, ret_bytes, format, image->rgb, &record, why, sizeof why))
+        return true;
+    fprintf(stderr, "kiln-worker render: cannot encode %s: %s\n", path, why);
+    return false;
+}
+
+static void report(const struct run *r, const struct engine_image *image, const char *path, const char *sha256)
+{
+    struct rusage usage;
+    const struct engine_timing *t = &image->timing;
+    getrusage(RUSAGE_SELF, &usage);
+    if (!r->options.json) {
+        printf("%s  seed %" PRIu64 "  load %.2f s  encode %.2f s  denoise %.2f s  decode %.2f s\n", path, image->seed,
+               t->load_s, t->encode_s, t->denoise_s, t->decode_s);
+        return;
+    }
+    json_t *line = json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:I, s:s, s:s}", "path", path, "sha256", sha256, "load_s",
+                             t->load_s, "encode_s", t->encode_s, "denoise_s", t->denoise_s, "decode_s", t->decode_s,
+                             "peak_bytes", (json_int_t)usage.ru_maxrss * 1024, "precision", r->options.precision, "device",
+                             engine_info(r->engine)->device);
+    char *text = line ? json_dumps(line, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(6)) : NULL;
+    if (text)
+        puts(text);
+    else
+        fprintf(stderr, "kiln-worker render: %s: its name is not UTF-8, no JSON line\n", path);
+    free(text);
+    json_decref(line);
+}
+
+static bool write_image(struct run *r, int index, const struct engine_request *request, const struct engine_image *image)
+{
+    char path[4096], sha256[65];
+    void *data = NULL;
+    size_t bytes;
+    if (!path_of(r, index, path, sizeof path)) {
+        fprintf(stderr, "kiln-worker render: --out: the path is too long\n");
+        return false;
+    }
+    bool ok = encode_image(r, request, image, path, &data, &bytes) && digest_of(data, bytes, sha256) &&
+              write_file(path, data, bytes);
+    if (ok)
+        report(r, image, path, sha256);
+    free(data);
+    return ok;
+}
+
+/* --- run ------------------------------------------------------------------------------------------------ */
+
+static bool is_cancelled(void *context)
+{
+    (void)context;
+    return stop_signal != 0;
+}
+
+static void show_step(void *context, int step, int steps)
+{
+    const struct run *r = context;
+    char bar[31];
+    if (!r->is_terminal)
+        return;
+    int filled = (int)((int64_t)step * 30 / steps);
+    memset(bar, '#', (size_t)filled);
+    memset(bar + filled, '.', (size_t)(30 - filled));
+    bar[30] = 0;
+    fprintf(stderr, "\r[%s] step %d of %d, picture %d of %d ", bar, step, steps, r->done + 1, r->prompts.count);
+}
+
+static void keep_tensor(void *context, const char *name, struct tensor value)
+{
+    struct dump *d = &((struct run *)context)->dump;
+    char *copy = malloc(tensor_bytes(value)), *label = strdup(name);
+    if (!copy || !label || d->count == DUMP_MAX) {
+        free(copy);
+        free(label);
+        d->no_memory = true;
+        return;
+    }
+    memcpy(copy, value.data, tensor_bytes(value));
+    value.data = copy;
+    d->items[d->count++] = (struct safetensors_item){label, value};
+}
+
+static void clear_bar(const struct run *r)
+{
+    if (r->is_terminal)
+        fputs("\r\033[K", stderr);
+}
+
+static int fault_code(enum engine_fault fault)
+{
+    if (fault == ENGINE_CANCELLED)
+        return EXIT_SIGNAL + stop_signal;
+    return fault == ENGINE_BAD_REQUEST || fault == ENGINE_BAD_MODEL ? EXIT_REFUSED : EXIT_FAILED;
+}
+
+static struct engine_request request_of(const struct run *r, int index)
+{
+    const struct options *o = &r->options;
+    struct engine_request request = {.prompt = r->prompts.text[index], .negative = o->negative, .width = o->width,
+                                     .height = o->height, .steps = o->steps, .guidance = o->guidance,
+                                     .seed = o->seed + (uint64_t)index, .truncate = o->truncate};
+    engine_request_defaults(r->engine, &request);
+    return request;
+}
+
+static int render_batch(struct run *r, int first, int count)
+{
+    struct engine_request requests[ENGINE_BATCH_MAX];
+    struct engine_image images[ENGINE_BATCH_MAX];
+    struct engine_error why;
+    struct engine_watch watch = {.context = r, .cancelled = is_cancelled, .step = show_step,
+                                 .dump = r->options.dump ? keep_tensor : NULL};
+    for (int i = 0; i < count; i++)
+        requests[i] = request_of(r, first + i);
+    bool ok = engine_generate(r->engine, requests, count, images, &watch, &why);
+    clear_bar(r);
+    if (!ok) {
+        fprintf(stderr, "kiln-worker render: %s\n", why.text);
+        return fault_code(why.fault);
+    }
+    int code = EXIT_DONE;
+    for (int i = 0; i < count; i++) {
+        if (!code && !write_image(r, first + i, &requests[i], &images[i]))
+            code = EXIT_FAILED;
+        engine_image_done(&images[i]);
+    }
+    r->done += count;
+    return code;
+}
+
+/* Every prompt is checked before the first is rendered: a night's work does not end at line 900. */
+static int check_all(struct run *r)
+{
+    struct engine_error why;
+    for (int i = 0; i < r->prompts.count; i++) {
+        struct engine_request request = request_of(r, i);
+        if (!engine_check(r->engine, &request, &why))
+            return r->options.prompt ? refuse("%s", why.text) : refuse("prompt %d: %s", i + 1, why.text);
+        if (r->options.prompt)
+            break; /* all the same */
+    }
+    return 0;
+}
+
+static int render_all(struct run *r)
+{
+    int code = check_all(r);
+    if (!code && r->to_folder && mkdir(r->options.out, 0777) != 0 && errno != EEXIST)
+        code = refuse("--out '%s': %s", r->options.out, strerror(errno));
+    for (int first = 0; !code && first < r->prompts.count; first += r->options.batch) {
+        int rest = r->prompts.count - first;
+        code = render_batch(r, first, rest < r->options.batch ? rest : r->options.batch);
+    }
+    if (!code && r->options.dump && !write_dump(r))
+        code = EXIT_FAILED;
+    return code;
+}
+
+static int open_model(struct run *r)
+{
+    const struct options *o = &r->options;
+    struct engine_error why;
+    char text[512];
+    struct engine_options options = {.model_dir = o->model, .threads = o->threads,
+                                     .precision = strcmp(o->precision, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16};
+    if (!engine_open(&r->engine, &options, &why)) {
+        fprintf(stderr, "kiln-worker render: %s\n", why.text);
+        return why.fault == ENGINE_DEVICE ? EXIT_REFUSED : fault_code(why.fault);
+    }
+    if (!digest_model(o->model, r->digest, text, sizeof text))
+        return refuse("%s", text);
+    return 0;
+}
+
+static void run_done(struct run *r)
+{
+    engine_close(r->engine);
+    for (int i = 0; i < r->prompts.count; i++)
+        free(r->prompts.text[i]);
+    free(r->prompts.text);
+    for (size_t i = 0; i < r->dump.count; i++) {
+        free((void *)(uintptr_t)r->dump.items[i].name);
+        free(r->dump.items[i].value.data);
+    }
+    free(r);
+}
+
+int render_main(int argc, char **argv)
+{
+    struct run *r = calloc(1, sizeof *r);
+    if (!r)
+        return refuse("no memory");
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    r->is_terminal = isatty(STDERR_FILENO);
+    int code = read_options(&r->options, argc, argv);
+    if (code < 0)
+        code = read_prompts(r);
+    else {
+        run_done(r);
+        return code;
+    }
+    if (!code)
+        code = open_model(r);
+    if (!code)
+        code = render_all(r);
+    run_done(r);
+    return code;
+}
