@@ -15,7 +15,7 @@ with asked as (
                               render_s, truncated, n)
 ), ended as (
     delete from task t using asked a
-    where t.id = a.task_id and t.lease_token = a.token
+    where t.id = a.task_id and t.lease_token = a.token and a.token > 0
     returning t.*, a.token, a.by_worker, a.sha256, a.digest, a.bytes, a.used_seed, a.width, a.height, a.steps,
               a.guidance, a.render_s, a.truncated
 ), kept as (
