@@ -11,9 +11,11 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Members of an object, in order. */
 static void open_object(struct json_text *t)
@@ -104,12 +106,15 @@ static int find_campaign(struct listing *l)
     return COMMAND_DONE;
 }
 
-/* A pipe that was closed, a full disk: the reader did not get everything, so this is no success. */
+/* A full disk means the reader did not get everything. A pipe whose reader left (`| head`) had enough. */
 static int close_output(struct listing *l, int code)
 {
-    if (fflush(stdout) != 0 || ferror(stdout))
-        return code == COMMAND_DONE ? command_say(l->call, COMMAND_FAILED, "not everything could be written to the output") : code;
-    return code;
+    struct pollfd reader = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return code;
+    if (poll(&reader, 1, 0) == 1 && (reader.revents & POLLERR))
+        return code;
+    return code == COMMAND_DONE ? command_say(l->call, COMMAND_FAILED, "not everything could be written to the output") : code;
 }
 
 /* --- status ------------------------------------------------------------------------------------------- */
