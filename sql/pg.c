@@ -806,6 +806,26 @@ enum pg_event pg_pipe_poll(struct pg *pg, struct pg_result **ret, struct pg_erro
     return PG_EVENT_NONE;
 }
 
+bool pg_pipe_enter(struct pg *pg, struct pg_error *why)
+{
+    return PQenterPipelineMode(pg->conn) || lost(pg, why);
+}
+
+enum pg_event pg_pipe_wait(struct pg *pg, struct pg_result **ret, struct pg_error *why)
+{
+    int64_t deadline_ms = pg_now_ms() + pg->answer_ms + ANSWER_EXTRA_MS;
+    enum pg_event event;
+    while ((event = pg_pipe_poll(pg, ret, why)) == PG_EVENT_NONE)
+        if (!await(pg, pg->wants_write ? POLLIN | POLLOUT : POLLIN, deadline_ms, why))
+            return PG_EVENT_GONE;
+    return event;
+}
+
+bool pg_pipe_leave(struct pg *pg, struct pg_error *why)
+{
+    return PQexitPipelineMode(pg->conn) || lost(pg, why);
+}
+
 bool pg_notified(struct pg *pg)
 {
     bool was = pg->was_notified;

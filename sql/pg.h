@@ -116,6 +116,11 @@ enum pg_event {
     PG_EVENT_GONE,    /* the connection is lost: why */
 };
 enum pg_event pg_pipe_poll(struct pg *pg, struct pg_result **ret, struct pg_error *why);
+/* On a blocking connection: a pipeline between enter and leave. pg_pipe_wait is pg_pipe_poll that waits, and is never
+ * PG_EVENT_NONE. Leave when every answer up to the sync has been read. */
+bool pg_pipe_enter(struct pg *pg, struct pg_error *why);
+enum pg_event pg_pipe_wait(struct pg *pg, struct pg_result **ret, struct pg_error *why);
+bool pg_pipe_leave(struct pg *pg, struct pg_error *why);
 bool pg_notified(struct pg *pg); /* a NOTIFY arrived since last asked */
 
 /* pg_session_sql sets timeouts, schema and keepalives: parameters are those of pg_session_values. The first statement

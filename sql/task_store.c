@@ -22,8 +22,8 @@ enum {
 struct task_store {
     struct pg *pg;
     struct pg_values values;
-    struct pg_values chunk; /* rows of a submit not yet sent, as a COPY stream */
-    int chunk_rows;
+    struct chunk { struct pg_values rows; int row_count; } filling, under_way; /* of a submit, as COPY streams */
+    bool is_under_way;
     int64_t campaign_id;
     char campaign[TASK_STORE_NAME_MAX + 1];
     struct task_submitted submitted;
@@ -70,7 +70,8 @@ void task_store_close(struct task_store *s)
         return;
     pg_close(s->pg);
     pg_values_done(&s->values);
-    pg_values_done(&s->chunk);
+    pg_values_done(&s->filling.rows);
+    pg_values_done(&s->under_way.rows);
     free(s);
 }
 
@@ -233,10 +234,10 @@ static bool cancelled_takes_nothing(struct task_store *s, struct pg_error *why)
                         s->campaign, s->campaign);
 }
 
-static void begin_chunk(struct task_store *s)
+static void begin_chunk(struct chunk *chunk)
 {
-    pg_values_copy_begin(&s->chunk);
-    s->chunk_rows = 0;
+    pg_values_copy_begin(&chunk->rows);
+    chunk->row_count = 0;
 }
 
 bool task_store_submit_begin(struct task_store *s, int64_t campaign_id, struct pg_error *why)
@@ -255,61 +256,131 @@ bool task_store_submit_begin(struct task_store *s, int64_t campaign_id, struct p
         return cancelled_takes_nothing(s, why);
     s->campaign_id = campaign_id;
     s->submitted = (struct task_submitted){0};
-    begin_chunk(s);
+    begin_chunk(&s->filling);
     return pg_script(s->pg, sql_text_query("submit_staging"), why);
 }
 
-/* act_submit is the transaction of one chunk. The campaign's row is touched last and shortly: finishers never wait. */
-static bool act_submit(struct task_store *s, void *context, struct pg_error *why)
+/* The statements of a chunk that need no decision of ours, up to its commit. */
+static const char *const chunk_steps[] = {"submit_groups", "submit_content", "submit_tasks", "submit_total"};
+enum { CHUNK_STEPS = sizeof chunk_steps / sizeof *chunk_steps, CONTENT_STEP = 1, TASKS_STEP = 2 };
+
+/* open_chunk begins the transaction of a chunk and copies its rows; what is left is queued by queue_chunk. */
+static bool open_chunk(struct task_store *s, struct pg_error *why)
 {
-    struct task_submitted *chunk = context;
     struct pg_result *r = NULL;
-    if (!pg_copy(s->pg, sql_text_query("submit_copy"), &s->chunk, why))
-        return false;
     pg_values_clear(&s->values);
     pg_values_i64(&s->values, s->campaign_id);
-    if (!run(s, "submit_lock", NULL, why) || !run(s, "submit_groups", NULL, why) || !run(s, "submit_content", &r, why))
+    if (!pg_script(s->pg, "begin", why) || !run(s, "submit_lock", &r, why))
         return false;
-    int64_t rows = pg_row_i64(r, 0, 0), fresh = pg_row_i64(r, 0, 1);
+    bool is_cancelled = pg_row_count(r) == 0 || pg_row_bool(r, 0, 0);
     pg_result_free(r);
-    *chunk = (struct task_submitted){fresh, rows - fresh};
-    if (fresh == 0)
+    if (is_cancelled)
+        return cancelled_takes_nothing(s, why);
+    return pg_copy(s->pg, sql_text_query("submit_copy"), &s->under_way.rows, why);
+}
+
+static bool queue_chunk(struct task_store *s, struct pg_error *why)
+{
+    bool ok = pg_pipe_enter(s->pg, why);
+    for (int i = 0; ok && i < CHUNK_STEPS; i++)
+        ok = pg_pipe_sql(s->pg, sql_text_query(chunk_steps[i]), &s->values, why);
+    return ok && pg_pipe_sql(s->pg, "commit", NULL, why) && pg_pipe_sync(s->pg, why);
+}
+
+/* hear_chunk waits for the answers of a chunk, to the sync; the first error is the chunk's. */
+static bool hear_chunk(struct task_store *s, struct task_submitted *ret, struct pg_error *why)
+{
+    int64_t number[CHUNK_STEPS + 1] = {0}, rows = 0;
+    bool ok = true;
+    for (int step = 0;; step++) {
+        struct pg_result *r = NULL;
+        struct pg_error now = {0};
+        switch (pg_pipe_wait(s->pg, &r, &now)) {
+        case PG_EVENT_ROWS:
+            if (step == CONTENT_STEP)
+                rows = pg_row_i64(r, 0, 0);
+            if (step == CONTENT_STEP || step == TASKS_STEP)
+                number[step] = pg_row_i64(r, 0, step == CONTENT_STEP);
+            pg_result_free(r);
+            break;
+        case PG_EVENT_FAILED:
+            *why = ok ? now : *why;
+            ok = false;
+            break;
+        case PG_EVENT_SYNCED:
+            if (!pg_pipe_leave(s->pg, ok ? why : &now) || !ok)
+                return false;
+            *ret = (struct task_submitted){number[CONTENT_STEP], rows - number[CONTENT_STEP]};
+            return number[CONTENT_STEP] == number[TASKS_STEP] ||
+                   pg_error_set(why, PG_REFUSED, "submit: %lld new content keys gave %lld tasks: run 'kiln audit'",
+                                (long long)number[CONTENT_STEP], (long long)number[TASKS_STEP]);
+        case PG_EVENT_GONE:
+            *why = now;
+            return false;
+        case PG_EVENT_SKIPPED:
+        case PG_EVENT_NONE:
+            break;
+        }
+    }
+}
+
+/* give_up rolls a chunk back. True when it only met another transaction and may be sent again. */
+static bool give_up(struct task_store *s, int again, struct pg_error *why)
+{
+    struct pg_error ignored;
+    s->is_under_way = false;
+    if (why->fault == PG_AWAY)
+        return false;
+    pg_script(s->pg, "rollback", &ignored);
+    if (strstr(why->text, "content_file"))
+        pg_error_prefix(why, "two different images want one file name: ");
+    return why->fault == PG_CONFLICT && again < AGAIN_MAX;
+}
+
+/* start_chunk puts the chunk under way; the server works on it while the caller makes the next one. */
+static bool start_chunk(struct task_store *s, int *again, struct pg_error *why)
+{
+    while (!(s->is_under_way = open_chunk(s, why) && queue_chunk(s, why)))
+        if (!give_up(s, (*again)++, why))
+            return false;
+    return true;
+}
+
+/* settle_chunk: after it nothing is under way. */
+static bool settle_chunk(struct task_store *s, struct pg_error *why)
+{
+    struct task_submitted chunk = {0};
+    int again = 0;
+    if (!s->is_under_way)
         return true;
-    if ((fresh < rows && !run(s, "submit_known", NULL, why)) || !run(s, "submit_tasks", &r, why))
-        return false;
-    int64_t added = pg_row_i64(r, 0, 0);
-    pg_result_free(r);
-    if (added != fresh)
-        return pg_error_set(why, PG_REFUSED, "submit: %lld new content keys gave %lld tasks", (long long)fresh, (long long)added);
-    pg_values_i64(&s->values, added);
-    if (!run(s, "submit_total", &r, why))
-        return false;
-    bool counted = pg_row_count(r) == 1;
-    pg_result_free(r);
-    return counted || cancelled_takes_nothing(s, why);
+    while (!hear_chunk(s, &chunk, why))
+        if (!give_up(s, again++, why) || !start_chunk(s, &again, why))
+            return false;
+    s->is_under_way = false;
+    s->submitted.added += chunk.added;
+    s->submitted.present += chunk.present;
+    return true;
 }
 
 static bool send_chunk(struct task_store *s, struct pg_error *why)
 {
-    struct task_submitted chunk = {0};
-    if (s->chunk_rows == 0)
-        return true;
-    pg_values_copy_end(&s->chunk);
-    if (!transact(s, act_submit, &chunk, why)) {
-        if (strstr(why->text, "content_file"))
-            pg_error_prefix(why, "two different images want one file name: ");
+    int again = 0;
+    if (!settle_chunk(s, why))
         return false;
-    }
-    s->submitted.added += chunk.added;
-    s->submitted.present += chunk.present;
-    begin_chunk(s);
-    return true;
+    if (s->filling.row_count == 0)
+        return true;
+    pg_values_copy_end(&s->filling.rows);
+    struct chunk full = s->filling;
+    s->filling = s->under_way;
+    s->under_way = full;
+    begin_chunk(&s->filling);
+    return start_chunk(s, &again, why);
 }
 
 /* The order is that of queries/submit_copy.sql. */
 bool task_store_submit_row(struct task_store *s, const struct task_row *row, struct pg_error *why)
 {
-    struct pg_values *v = &s->chunk;
+    struct pg_values *v = &s->filling.rows;
     pg_values_copy_row(v, ROW_FIELDS);
     pg_values_i32(v, row->row);
     pg_values_i32(v, row->variation);
@@ -326,15 +397,15 @@ bool task_store_submit_row(struct task_store *s, const struct task_row *row, str
     pg_values_text(v, row->prompt ? row->prompt : "");
     pg_values_text(v, row->negative ? row->negative : "");
     pg_values_jsonb(v, row->labels_json && row->labels_json[0] ? row->labels_json : NULL);
-    s->chunk_rows++;
-    if (s->chunk_rows >= CHUNK_ROWS || v->used >= CHUNK_BYTES)
+    s->filling.row_count++;
+    if (s->filling.row_count >= CHUNK_ROWS || v->used >= CHUNK_BYTES)
         return send_chunk(s, why);
     return true;
 }
 
 bool task_store_submit_end(struct task_store *s, struct task_submitted *ret, struct pg_error *why)
 {
-    if (!send_chunk(s, why) || (s->submitted.added > 0 && !pg_script(s->pg, sql_text_query("announce"), why)))
+    if (!send_chunk(s, why) || !settle_chunk(s, why) || (s->submitted.added > 0 && !pg_script(s->pg, sql_text_query("announce"), why)))
         return false;
     *ret = s->submitted;
     return true;

@@ -48,7 +48,8 @@ void task_store_campaigns_free(struct campaign *list, int count);
  * is refused (PG_REFUSED) with both values. The priority is the last submit's. */
 bool task_store_campaign(struct task_store *s, const struct campaign_spec *spec, struct campaign *ret, struct pg_error *why);
 /* task_store_submit_* streams rows by COPY in chunks, each its own transaction; content keys that exist are 'present'.
- * A cancelled campaign takes no rows (PG_REFUSED). After an error the rows of whole chunks before it are in the database;
+ * The server works on one chunk while the caller makes the next, so an error may be of rows given before, and between
+ * begin and end the store does nothing else. A cancelled campaign takes no rows (PG_REFUSED). After an error the rows of whole chunks before it are in the database;
  * the remedy is to submit the same again: only what is missing is added. */
 bool task_store_submit_begin(struct task_store *s, int64_t campaign_id, struct pg_error *why);
 bool task_store_submit_row(struct task_store *s, const struct task_row *row, struct pg_error *why);

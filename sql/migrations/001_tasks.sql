@@ -65,8 +65,8 @@ create table content (
     campaign_id bigint not null,
     content_key uuid not null,
     task_id     bigint not null,
-    file        text not null check (octet_length(file) between 1 and 255 and position('/' in file) = 0 and left(file, 1) <> '.'),
-    primary key (campaign_id, content_key),
+    file        text collate "C" not null check (octet_length(file) between 1 and 255 and position('/' in file) = 0 and left(file, 1) <> '.'),
+    primary key (content_key, campaign_id), -- what differs stands first: one comparison a step, not two
     constraint content_file unique (campaign_id, file) -- one file, one row
 );
 
@@ -175,8 +175,8 @@ create table duty (
 --   retry      ready again after a backoff; failed at the 5th attempt
 --   lost       the worker went away: ready at once; failed at the 20th loss
 --   released   not begun: ready at once, as if never claimed
--- In a cancelled campaign nothing becomes ready again. The campaign's row is locked against a cancel that runs at
--- the same time: either it sees what we give back, or we see that it is cancelled.
+-- In a cancelled campaign nothing becomes ready again. The key share lock meets the FOR UPDATE of a cancel that runs at
+-- the same time (either it sees what we give back, or we see that it is cancelled), and nothing else.
 -- Asked again with the same token, the answer is the same, until somebody claims the task.
 -- state + 0: see queries/claim.sql.
 create function give_back(tasks bigint[], tokens bigint[], kinds text[], reasons text[])
@@ -190,7 +190,7 @@ returns setof bigint language sql volatile set search_path = kiln as $$
         from asked a
         join task t on t.id = a.task_id and t.lease_token = a.token and t.state + 0 = 1
         join campaign c on c.id = t.campaign_id
-        for update of t for share of c
+        for update of t for key share of c
     ), verdict as (
         select *, case when kind = 'refuse' then 'refuse'
                        when campaign_state = 'cancelled' then 'cancelled'

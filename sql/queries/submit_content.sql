@@ -1,4 +1,4 @@
--- submit_content.sql - claims the content keys of a chunk; the known ones change nothing. $1 campaign bigint
+-- submit_content.sql - claims the content keys of a chunk; rows whose key was there before leave it. $1 campaign bigint
 --   \set content `cat submit_content.sql`
 --   prepare content as :content
 --   execute content(1);
@@ -7,6 +7,10 @@ with fresh as (
     insert into content (campaign_id, content_key, task_id, file)
     select $1::bigint, content_key, id, file from submit_row
     on conflict (campaign_id, content_key) do nothing
-    returning 1
+    returning task_id
+), known as (
+    delete from submit_row
+    where (select count(*) from fresh) < (select count(*) from submit_row) -- most chunks are all new: no look at each row
+      and id not in (select task_id from fresh)
 )
 select (select count(*) from submit_row), (select count(*) from fresh);

@@ -1,8 +1,6 @@
--- submit_total.sql - counts a chunk in; no row when the campaign was cancelled meanwhile: the chunk is rolled back.
--- $1 campaign bigint, $2 added bigint
+-- submit_total.sql - counts in what is left of the chunk. $1 campaign bigint
 --   \set total `cat submit_total.sql`
 --   prepare total as :total
---   execute total(1, 100);
-update campaign set total = total + $2::bigint, touched_at = clock_timestamp()
-where id = $1::bigint and state <> 'cancelled'
-returning total;
+--   execute total(1);
+update campaign set total = total + (select count(*) from submit_row), touched_at = clock_timestamp()
+where id = $1::bigint;

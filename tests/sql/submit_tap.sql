@@ -13,7 +13,6 @@ set local enable_nestloop = off; -- as submit_lock.sql does
 select pg_temp.submit_groups(1);
 select is(count(*), 2::bigint, 'a group for the new shape only') from task_group where campaign_id = 1;
 select results_eq('select rows, fresh from pg_temp.submit_content(1)', 'values (5::bigint, 3::bigint)', 'five rows, three new');
-select pg_temp.submit_known(1);
 select is(count(*), 3::bigint, 'the known rows leave the chunk') from submit_row;
 select results_eq('select pg_temp.submit_tasks(1)', '{3}'::bigint[], 'three new tasks');
 select results_eq('select row from task where id in (select task_id from content where task_id < 1000) order by id', '{4,5,6}'::int[], 'ids follow the rows');
@@ -21,7 +20,6 @@ select results_eq('select g.width from task t join task_group g on g.id = t.grou
 select is((select count(distinct content_key) from task), 6::bigint, 'no key twice');
 select pg_temp.stage(4, 6);
 select results_eq('select rows, fresh from pg_temp.submit_content(1)', 'values (3::bigint, 0::bigint)', 'the same once more: none new');
-select pg_temp.submit_known(1);
 select is(count(*), 0::bigint, 'submitted again: nothing is left') from submit_row;
 select pg_temp.stage(7, 7);
 update submit_row set content_key = md5('other')::uuid, file = '6.png';

@@ -572,10 +572,11 @@ static void server_that_dies_in_a_submit_leaves_whole_chunks(void **state)
     assert_false(ok && task_store_submit_end(s, &ret, &why));
     assert_int_equal(why.fault, PG_AWAY);
     task_store_close(s);
-    assert_int_equal(test_server_number(&server, "select count(*) from task"), 20000);
+    int64_t there = test_server_number(&server, "select count(*) from task");
+    assert_true(there == 0 || there == 20000); /* the first chunk may have been under way */
     test_server_audit(&server);
     test_server_submit(&server, "crash", 45000, &ret); /* the remedy */
-    assert_int_equal(ret.added, 25000);
+    assert_int_equal(ret.added, 45000 - there);
     test_server_audit(&server);
 }
 
