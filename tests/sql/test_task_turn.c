@@ -499,6 +499,27 @@ static void stopped_server_is_away_and_comes_back_by_itself(void **state)
     task_turn_close(t);
 }
 
+/* A server that is there but frozen (a disk that hangs, a paused machine) must not freeze the coordinator with it. */
+static void frozen_server_counts_as_away(void **state)
+{
+    (void)state;
+    struct task_turn *t = test_server_turn_open(&server);
+    pid_t backend = (pid_t)test_server_number(&server, "select pid from pg_stat_activity where query like '%%kiln_tasks%%'"
+                                                       " and pid <> pg_backend_pid() order by backend_start desc limit 1");
+    assert_true(backend > 1);
+    assert_int_equal(kill(backend, SIGSTOP), 0);
+    int64_t start_ms = pg_now_ms();
+    task_turn_start(t, &(struct task_turn_request){.offer = true});
+    bool is_away = test_server_wait(t, TASK_TURN_AWAY, 40000);
+    int64_t took_ms = pg_now_ms() - start_ms;
+    kill(backend, SIGCONT);
+    assert_true(is_away);
+    assert_in_range(took_ms, 25000, 35000);
+    assert_non_null(strstr(task_turn_why(t), "does not answer"));
+    assert_true(test_server_wait(t, TASK_TURN_IDLE, 10000));
+    task_turn_close(t);
+}
+
 static void newer_schema_is_refused_with_both_versions(void **state)
 {
     (void)state;
@@ -562,6 +583,7 @@ int main(void)
         cmocka_unit_test_setup(two_coordinators_never_claim_one_task, empty),
         cmocka_unit_test_setup(server_killed_in_mid_turn_loses_and_doubles_nothing, empty),
         cmocka_unit_test_setup(stopped_server_is_away_and_comes_back_by_itself, empty),
+        cmocka_unit_test_setup(frozen_server_counts_as_away, empty),
         cmocka_unit_test_setup(newer_schema_is_refused_with_both_versions, empty),
     };
     return cmocka_run_group_tests(tests, start_server, drop_server);
