@@ -1,0 +1,103 @@
+/* failure.c - engine faults become failure kinds; texts become reasons that can be sent.
+ *
+ *   BAD_REQUEST  refuse    the same row fails everywhere and always
+ *   BAD_MODEL    retry     this host's files are damaged or missing; another worker's may not be
+ *   NO_MEMORY    oom       a smaller batch, or a bigger worker
+ *   IO           retry
+ *   DEVICE       retry     and this process ends: a lost device stays lost until it is opened again
+ *   BAD_RESULT   retry     NaN once may be a flipped bit; always NaN uses up the attempts and is shown
+ *   CANCELLED    released  somebody asked for it, nobody failed */
+#include "failure.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+static bool is_continuation(char c)
+{
+    return ((unsigned char)c & 0xc0) == 0x80;
+}
+
+static size_t character_bytes(const char *p)
+{
+    unsigned char c = (unsigned char)*p;
+    size_t want = c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
+    for (size_t i = 1; i < want; i++)
+        if (!is_continuation(p[i]))
+            return 0;
+    bool is_overlong = (c == 0xe0 && (unsigned char)p[1] < 0xa0) || (c == 0xf0 && (unsigned char)p[1] < 0x90);
+    bool is_beyond = (c == 0xed && (unsigned char)p[1] > 0x9f) || (c == 0xf4 && (unsigned char)p[1] > 0x8f);
+    return is_overlong || is_beyond ? 0 : want;
+}
+
+/* A reason may quote a prompt or a path cut in the middle of a character; such bytes become '?', since a message
+ * that holds them could not be sent and its task would hang until the lease ends. */
+static void make_sendable(char *text)
+{
+    while (*text) {
+        size_t step = character_bytes(text);
+        if (step == 0)
+            *text = '?';
+        text += step ? step : 1;
+    }
+}
+
+static struct failure make(enum msg_failure kind, const char *format, va_list list)
+{
+    struct failure f = {.kind = kind};
+    vsnprintf(f.reason, sizeof f.reason, format, list);
+    if (strlen(f.reason) == sizeof f.reason - 1)
+        memcpy(f.reason + sizeof f.reason - 4, "...", 3);
+    make_sendable(f.reason);
+    return f;
+}
+
+#define MAKE(kind_of) \
+    va_list list; \
+    va_start(list, format); \
+    struct failure f = make(kind_of, format, list); \
+    va_end(list); \
+    return f
+
+struct failure failure_refuse(const char *format, ...)
+{
+    MAKE(MSG_FAILURE_REFUSE);
+}
+
+struct failure failure_retry(const char *format, ...)
+{
+    MAKE(MSG_FAILURE_RETRY);
+}
+
+struct failure failure_released(const char *format, ...)
+{
+    MAKE(MSG_FAILURE_RELEASED);
+}
+
+static enum msg_failure kind_of(enum engine_fault fault)
+{
+    switch (fault) {
+    case ENGINE_BAD_REQUEST: return MSG_FAILURE_REFUSE;
+    case ENGINE_NO_MEMORY: return MSG_FAILURE_OOM;
+    case ENGINE_CANCELLED: return MSG_FAILURE_RELEASED;
+    case ENGINE_OK:
+    case ENGINE_BAD_MODEL:
+    case ENGINE_IO:
+    case ENGINE_DEVICE:
+    case ENGINE_BAD_RESULT: break;
+    }
+    return MSG_FAILURE_RETRY;
+}
+
+struct failure failure_of_engine(const struct engine_error *why)
+{
+    struct failure f = failure_retry("%s", why->text);
+    f.kind = kind_of(why->fault);
+    f.is_last = why->fault == ENGINE_DEVICE;
+    return f;
+}
+
+bool failure_is_of_one(enum engine_fault fault)
+{
+    return fault == ENGINE_BAD_REQUEST || fault == ENGINE_BAD_RESULT;
+}

@@ -1,0 +1,27 @@
+/* failure.h - the one place that decides what a failure means to the farm.
+ *
+ *   refuse    the row is wrong: never again                 oom       again, in smaller batches
+ *   retry     it may work later, here or elsewhere          released  not attempted: goes back uncounted
+ *
+ * An engine fault becomes one of these here and nowhere else. */
+#ifndef KILN_FAILURE_H
+#define KILN_FAILURE_H
+
+#include "engine_error.h"
+#include "msg.h"
+
+struct failure {
+    enum msg_failure kind;
+    bool is_last;    /* the device is gone: this process must end and be started again */
+    char reason[1280]; /* UTF-8, whatever the bytes it was made of */
+};
+
+struct failure failure_of_engine(const struct engine_error *why);
+struct failure failure_refuse(const char *format, ...) __attribute__((format(printf, 1, 2)));
+struct failure failure_retry(const char *format, ...) __attribute__((format(printf, 1, 2)));
+struct failure failure_released(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* failure_is_of_one: could a single request of a batch be the cause? Then the batch is rendered singly to find it. */
+bool failure_is_of_one(enum engine_fault fault);
+
+#endif

@@ -1,0 +1,135 @@
+/* model_set.c - opening, warming up, closing for memory, licences. */
+#include "model_set.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "clock.h"
+#include "digest.h"
+#include "log.h"
+
+#define LICENCE_NON_COMMERCIAL "FLUX Non-Commercial"
+
+/* The first image pays for page faults, thread start and packed weights; a campaign's first should not. */
+static bool warm_up(struct model *m, struct engine_error *why)
+{
+    struct engine_request r = {.prompt = "warm-up", .width = ENGINE_SIDE_MIN, .height = ENGINE_SIDE_MIN, .steps = 1, .guidance = NAN};
+    struct engine_image image;
+    engine_request_defaults(m->engine, &r);
+    if (!engine_generate(m->engine, &r, 1, &image, NULL, why))
+        return engine_error_at(why, "warm-up image");
+    engine_image_done(&image);
+    return true;
+}
+
+/* Closes the open model that was not used for longest, except keep. */
+static bool close_one(struct model_set *s, const struct model *keep)
+{
+    struct model *oldest = NULL;
+    for (int i = 0; i < s->count; i++) {
+        struct model *m = &s->models[i];
+        if (m != keep && m->engine && (!oldest || m->used < oldest->used))
+            oldest = m;
+    }
+    if (!oldest)
+        return false;
+    log_event(LOG_INFO, "model_closed", "model=%s reason=memory", log_quote(oldest->name));
+    engine_close(oldest->engine);
+    oldest->engine = NULL;
+    return true;
+}
+
+bool model_set_open(struct model_set *s, struct model *m, struct engine_error *why)
+{
+    struct engine_options options = {.model_dir = m->dir, .precision = s->precision, .threads = s->threads};
+    m->used = ++s->uses;
+    if (m->engine)
+        return true;
+    double start_s = clock_s();
+    log_event(LOG_INFO, "model_opening", "model=%s dir=%s", log_quote(m->name), log_quote(m->dir));
+    bool ok;
+    do {
+        ok = engine_open(&m->engine, &options, why);
+        if (!ok)
+            m->engine = NULL;
+    } while (!ok && why->fault == ENGINE_NO_MEMORY && close_one(s, m));
+    if (ok && !warm_up(m, why)) {
+        engine_close(m->engine);
+        m->engine = NULL;
+        ok = false;
+    }
+    if (!ok)
+        return engine_error_at(why, "model '%s' (%s)", m->name, m->dir);
+    m->info = *engine_info(m->engine);
+    log_event(LOG_INFO, "model_open", "model=%s family=%s licence=%s device=%s seconds=%.1f", log_quote(m->name),
+              m->info.family, log_quote(m->info.licence), log_quote(m->info.device), clock_s() - start_s);
+    return true;
+}
+
+static bool digest_one(struct model *m, struct engine_error *why)
+{
+    char text[512];
+    double start_s = clock_s();
+    log_event(LOG_INFO, "model_hashing", "model=%s dir=%s", log_quote(m->name), log_quote(m->dir));
+    if (!digest_model(m->dir, m->digest, text, sizeof text))
+        return engine_error_set(why, ENGINE_BAD_MODEL, "model '%s': %s", m->name, text);
+    log_event(LOG_INFO, "model_hashed", "model=%s digest=%s seconds=%.1f", log_quote(m->name), m->digest, clock_s() - start_s);
+    return true;
+}
+
+bool model_set_prepare(struct model_set *s, const struct model_source *sources, int count,
+                       enum engine_precision precision, int threads, struct engine_error *why)
+{
+    memset(s, 0, sizeof *s);
+    s->precision = precision;
+    s->threads = threads;
+    for (int i = 0; i < count; i++) {
+        struct model *m = &s->models[i];
+        snprintf(m->name, sizeof m->name, "%s", sources[i].name);
+        m->dir = sources[i].dir;
+        s->count++;
+        if (!digest_one(m, why) || !model_set_open(s, m, why))
+            return false;
+    }
+    return true;
+}
+
+void model_set_close(struct model_set *s)
+{
+    for (int i = 0; i < s->count; i++) {
+        engine_close(s->models[i].engine);
+        s->models[i].engine = NULL;
+    }
+}
+
+struct model *model_set_find(struct model_set *s, const char *name)
+{
+    for (int i = 0; i < s->count; i++)
+        if (strcmp(s->models[i].name, name) == 0)
+            return &s->models[i];
+    return NULL;
+}
+
+void model_set_describe(const struct model_set *s, struct msg_hello *ret)
+{
+    ret->device = s->count ? s->models[0].info.device : "";
+    ret->precision = s->precision == ENGINE_F32 ? "f32" : "bf16";
+    ret->model_count = (uint32_t)s->count;
+    for (int i = 0; i < s->count; i++) {
+        const struct model *m = &s->models[i];
+        ret->models[i] = (struct msg_model){.name = m->name, .digest = m->digest, .family = m->info.family,
+                                            .licence = m->info.licence, .is_distilled = m->info.is_distilled};
+    }
+}
+
+bool model_set_allows(const struct model *m, const char *use, char *why, size_t why_bytes)
+{
+    if (strcmp(use, "commercial") != 0 || strcmp(m->info.licence, LICENCE_NON_COMMERCIAL) != 0)
+        return true;
+    snprintf(why, why_bytes,
+             "model '%s' is licensed %s and the campaign declares commercial use; use a model that allows it "
+             "(klein-4b is Apache-2.0) or declare --use non-commercial",
+             m->name, m->info.licence);
+    return false;
+}

@@ -1,0 +1,42 @@
+/* model_set.h - the models this worker was given, and which of them are open.
+ *
+ * Each is opened once at start, with a warm-up image, so that a damaged one is found before work is taken. They stay
+ * open; when there is no memory for the next one, the one not used for longest is closed. Belongs to the painter
+ * thread, except model_set_describe, which reads what no longer changes once model_set_prepare returned. */
+#ifndef KILN_MODEL_SET_H
+#define KILN_MODEL_SET_H
+
+#include "engine.h"
+#include "msg.h"
+
+struct model_source { const char *name, *dir; };
+
+struct model {
+    char name[MSG_NAME_MAX + 1];
+    const char *dir;
+    char digest[65];
+    struct engine_info info;
+    struct engine *engine; /* NULL: closed */
+    uint64_t used;         /* higher: used later */
+};
+
+struct model_set {
+    enum engine_precision precision;
+    int threads, count;
+    struct model models[MSG_MODELS_MAX];
+    uint64_t uses;
+};
+
+/* model_set_prepare hashes, opens and warms up all. False: why is the sentence of the one that cannot be used. */
+bool model_set_prepare(struct model_set *s, const struct model_source *sources, int count,
+                       enum engine_precision precision, int threads, struct engine_error *why);
+void model_set_close(struct model_set *s);
+
+struct model *model_set_find(struct model_set *s, const char *name); /* NULL: not one of ours */
+bool model_set_open(struct model_set *s, struct model *m, struct engine_error *why); /* open already: nothing to do */
+void model_set_describe(const struct model_set *s, struct msg_hello *ret);
+
+/* model_set_allows: may this model be used so? The sentence says which licence stands against it. */
+bool model_set_allows(const struct model *m, const char *use, char *why, size_t why_bytes);
+
+#endif

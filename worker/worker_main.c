@@ -1,0 +1,63 @@
+/* worker_main.c - `kiln-worker`: a sub-command, or a worker of the farm. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fault_switch.h"
+#include "inspect.h"
+#include "lifecycle.h"
+#include "log.h"
+#include "msg.h"
+#include "render.h"
+#include "tokenize.h"
+#include "worker_options.h"
+
+#define EXIT_REFUSED 2
+
+static const struct { const char *name; int (*main)(int argc, char **argv); } commands[] = {
+    {"render", render_main},
+    {"tokenize", tokenize_main},
+    {"inspect", inspect_main},
+};
+
+static int refuse(const char *why)
+{
+    fprintf(stderr, "kiln-worker: %s\n", why);
+    return EXIT_REFUSED;
+}
+
+static int work(struct worker_options_read *o)
+{
+    char why[512];
+    if (!fault_switch_read(getenv("KILN_FAULT"), why, sizeof why) ||
+        !log_open("worker", o->log_path, o->log_level, why, sizeof why))
+        return refuse(why);
+    if (!lifecycle_signals())
+        return refuse("cannot install signal handlers");
+    log_event(LOG_INFO, "started", "version=%s name=%s endpoint=%s batch=%d", KILN_VERSION, o->name, o->worker.endpoint,
+              o->worker.batch_max);
+    int code = worker_run(&o->worker);
+    log_event(LOG_INFO, "ended", "exit=%d", code);
+    log_close();
+    return code;
+}
+
+int main(int argc, char **argv)
+{
+    static struct worker_options_read options;
+    char why[1024];
+    for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
+        if (strcmp(argv[1], commands[i].name) == 0)
+            return commands[i].main(argc - 1, argv + 1);
+    int code = 0;
+    if (!worker_options_read(&options, argc, argv, why, sizeof why))
+        code = refuse(why);
+    else if (options.wants_help)
+        fputs(worker_options_help(), stdout);
+    else if (options.wants_version)
+        printf("kiln-worker %s (protocol %d)\n", KILN_VERSION, MSG_VERSION);
+    else
+        code = work(&options);
+    worker_options_done(&options);
+    return code;
+}

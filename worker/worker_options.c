@@ -1,0 +1,264 @@
+/* worker_options.c - long options only, each checked where it is read. */
+#include "worker_options.h"
+
+#include <getopt.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define BATCH_DEFAULT 4
+#define CREDIT_MAX 1024
+
+static const char help[] =
+    "usage: kiln-worker --connect ENDPOINT --model NAME=DIR [--model NAME=DIR]... [options]\n"
+    "       kiln-worker render | tokenize | inspect ...      without a farm; each has --help\n"
+    "\n"
+    "Takes batches of images from a coordinator, renders them, writes the files, reports.\n"
+    "\n"
+    "  --connect ENDPOINT   the coordinator: tcp://127.0.0.1:PORT, tcp://[::1]:PORT or ipc:///PATH\n"
+    "  --model NAME=DIR     a model in diffusers layout and the name campaigns use for it\n"
+    "  --device cpu         what it renders on\n"
+    "  --threads N          default: all cores\n"
+    "  --precision P        bf16 (default) or f32\n"
+    "  --batch N            images rendered at once, 1 to 64; default 4\n"
+    "  --credit N           images assigned and not yet acknowledged; default twice --batch\n"
+    "  --name NAME          unique in the farm, the same after a restart; default: host name\n"
+    "  --spool DIR          results not yet acknowledged are kept in DIR/NAME; default $KILN_HOME/spool\n"
+    "  --log-level L        debug, info (default), warn, error\n"
+    "  --log FILE           log there as well\n"
+    "  --metrics-port P     Prometheus text on 127.0.0.1:P (0: any free port)\n"
+    "  --help, --version\n"
+    "\n"
+    "SIGTERM or SIGINT: finishes what runs, gives back the rest, exits 0. A second one: leaves at once.\n"
+    "Exit codes: 0 drained, 2 usage, refused input or a model that cannot be used, 75 device lost, 128+n by signal.\n"
+    "KILN_FAULT=NAME[:N] makes it fail on demand (worker/fault_switch.h).\n";
+
+enum option_word {
+    OPTION_CONNECT = 256,
+    OPTION_MODEL,
+    OPTION_DEVICE,
+    OPTION_THREADS,
+    OPTION_PRECISION,
+    OPTION_BATCH,
+    OPTION_CREDIT,
+    OPTION_NAME,
+    OPTION_SPOOL,
+    OPTION_LOG_LEVEL,
+    OPTION_LOG,
+    OPTION_METRICS_PORT,
+    OPTION_HELP,
+    OPTION_VERSION,
+};
+
+static const struct option words[] = {
+    {"connect", required_argument, NULL, OPTION_CONNECT},
+    {"model", required_argument, NULL, OPTION_MODEL},
+    {"device", required_argument, NULL, OPTION_DEVICE},
+    {"threads", required_argument, NULL, OPTION_THREADS},
+    {"precision", required_argument, NULL, OPTION_PRECISION},
+    {"batch", required_argument, NULL, OPTION_BATCH},
+    {"credit", required_argument, NULL, OPTION_CREDIT},
+    {"name", required_argument, NULL, OPTION_NAME},
+    {"spool", required_argument, NULL, OPTION_SPOOL},
+    {"log-level", required_argument, NULL, OPTION_LOG_LEVEL},
+    {"log", required_argument, NULL, OPTION_LOG},
+    {"metrics-port", required_argument, NULL, OPTION_METRICS_PORT},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {"version", no_argument, NULL, OPTION_VERSION},
+    {NULL, 0, NULL, 0},
+};
+
+const char *worker_options_help(void)
+{
+    return help;
+}
+
+static bool read_number(const char *word, const char *text, long least, long most, int *ret, char *why, size_t why_bytes)
+{
+    char *end;
+    long value = strtol(text, &end, 10);
+    if (!*text || *end || value < least || value > most) {
+        snprintf(why, why_bytes, "%s '%s': want a number from %ld to %ld", word, text, least, most);
+        return false;
+    }
+    *ret = (int)value;
+    return true;
+}
+
+static bool read_model(struct worker_options_read *o, const char *text, char *why, size_t why_bytes)
+{
+    int at = o->worker.model_count;
+    const char *equals = strchr(text, '=');
+    size_t name_bytes = equals ? (size_t)(equals - text) : 0;
+    if (!equals || name_bytes == 0 || name_bytes > MSG_NAME_MAX || !equals[1]) {
+        snprintf(why, why_bytes, "--model '%s': want NAME=DIR, a name of 1 to %d bytes", text, MSG_NAME_MAX);
+        return false;
+    }
+    if (at == MSG_MODELS_MAX) {
+        snprintf(why, why_bytes, "--model '%s': at most %d models", text, MSG_MODELS_MAX);
+        return false;
+    }
+    char *name = strndup(text, name_bytes);
+    for (int i = 0; name && i < at; i++)
+        if (strcmp(o->models[i].name, name) == 0) {
+            snprintf(why, why_bytes, "--model '%s': the name '%s' was given twice", text, name);
+            free(name);
+            return false;
+        }
+    char *dir = realpath(equals + 1, NULL);
+    if (!name || !dir) {
+        snprintf(why, why_bytes, "--model '%s': folder '%s': %m", text, equals + 1);
+        free(name);
+        return false;
+    }
+    o->model_words[at] = name;
+    o->model_dirs[at] = dir;
+    o->models[at] = (struct model_source){name, dir};
+    o->worker.model_count++;
+    return true;
+}
+
+/* The name is a folder, a routing id and a label: no character that any of them minds. */
+static bool name_ok(const char *name)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    return *name && *name != '.' && strlen(name) <= WORKER_NAME_MAX && strspn(name, letters) == strlen(name);
+}
+
+static bool read_word(struct worker_options_read *o, int word, const char *text, char *why, size_t why_bytes)
+{
+    struct worker_options *w = &o->worker;
+    switch (word) {
+    case OPTION_CONNECT: w->endpoint = text; return true;
+    case OPTION_MODEL: return read_model(o, text, why, why_bytes);
+    case OPTION_DEVICE:
+        if (strcmp(text, "cpu") == 0)
+            return true;
+        snprintf(why, why_bytes, "--device '%s': this program renders on cpu", text);
+        return false;
+    case OPTION_THREADS: return read_number("--threads", text, 0, 4096, &w->threads, why, why_bytes);
+    case OPTION_PRECISION:
+        w->precision = strcmp(text, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16;
+        if (strcmp(text, "f32") == 0 || strcmp(text, "bf16") == 0)
+            return true;
+        snprintf(why, why_bytes, "--precision '%s': want bf16 or f32", text);
+        return false;
+    case OPTION_BATCH: return read_number("--batch", text, 0, ENGINE_BATCH_MAX, &w->batch_max, why, why_bytes);
+    case OPTION_CREDIT: return read_number("--credit", text, 1, CREDIT_MAX, &w->credit, why, why_bytes);
+    case OPTION_NAME:
+        snprintf(o->name, sizeof o->name, "%s", text);
+        if (name_ok(text))
+            return true;
+        snprintf(why, why_bytes, "--name '%s': want 1 to %d letters, digits, '.', '_' or '-', the first no '.'", text, WORKER_NAME_MAX);
+        return false;
+    case OPTION_SPOOL: w->spool_dir = text; return true;
+    case OPTION_LOG_LEVEL:
+        if (log_level_of(text, &o->log_level))
+            return true;
+        snprintf(why, why_bytes, "--log-level '%s': want debug, info, warn or error", text);
+        return false;
+    case OPTION_LOG: o->log_path = text; return true;
+    case OPTION_METRICS_PORT: return read_number("--metrics-port", text, 0, 65535, &w->metrics_port, why, why_bytes);
+    case OPTION_HELP: o->wants_help = true; return true;
+    case OPTION_VERSION: o->wants_version = true; return true;
+    default: return false;
+    }
+}
+
+static bool default_name(struct worker_options_read *o, char *why, size_t why_bytes)
+{
+    char host[256] = "";
+    gethostname(host, sizeof host - 1);
+    if (!name_ok(host)) {
+        snprintf(why, why_bytes, "host name '%s' cannot be a worker's name; give one with --name", host);
+        return false;
+    }
+    memcpy(o->name, host, strlen(host) + 1); /* name_ok bounds it */
+    return true;
+}
+
+/* KILN_HOME/spool, by the rule all programs of kiln share. */
+static bool spool_base(char *ret, size_t bytes)
+{
+    const char *home = getenv("KILN_HOME"), *data = getenv("XDG_DATA_HOME"), *user = getenv("HOME");
+    int used = -1;
+    if (home && *home)
+        used = snprintf(ret, bytes, "%s/spool", home);
+    else if (geteuid() == 0)
+        used = snprintf(ret, bytes, "/var/lib/kiln/spool");
+    else if (data && *data)
+        used = snprintf(ret, bytes, "%s/kiln/spool", data);
+    else if (user && *user)
+        used = snprintf(ret, bytes, "%s/.local/share/kiln/spool", user);
+    return used > 0 && (size_t)used < bytes;
+}
+
+static bool complete(struct worker_options_read *o, char *why, size_t why_bytes)
+{
+    char base[PATH_MAX];
+    struct worker_options *w = &o->worker;
+    if (!w->endpoint) {
+        snprintf(why, why_bytes, "--connect ENDPOINT is missing; see kiln-worker --help");
+        return false;
+    }
+    if (w->model_count == 0) {
+        snprintf(why, why_bytes, "--model NAME=DIR is missing; see kiln-worker --help");
+        return false;
+    }
+    if (!*o->name && !default_name(o, why, why_bytes))
+        return false;
+    if (w->batch_max == 0)
+        w->batch_max = BATCH_DEFAULT;
+    if (w->credit && w->credit < w->batch_max) {
+        snprintf(why, why_bytes, "--credit %d: at least --batch, which is %d", w->credit, w->batch_max);
+        return false;
+    }
+    if (!w->spool_dir && !spool_base(base, sizeof base)) {
+        snprintf(why, why_bytes, "no folder for the spool: give --spool DIR or set KILN_HOME");
+        return false;
+    }
+    int used = snprintf(o->spool_dir, sizeof o->spool_dir, "%s/%s", w->spool_dir ? w->spool_dir : base, o->name);
+    if (used < 0 || (size_t)used >= sizeof o->spool_dir - 64) {
+        snprintf(why, why_bytes, "--spool: the path is longer than %zu bytes", sizeof o->spool_dir - 64);
+        return false;
+    }
+    w->spool_dir = o->spool_dir;
+    w->name = o->name;
+    w->models = o->models;
+    return true;
+}
+
+bool worker_options_read(struct worker_options_read *ret, int argc, char **argv, char *why, size_t why_bytes)
+{
+    memset(ret, 0, sizeof *ret);
+    ret->worker.precision = ENGINE_BF16;
+    ret->worker.metrics_port = -1;
+    ret->log_level = LOG_INFO;
+    opterr = 0;
+    optind = 1;
+    for (int word; (word = getopt_long(argc, argv, ":", words, NULL)) != -1;) {
+        if (word == '?' || word == ':') {
+            snprintf(why, why_bytes, word == ':' ? "%s needs a value" : "unknown option '%s'; see kiln-worker --help", argv[optind - 1]);
+            return false;
+        }
+        if (!read_word(ret, word, optarg, why, why_bytes))
+            return false;
+        if (ret->wants_help || ret->wants_version)
+            return true;
+    }
+    if (optind < argc) {
+        snprintf(why, why_bytes, "unknown word '%s'; want options, or render, tokenize or inspect first", argv[optind]);
+        return false;
+    }
+    return complete(ret, why, why_bytes);
+}
+
+void worker_options_done(struct worker_options_read *o)
+{
+    for (int i = 0; i < o->worker.model_count; i++) {
+        free(o->model_words[i]);
+        free(o->model_dirs[i]);
+    }
+}
