@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -607,6 +608,48 @@ static void a_missing_disk_stops_the_work_not_the_task(void **state)
     fake_coordinator_end(&f);
 }
 
+static void fill(const char *path)
+{
+    static const char block[4096];
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    while (fwrite(block, 1, sizeof block, file) == sizeof block && fflush(file) == 0)
+        ;
+    fclose(file);
+}
+
+static void a_full_disk_stops_the_work_and_room_lets_it_go_on(void **state)
+{
+    (void)state;
+    struct fake_coordinator f;
+    char disk[96], filler[128], outcomes[5];
+    fake_coordinator_begin(&f, program);
+    snprintf(disk, sizeof disk, "%s/disk", f.dir);
+    snprintf(filler, sizeof filler, "%s/filler", disk);
+    assert_int_equal(mkdir(disk, 0777), 0);
+    if (mount("tmpfs", disk, "tmpfs", 0, "size=128k") != 0) {
+        fake_coordinator_end(&f);
+        skip(); /* only root may mount a small disk */
+    }
+    snprintf(f.out_dir, sizeof f.out_dir, "%s/images", disk);
+    fill(filler);
+    fake_coordinator_start_worker(&f, NULL, NULL);
+    join(&f);
+    fake_coordinator_assign(&f, 10, four, 4);
+    struct msg *m = fake_coordinator_expect(&f, MSG_READY);
+    assert_int_equal(m->ready.credit, 0);
+    fake_coordinator_expect_state(&f, "blocked: no space in ");
+    assert_int_equal(f.held, 4);
+    assert_int_equal(unlink(filler), 0);
+    fake_coordinator_collect(&f, 10, 4, outcomes);
+    assert_string_equal(outcomes, "RRRR");
+    expect_ready(&f, 8);
+    fake_coordinator_wait_for(&f, "t13.png", true);
+    stop(&f);
+    assert_int_equal(umount(disk), 0);
+    fake_coordinator_end(&f);
+}
+
 /* --- starting --------------------------------------------------------------------------------------------------- */
 
 static void expect_refusal_to_start(struct fake_coordinator *f, const char *const *words, const char *fault, const char *says)
@@ -725,6 +768,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(what_is_held_from_before_is_named_in_ready, fake_coordinator_abandon),
         cmocka_unit_test_teardown(a_refusal_for_good_ends_the_process, fake_coordinator_abandon),
         cmocka_unit_test_teardown(a_missing_disk_stops_the_work_not_the_task, fake_coordinator_abandon),
+        cmocka_unit_test_teardown(a_full_disk_stops_the_work_and_room_lets_it_go_on, fake_coordinator_abandon),
         cmocka_unit_test_teardown(what_cannot_work_is_refused_at_start, fake_coordinator_abandon),
         cmocka_unit_test_teardown(two_workers_of_one_name_do_not_share_a_spool, fake_coordinator_abandon),
         cmocka_unit_test_teardown(more_than_the_credit_is_returned, fake_coordinator_abandon),
