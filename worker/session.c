@@ -28,7 +28,9 @@ static void connect_anew(struct session *s, int64_t now_ms)
     char why[256];
     struct link *fresh;
     if (!link_connect(&fresh, s->endpoint, s->identity, why, sizeof why)) {
-        log_event(LOG_WARN, "connect_failed", "why=%s", log_quote(why)); /* no descriptors left: later, on the old one */
+        log_event(LOG_WARN, "connect_failed", "why=%s", log_quote(why)); /* no descriptors left: later */
+        s->state = SESSION_GREETING;
+        s->must_greet = false;
         s->greet_ms = now_ms + s->wait_ms;
         return;
     }
