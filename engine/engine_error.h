@@ -28,6 +28,6 @@ struct engine_error {
 bool engine_error_set(struct engine_error *why, enum engine_fault fault, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 bool engine_error_at(struct engine_error *why, const char *format, ...) __attribute__((format(printf, 2, 3)));
-const char *engine_fault_name(enum engine_fault fault); /* "bad_request", .. */
+const char *engine_error_fault(enum engine_fault fault); /* "bad_request", .. */
 
 #endif

@@ -5,6 +5,7 @@
 #ifndef KILN_MODEL_CONFIG_H
 #define KILN_MODEL_CONFIG_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "engine_error.h"

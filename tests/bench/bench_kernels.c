@@ -1,0 +1,247 @@
+/* bench_kernels.c - kernels against what the machine can give, measured in the same seconds.
+ *
+ * Prints JSON lines {"name","value","unit","limit","ratio"}. The limit of a figure is the peak of its multiply
+ * instruction (vdpbf16ps, or f32 FMA) on all threads, run right before it with independent accumulators. */
+#include <getopt.h>
+#include <immintrin.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "kern.h"
+#include "kern_cpu.h"
+
+static int threads = 0;
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* --- peak --------------------------------------------------------------------------------------- */
+
+#define PEAK_ROUNDS 2000000
+
+__attribute__((target("avx512f"))) static void *peak_f32_512(void *sink)
+{
+    __m512 c[20], a = _mm512_set1_ps(1.0001f), b = _mm512_set1_ps(1e-9f);
+    for (int i = 0; i < 20; i++)
+        c[i] = _mm512_set1_ps((float)i);
+    for (int r = 0; r < PEAK_ROUNDS; r++) {
+#pragma GCC unroll 20
+        for (int i = 0; i < 20; i++)
+            c[i] = _mm512_fmadd_ps(a, b, c[i]);
+    }
+    for (int i = 1; i < 20; i++)
+        c[0] = _mm512_add_ps(c[0], c[i]);
+    *(float *)sink = _mm512_reduce_add_ps(c[0]);
+    return NULL;
+}
+
+__attribute__((target("avx512f,avx512bf16"))) static void *peak_bf16_512(void *sink)
+{
+    __m512 c[20];
+    __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803f80), b = (__m512bh)_mm512_set1_epi32(0x30003000);
+    for (int i = 0; i < 20; i++)
+        c[i] = _mm512_set1_ps((float)i);
+    for (int r = 0; r < PEAK_ROUNDS; r++) {
+#pragma GCC unroll 20
+        for (int i = 0; i < 20; i++)
+            c[i] = _mm512_dpbf16_ps(c[i], a, b);
+    }
+    for (int i = 1; i < 20; i++)
+        c[0] = _mm512_add_ps(c[0], c[i]);
+    *(float *)sink = _mm512_reduce_add_ps(c[0]);
+    return NULL;
+}
+
+__attribute__((target("avx2,fma"))) static void *peak_f32_256(void *sink)
+{
+    __m256 c[10], a = _mm256_set1_ps(1.0001f), b = _mm256_set1_ps(1e-9f);
+    for (int i = 0; i < 10; i++)
+        c[i] = _mm256_set1_ps((float)i);
+    for (int r = 0; r < 2 * PEAK_ROUNDS; r++) {
+#pragma GCC unroll 10
+        for (int i = 0; i < 10; i++)
+            c[i] = _mm256_fmadd_ps(a, b, c[i]);
+    }
+    for (int i = 1; i < 10; i++)
+        c[0] = _mm256_add_ps(c[0], c[i]);
+    *(float *)sink = c[0][0];
+    return NULL;
+}
+
+static double peak_gflops(enum tensor_dtype dtype)
+{
+    void *(*run)(void *) = peak_f32_256;
+    double flops = 2.0 * PEAK_ROUNDS * 10 * 8 * 2;
+    if (__builtin_cpu_supports("avx512f")) {
+        run = peak_f32_512;
+        flops = (double)PEAK_ROUNDS * 20 * 16 * 2;
+    }
+    if (dtype == TENSOR_BF16 && __builtin_cpu_supports("avx512bf16")) {
+        run = peak_bf16_512;
+        flops = (double)PEAK_ROUNDS * 20 * 32 * 2;
+    }
+    pthread_t helper[256];
+    float sink[256];
+    double start = now_s();
+    for (int i = 1; i < threads; i++)
+        pthread_create(&helper[i], NULL, run, &sink[i]);
+    run(&sink[0]);
+    for (int i = 1; i < threads; i++)
+        pthread_join(helper[i], NULL);
+    return flops * threads / (now_s() - start) / 1e9;
+}
+
+/* --- figures -------------------------------------------------------------------------------------- */
+
+static struct tensor random_tensor(struct kern *k, enum tensor_dtype dtype, int rank, const int64_t *shape)
+{
+    struct tensor t = kern_temp(k, dtype, rank, shape);
+    uint32_t state = 1;
+    for (int64_t i = 0; i < tensor_count(t); i++) {
+        state = state * 1664525u + 1013904223u;
+        float v = (float)(int32_t)state * (1.0f / 2147483648.0f);
+        if (dtype == TENSOR_F32)
+            ((float *)t.data)[i] = v;
+        else
+            ((uint16_t *)t.data)[i] = tensor_bf16_of(v);
+    }
+    return t;
+}
+
+static void report(const char *name, double gflops, double peak)
+{
+    printf("{\"name\":\"%s\",\"value\":%.1f,\"unit\":\"GFLOP/s\",\"limit\":%.1f,\"ratio\":%.3f}\n", name, gflops, peak,
+           gflops / peak);
+    fflush(stdout);
+}
+
+static void bench_linear(struct kern *k, enum tensor_dtype dtype, int64_t m, int64_t n, int64_t width)
+{
+    size_t mark = kern_mark(k);
+    struct tensor x = random_tensor(k, dtype, 2, (int64_t[]){m, width});
+    struct tensor out = kern_temp(k, dtype, 2, (int64_t[]){m, n});
+    struct tensor source = random_tensor(k, dtype, 2, (int64_t[]){n, width});
+    double start = now_s();
+    struct kern_weight *w = kern_weight_linear(k, dtype, source, (struct tensor){0});
+    double packing = (double)tensor_bytes(source) / (now_s() - start) / 1e9, best = 1e30;
+    double peak = peak_gflops(dtype);
+    for (int i = 0; i < 5; i++) {
+        start = now_s();
+        kern_linear(k, out, x, w);
+        double t = now_s() - start;
+        best = t < best ? t : best;
+    }
+    char name[96];
+    snprintf(name, sizeof name, "gemm %s m=%ld n=%ld k=%ld", tensor_dtype_name(dtype), (long)m, (long)n, (long)width);
+    report(name, 2.0 * (double)m * (double)n * (double)width / best / 1e9, peak);
+    if (m == 768 && n == 27648)
+        printf("{\"name\":\"pack %s\",\"value\":%.2f,\"unit\":\"GB/s\",\"limit\":null,\"ratio\":null}\n",
+               tensor_dtype_name(dtype), packing);
+    kern_weight_free(k, w);
+    kern_rewind(k, mark);
+}
+
+static void bench_attention(struct kern *k, enum tensor_dtype dtype, int64_t rows, int64_t heads, int64_t d)
+{
+    size_t mark = kern_mark(k);
+    const int64_t shape[] = {1, rows, heads, d};
+    struct tensor q = random_tensor(k, dtype, 4, shape), key = random_tensor(k, dtype, 4, shape);
+    struct tensor value = random_tensor(k, dtype, 4, shape), out = kern_temp(k, dtype, 4, shape);
+    double peak = peak_gflops(dtype), best = 1e30;
+    for (int i = 0; i < 3; i++) {
+        double start = now_s();
+        kern_attention(k, out, q, key, value, 0.0883883f, (struct kern_mask){0});
+        double t = now_s() - start;
+        best = t < best ? t : best;
+    }
+    char name[96];
+    snprintf(name, sizeof name, "attention %s rows=%ld heads=%ld d=%ld", tensor_dtype_name(dtype), (long)rows,
+             (long)heads, (long)d);
+    report(name, 4.0 * (double)rows * (double)rows * (double)(heads * d) / best / 1e9, peak);
+    kern_rewind(k, mark);
+}
+
+static void bench_conv(struct kern *k, enum tensor_dtype dtype, int64_t side, int64_t in, int64_t n)
+{
+    size_t mark = kern_mark(k);
+    struct tensor x = random_tensor(k, dtype, 4, (int64_t[]){1, side, side, in});
+    struct tensor out = kern_temp(k, dtype, 4, (int64_t[]){1, side, side, n});
+    struct tensor source = random_tensor(k, dtype, 4, (int64_t[]){n, in, 3, 3});
+    struct kern_weight *w = kern_weight_conv(k, dtype, source, (struct tensor){0});
+    double peak = peak_gflops(dtype), best = 1e30;
+    for (int i = 0; i < 3; i++) {
+        double start = now_s();
+        kern_conv2d(k, out, x, w, 1, 1);
+        double t = now_s() - start;
+        best = t < best ? t : best;
+    }
+    char name[96];
+    snprintf(name, sizeof name, "conv3x3 %s %ldx%ld in=%ld out=%ld", tensor_dtype_name(dtype), (long)side, (long)side,
+             (long)in, (long)n);
+    report(name, 2.0 * (double)(side * side) * 9.0 * (double)in * (double)n / best / 1e9, peak);
+    kern_weight_free(k, w);
+    kern_rewind(k, mark);
+}
+
+static void usage(FILE *to)
+{
+    fputs("usage: bench_kernels [--threads N] [--isa NAME] [gemm|attention|conv]...\n"
+          "  GFLOP/s of the kernels at FLUX.2 klein-4B shapes, beside the peak measured in the same seconds\n", to);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {{"threads", required_argument, NULL, 't'},
+                                            {"isa", required_argument, NULL, 'i'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {0}};
+    const char *isa = NULL;
+    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+        if (c == 't')
+            threads = atoi(optarg);
+        else if (c == 'i')
+            isa = optarg;
+        else
+            return usage(c == 'h' ? stdout : stderr), c == 'h' ? 0 : 2;
+    }
+    char why[256];
+    struct kern *k = kern_cpu_open(&(struct kern_cpu_options){.threads = threads, .isa = isa}, why, sizeof why);
+    if (!k)
+        return fprintf(stderr, "bench_kernels: %s\n", why), 2;
+    if (!threads)
+        sscanf(strchr(kern_name(k), ','), ", %d", &threads);
+    bool all = optind == argc;
+    for (int d = 0; d < 2; d++) {
+        enum tensor_dtype dtype = d ? TENSOR_F32 : TENSOR_BF16;
+        for (int i = optind; all || i < argc; i++) {
+            if (all || !strcmp(argv[i], "gemm")) {
+                bench_linear(k, dtype, 768, 27648, 3072);
+                bench_linear(k, dtype, 768, 9216, 3072);
+                bench_linear(k, dtype, 768, 3072, 12288);
+                bench_linear(k, dtype, 1536, 9216, 3072);
+                bench_linear(k, dtype, 512, 9728, 2560);
+            }
+            if (all || !strcmp(argv[i], "attention")) {
+                bench_attention(k, dtype, 768, 24, 128);
+                bench_attention(k, dtype, 1536, 24, 128);
+            }
+            if (all || !strcmp(argv[i], "conv")) {
+                bench_conv(k, dtype, 64, 512, 512);
+                bench_conv(k, dtype, 256, 128, 128);
+            }
+            if (all)
+                break;
+        }
+    }
+    if (!kern_sync(k))
+        return fprintf(stderr, "bench_kernels: %s\n", kern_error(k)), 1;
+    kern_close(k);
+    return 0;
+}
