@@ -7,6 +7,6 @@
 int64_t clock_ms(void);
 double clock_s(void);
 void clock_sleep_ms(int64_t ms);
-uint64_t clock_boot_epoch(void); /* unique for this process: wall microseconds at the first call, never 0 */
+uint64_t clock_boot_epoch(void); /* unique for this process: from the wall clock at the first call, never 0 */
 
 #endif

@@ -22,6 +22,8 @@ void lifecycle_notify(const char *state); /* sd_notify datagram, if NOTIFY_SOCKE
 struct lifecycle_child {
     const char *name;
     char *const *argv;
+    void (*before)(void *);   /* in the child, before exec: become another user, ...; NULL: nothing */
+    void *context;
     const char *log_path;     /* stdout and stderr go there, appended; NULL: inherited */
     pid_t pid;                /* 0: not running */
     int64_t started_ms, start_at_ms;
