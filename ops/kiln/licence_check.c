@@ -17,7 +17,7 @@ extern char **environ;
 /* Runs `tool inspect --model DIR --json`; its output (at most bytes - 1) or false with a reason. */
 static bool run(const char *tool, const char *model_dir, char *ret, size_t bytes, char *why, size_t why_bytes)
 {
-    char *const argv[] = {(char *)tool, "inspect", "--model", (char *)model_dir, "--json", NULL};
+    char *const argv[] = {(char *)tool, "inspect", "--model", (char *)model_dir, "--quick", "--json", NULL};
     posix_spawn_file_actions_t actions;
     pid_t pid;
     int pipes[2], status = 0;
