@@ -1,0 +1,89 @@
+"""kiln-worker's sub-commands as a user runs them: render, tokenize, inspect, without database or coordinator.
+
+If these break, nobody can try a model before building a farm, and a damaged model folder is found at night."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = pathlib.Path(os.environ.get("KILN_BIN", ROOT / "build/release/bin"))
+POCKET = ROOT / "engine/pocket/model"
+TINY = ROOT / "tests/golden/models/pocket"
+
+
+def worker(*words, stdin=None):
+    return subprocess.run([BIN / "kiln-worker", *map(str, words)], input=stdin, capture_output=True, text=True, timeout=120)
+
+
+def render(out, *words):
+    run = worker("render", "--model", POCKET, "--size", "64x64", "--out", out, "--json", *words)
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def pixels(path):
+    return Image.open(path).convert("RGB").tobytes()
+
+
+def test_a_picture_names_its_prompt_seed_and_making(tmp_path):
+    (report,) = render(tmp_path / "heart.png", "--prompt", "red heart", "--seed", 7)
+    data = (tmp_path / "heart.png").read_bytes()
+    assert report["sha256"] == hashlib.sha256(data).hexdigest()
+    picture = Image.open(tmp_path / "heart.png")
+    assert picture.size == (64, 64)
+    assert picture.text["parameters"].startswith("red heart\n") and "Seed: 7" in picture.text["parameters"]
+    assert b"trainedAlgorithmicMedia" in data
+    red, green, blue = picture.convert("RGB").getpixel((32, 30))
+    assert red > 150 and green < 120 and blue < 120, "the middle of a red heart is red"
+
+
+def test_the_same_row_gives_the_same_bytes_alone_in_a_batch_and_on_any_threads(tmp_path):
+    render(tmp_path / "one.png", "--prompt", "pizza", "--seed", 5, "--threads", 1)
+    render(tmp_path / "two.png", "--prompt", "pizza", "--seed", 5, "--threads", 2)
+    render(tmp_path / "batch", "--prompt", "pizza", "--seed", 3, "--batch", 3)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert pixels(tmp_path / "one.png") == pixels(tmp_path / "batch" / "000003.png")
+    assert pixels(tmp_path / "one.png") != pixels(tmp_path / "batch" / "000001.png")
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--prompt", "x", "--seed", "1", "--size", "65x64"], "65"),
+    (["--prompt", "x", "--seed", "1", "--size", "32x64"], "32"),
+    (["--prompt", "x", "--seed", "1", "--size", "4096x4096"], "4096"),
+    (["--prompt", "x", "--seed", "18446744073709551616", "--size", "64x64"], "18446744073709551616"),
+    (["--prompt", "x", "--seed", "1", "--size", "64x64", "--steps", "0"], "0"),
+    (["--prompt", "word " * 600, "--seed", "1", "--size", "64x64"], "512"),
+])
+def test_what_cannot_be_rendered_is_refused_with_a_sentence(tmp_path, words, said):
+    out = tmp_path / "no.png"
+    run = worker("render", "--model", POCKET, "--out", out, *words)
+    assert run.returncode == 2 and said in run.stderr and not out.exists(), run.stderr
+
+
+def test_tokenize_speaks_json_lines():
+    run = worker("tokenize", "--model", TINY, stdin='"a cat"\n"¡Hola, 世界!"\n')
+    assert run.returncode == 0 and [type(i) for i in json.loads(run.stdout.splitlines()[0])][0] is int
+    bad = worker("tokenize", "--model", TINY, stdin='"good"\n{"no": 1}\n')
+    assert bad.returncode == 2 and "line 2" in bad.stderr
+
+
+def test_inspect_tells_what_a_model_is_and_refuses_a_damaged_one(tmp_path):
+    report = json.loads(worker("inspect", "--model", POCKET, "--json").stdout)
+    assert report["variant"] == "distilled" and report["parameters"] == 6182388 and len(report["sha256"]) == 64
+    broken = tmp_path / "model"
+    shutil.copytree(POCKET, broken)
+    weights = broken / "transformer/diffusion_pytorch_model.safetensors"
+    os.chmod(weights, 0o644)
+    with open(weights, "r+b") as file:
+        file.truncate(weights.stat().st_size - 1000)
+    run = worker("inspect", "--model", broken, "--json")
+    assert run.returncode == 2 and "transformer" in run.stderr
+    gone = worker("inspect", "--model", tmp_path / "nothing")
+    assert gone.returncode == 2 and "nothing" in gone.stderr
