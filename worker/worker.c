@@ -27,7 +27,7 @@
 
 #define HEAR_MAX 1000          /* messages in one round, so that heartbeats go out in a flood */
 #define REPORT_MAX 256         /* results in one message */
-#define WAIT_MAX_MS 250        /* a signal between looking and sleeping is noticed after that */
+#define WAIT_MAX_MS 250
 #define DRAIN_FLUSH_MS 30000   /* for answers, once nothing is rendered any more */
 #define DRAIN_ALONE_MS 2000    /* the same while no coordinator is there: the spool has it all */
 #define BYE_LINGER_MS 1000
@@ -483,9 +483,7 @@ static void worker_sleep(struct worker *w, int64_t now_ms)
         wake_ms = session_next_ms(&w->session);
     if (w->heartbeat.due_ms > now_ms && w->heartbeat.due_ms < wake_ms)
         wake_ms = w->heartbeat.due_ms;
-    /* Once a signal was seen its file descriptor may stay readable: then the clock alone wakes us. */
-    int extra_count = lifecycle_stop_count() == 0 ? 2 : 1;
-    link_wait(w->session.link, extra, extra_count, wake_ms > now_ms ? (int)(wake_ms - now_ms) : 0);
+    link_wait(w->session.link, extra, 2, wake_ms > now_ms ? (int)(wake_ms - now_ms) : 0);
 }
 
 static void worker_round(struct worker *w)
