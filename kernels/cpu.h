@@ -21,7 +21,7 @@ void cpu_for(struct kern *k, int64_t count, cpu_task fn, void *context);
 typedef void (*cpu_range)(void *context, int64_t first, int64_t end);
 void cpu_rows(struct kern *k, int64_t rows, int64_t width, cpu_range fn, void *context);
 
-/* cpu_scratch is memory of one thread, 64-byte aligned, valid until the thread asks again; NULL after kern_fail. */
+/* cpu_scratch is memory of one thread, 64-byte aligned, valid until the thread asks again; NULL after kern_ops_fail. */
 void *cpu_scratch(struct kern *k, int thread, size_t bytes);
 /* cpu_alloc and cpu_free are for weights: aligned, on huge pages when large. */
 void *cpu_alloc(size_t bytes);

@@ -5,7 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-void kern_fail(struct kern *k, const char *format, ...)
+void kern_ops_fail(struct kern *k, const char *format, ...)
 {
     if (k->failed)
         return;

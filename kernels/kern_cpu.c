@@ -152,7 +152,7 @@ void *cpu_scratch(struct kern *k, int thread, size_t bytes)
     if (!s->data) {
         s->bytes = 0;
         pthread_mutex_lock(&c->lock);
-        kern_fail(k, "no memory for %zu bytes of scratch", bytes);
+        kern_ops_fail(k, "no memory for %zu bytes of scratch", bytes);
         pthread_mutex_unlock(&c->lock);
     }
     return s->data;
@@ -199,7 +199,7 @@ static struct tensor cpu_temp(struct kern *k, enum tensor_dtype dtype, int rank,
     struct tensor t = tensor_of(NULL, dtype, rank, shape);
     size_t bytes = (tensor_bytes(t) + ALIGN - 1) & ~(size_t)(ALIGN - 1);
     if (bytes > c->arena_bytes - c->used) {
-        kern_fail(k, "no memory: %zu bytes more than the arena of %zu bytes has left", bytes, c->arena_bytes);
+        kern_ops_fail(k, "no memory: %zu bytes more than the arena of %zu bytes has left", bytes, c->arena_bytes);
         return t;
     }
     t.data = c->arena + c->used;

@@ -63,7 +63,7 @@ struct kern_weight {
     void *owner;  /* the backend's */
 };
 
-/* kern_fail keeps the first error. */
-void kern_fail(struct kern *k, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* kern_ops_fail keeps the first error. */
+void kern_ops_fail(struct kern *k, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -36,7 +36,7 @@ static void *source_rows(struct kern *k, enum tensor_dtype dtype, struct tensor 
         return NULL;
     void *memory = malloc((size_t)tensor_count(w) * tensor_dtype_bytes(dtype) + 64);
     if (!memory) {
-        kern_fail(k, "no memory for a weight of %lld values", (long long)tensor_count(w));
+        kern_ops_fail(k, "no memory for a weight of %lld values", (long long)tensor_count(w));
         return NULL;
     }
     *ret = tensor_2d(memory, dtype, n, width);
@@ -82,7 +82,7 @@ struct kern_weight *CPU_NAME(linear_weight)(struct kern *k, enum tensor_dtype dt
     free(converted);
     return p.w;
 no_memory:
-    kern_fail(k, "no memory for a weight of %lld values", (long long)tensor_count(w));
+    kern_ops_fail(k, "no memory for a weight of %lld values", (long long)tensor_count(w));
 failed:
     if (p.w) {
         cpu_free(p.w->data, p.w->bytes);

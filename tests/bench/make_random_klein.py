@@ -306,4 +306,5 @@ def main():
     write_shards(args.folder / "text_encoder", parts["text_encoder"], values)
 
 
-main()
+if __name__ == "__main__":
+    main()
