@@ -622,7 +622,7 @@ static void a_full_disk_stops_the_work_and_room_lets_it_go_on(void **state)
 {
     (void)state;
     struct fake_coordinator f;
-    char disk[96], filler[128], outcomes[5];
+    char disk[128], filler[160], outcomes[5];
     fake_coordinator_begin(&f, program);
     snprintf(disk, sizeof disk, "%s/disk", f.dir);
     snprintf(filler, sizeof filler, "%s/filler", disk);
