@@ -16,7 +16,8 @@ struct link;
 
 bool link_bind(struct link **ret, const char *endpoint, char *why, size_t why_bytes);   /* "tcp://127.0.0.1:*" picks a port */
 bool link_connect(struct link **ret, const char *endpoint, const char *identity, char *why, size_t why_bytes);
-void link_close(struct link **link, int linger_ms); /* accepts NULL; what was sent is flushed for so long */
+void link_close(struct link **link, int linger_ms); /* accepts NULL; what was sent is flushed for so long, by another thread:
+                                                       * exit() waits for it, _exit() does not */
 const char *link_endpoint(const struct link *l);    /* as bound: with the real port */
 int link_fd(const struct link *l);                  /* edge-triggered as ZMQ_FD: after poll, receive until EMPTY */
 

@@ -31,6 +31,7 @@
 #define DRAIN_FLUSH_MS 30000   /* for answers, once nothing is rendered any more */
 #define DRAIN_ALONE_MS 2000    /* the same while no coordinator is there: the spool has it all */
 #define BYE_LINGER_MS 1000
+#define BYE_MOMENT_MS 200      /* at the second signal */
 #define EXIT_REFUSED 2
 #define EXIT_TEMPORARY 75
 
@@ -184,7 +185,8 @@ static void leave_now(struct worker *w)
     struct msg bye = {.kind = MSG_BYE, .bye = {.reason = "second signal"}};
     log_event(LOG_WARN, "leaving_now", "held=%" PRIu32 " spooled=%" PRIu32, w->held, w->spool.count);
     session_send(&w->session, &bye);
-    session_close(&w->session, BYE_LINGER_MS);
+    session_close(&w->session, BYE_MOMENT_MS);
+    clock_sleep_ms(BYE_MOMENT_MS); /* closing only hands the word to libzmq's thread, which _exit would kill */
     _exit(128 + lifecycle_stop_signal());
 }
 

@@ -511,7 +511,7 @@ static void while_the_coordinator_is_away_work_goes_on_and_is_settled_later(void
     fake_coordinator_collect(&f, 10, 8, outcomes);
     assert_string_equal(outcomes, "RRRRRRRR");
     for (int i = 10; i < 18; i++) {
-        char name[16];
+        char name[32];
         snprintf(name, sizeof name, "t%d.png", i);
         while (!fake_coordinator_has(&f, name))
             usleep(10000);
@@ -583,7 +583,7 @@ static void a_missing_disk_stops_the_work_not_the_task(void **state)
 {
     (void)state;
     struct fake_coordinator f;
-    char out_dir[128], outcomes[5];
+    char out_dir[192], outcomes[5];
     start(&f, NULL);
     snprintf(out_dir, sizeof out_dir, "%s/images", f.dir);
     snprintf(f.out_dir, sizeof f.out_dir, "%s/mount/images", f.dir);
@@ -622,7 +622,7 @@ static void a_full_disk_stops_the_work_and_room_lets_it_go_on(void **state)
 {
     (void)state;
     struct fake_coordinator f;
-    char disk[128], filler[160], outcomes[5];
+    char disk[80], filler[128], outcomes[5];
     fake_coordinator_begin(&f, program);
     snprintf(disk, sizeof disk, "%s/disk", f.dir);
     snprintf(filler, sizeof filler, "%s/filler", disk);
