@@ -5,10 +5,15 @@
 #include <stdio.h>
 #include <string.h>
 
-static void end_with_dots(char *text, size_t bytes, int wanted)
+/* A sentence that was cut ends in "...", and never inside a UTF-8 character: databases refuse such text. */
+static void mark_cut(char *text, size_t bytes, int wanted)
 {
-    if (wanted >= (int)bytes)
-        memcpy(text + bytes - 4, "...", 4);
+    if (wanted >= 0 && (size_t)wanted < bytes)
+        return;
+    size_t end = bytes - 4;
+    while (end && ((unsigned char)text[end] & 0xc0) == 0x80)
+        end--;
+    memcpy(text + end, "...", 4);
 }
 
 bool engine_error_set(struct engine_error *why, enum engine_fault fault, const char *format, ...)
@@ -17,24 +22,22 @@ bool engine_error_set(struct engine_error *why, enum engine_fault fault, const c
     va_start(args, format);
     int wanted = vsnprintf(why->text, sizeof why->text, format, args);
     va_end(args);
-    end_with_dots(why->text, sizeof why->text, wanted);
+    mark_cut(why->text, sizeof why->text, wanted);
     why->fault = fault;
     return false;
 }
 
 bool engine_error_at(struct engine_error *why, const char *format, ...)
 {
-    char cause[sizeof why->text];
+    char cause[sizeof why->text], context[sizeof why->text];
     memcpy(cause, why->text, sizeof cause);
     va_list args;
     va_start(args, format);
-    int used = vsnprintf(why->text, sizeof why->text, format, args);
+    int used = vsnprintf(context, sizeof context, format, args);
     va_end(args);
-    if (used >= 0 && used < (int)sizeof why->text) {
-        size_t left = sizeof why->text - (size_t)used;
-        int wanted = snprintf(why->text + used, left, ": %s", cause);
-        end_with_dots(why->text + used, left < 4 ? 4 : left, left < 4 ? 0 : wanted);
-    }
+    mark_cut(context, sizeof context, used);
+    int wanted = snprintf(why->text, sizeof why->text, "%s: %s", context, cause);
+    mark_cut(why->text, sizeof why->text, wanted);
     return false;
 }
 

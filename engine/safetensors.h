@@ -1,7 +1,9 @@
 /* safetensors.h - reads .safetensors files, one or a sharded set, and believes nothing they say.
  *
  * Files are mapped read-only. Everything in engine-spec 2.7 is checked at open: header size, JSON,
- * dtypes, offsets without holes or overlap, sizes against the file, duplicate names, shard index. */
+ * dtypes, offsets without holes or overlap, sizes against the file, duplicate names, shard index. Opening
+ * reads the headers with pread and never touches a mapping, so that a file cut short meanwhile is an error;
+ * whoever cuts a model's file while its values are being loaded ends the process (SIGBUS). */
 #ifndef KILN_SAFETENSORS_H
 #define KILN_SAFETENSORS_H
 
@@ -22,6 +24,7 @@ struct safetensors_entry {
     const void *data;             /* in the mapping; alignment not promised */
     size_t bytes;
     const char *file;             /* name of the file it is in */
+    bool is_mapped;               /* data is a file mapping: may be dropped and read again */
 };
 #define SAFETENSORS_RANK_MAX 8
 
@@ -40,6 +43,11 @@ const struct safetensors_entry *safetensors_at(const struct safetensors *s, size
 const struct safetensors_entry *safetensors_find(const struct safetensors *s, const char *name); /* or NULL */
 const char *safetensors_metadata(const struct safetensors *s, const char *key); /* or NULL */
 const char *safetensors_dtype_name(enum safetensors_dtype dtype); /* "BF16" */
+
+/* safetensors_advise says how an entry's data will be used from now on, so that memory holds what is needed: DONE lets
+ * its pages go (reading them again works), ROWS lets them go and turns reading ahead off. */
+enum safetensors_use { SAFETENSORS_DONE, SAFETENSORS_ROWS };
+void safetensors_advise(const struct safetensors_entry *e, enum safetensors_use use);
 
 /* safetensors_write writes one file (render --dump, tests). Values are copied as they are. */
 struct safetensors_item { const char *name; struct tensor value; };
