@@ -16,6 +16,7 @@
 #define TASK_STORE_NAME_MAX 128
 #define TASK_STORE_TURN_MAX 1024 /* finishes, failures or claims in one turn */
 #define TASK_STORE_GROUPS_MAX 256 /* groups looked at for one turn's offer */
+#define TASK_STORE_SEEN_MAX 64    /* claimable tasks counted per group of an offer (queries/offer.sql) */
 
 /* --- shared row types ------------------------------------------------------------------------- */
 
@@ -28,6 +29,7 @@ struct task_group {
     char format[8];            /* png jpg webp */
     char use[16];              /* commercial, non-commercial or "" */
     int priority;              /* campaign's: higher first */
+    int ready;                 /* tasks to claim now; TASK_STORE_SEEN_MAX: so many or more */
 };
 struct task_claimed { /* strings live as long as the result they came in */
     uint64_t task, token;

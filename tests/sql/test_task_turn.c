@@ -327,6 +327,8 @@ static void offer_lists_groups_that_may_be_claimed(void **state)
     assert_string_equal(r->offer[1].model, "tiny");
     assert_string_equal(r->offer[1].out_dir, "/out");
     assert_int_equal(r->offer[1].width, 512);
+    assert_int_equal(r->offer[0].ready, 3);
+    assert_int_equal(r->offer[1].ready, 3);
     int64_t first = r->offer[1].id;
     task_turn_finish(t);
     /* all of `first` wait out a backoff: nothing to claim there */
