@@ -1,0 +1,268 @@
+/* up_plan.c - the options of `kiln up`, one function per group, each refusing with a sentence. */
+#include "up_plan.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "lifecycle.h"
+#include "process.h"
+
+#define BATCH_MAX 64
+#define THREADS_MAX 4096
+#define HOST_MAX 64
+
+const char up_plan_usage[] =
+    "  --model NAME=DIR    a model in diffusers layout and the name campaigns use for it; may be given many times\n"
+    "                      (those of the last `kiln up` here; the bundled pocket model when there was none)\n"
+    "  --workers N         1 to 256 (1)\n"
+    "  --device cpu        what workers render on\n"
+    "  --threads N         of each worker (cores / workers)\n"
+    "  --batch N           images rendered at once, 1 to 64 (the worker's own choice)\n"
+    "  --precision P       bf16 or f32 (bf16)\n"
+    "  --bind ENDPOINT     where workers connect (ipc://HOME/run/kiln.sock)\n"
+    "  --metrics-port P    the coordinator's metrics on 127.0.0.1:P (any free port)\n"
+    "  --log-level L       debug, info, warn, error (info)\n"
+    "  --database URI      one of your own; 'private' goes back to kiln's own PostgreSQL\n"
+    "  --detach            go on in the background as soon as everything is ready\n"
+    "\n"
+    "  Without --detach it stays: Ctrl-C is `kiln down`. What dies is started again.\n";
+
+struct options { /* as given */
+    struct command_list models;
+    const char *device, *precision, *bind, *log_level;
+    int64_t workers, threads, batch, metrics_port;
+    bool is_detached;
+};
+
+/* --- models --------------------------------------------------------------------------------------------------- */
+
+bool up_plan_model(struct home_model *ret, const char *text, char *why, size_t why_bytes)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    char dir[PATH_MAX];
+    struct stat info;
+    const char *equals = strchr(text, '=');
+    size_t length = equals ? (size_t)(equals - text) : 0, plain = strspn(text, letters);
+    if (!equals || !equals[1]) {
+        snprintf(why, why_bytes, "--model '%.300s': accepted is NAME=DIR", text);
+        return false;
+    }
+    if (length == 0 || length > UP_PLAN_NAME_MAX || plain != length || *text == '.') {
+        snprintf(why, why_bytes, "--model '%.300s': a name has 1 to %d of A-Z a-z 0-9 . _ - and no '.' in front", text, UP_PLAN_NAME_MAX);
+        return false;
+    }
+    if (!realpath(equals + 1, dir) || stat(dir, &info) != 0) {
+        snprintf(why, why_bytes, "--model '%.300s': folder %.300s: %s", text, equals + 1, strerror(errno));
+        return false;
+    }
+    if (!S_ISDIR(info.st_mode)) {
+        snprintf(why, why_bytes, "--model '%.300s': %.300s is not a folder; accepted is one in diffusers layout", text, equals + 1);
+        return false;
+    }
+    snprintf(ret->name, sizeof ret->name, "%.*s", (int)length, text);
+    memcpy(ret->dir, dir, strlen(dir) + 1);
+    return true;
+}
+
+static int take_models(struct up_plan *p, struct command_call *call, const struct command_list *given)
+{
+    char why[2048];
+    p->config.model_count = 0;
+    for (int i = 0; i < given->count; i++) {
+        struct home_model *model = &p->config.models[i];
+        if (!up_plan_model(model, given->items[i], why, sizeof why))
+            return command_refuse(call, "%s", why);
+        for (int k = 0; k < i; k++)
+            if (strcmp(p->config.models[k].name, model->name) == 0)
+                return command_refuse(call, "--model '%s': the name '%s' was given twice", given->items[i], model->name);
+        p->config.model_count++;
+    }
+    return COMMAND_DONE;
+}
+
+/* engine/pocket/model of the source tree this program was built in, or where an installation puts it. */
+static int take_pocket(struct up_plan *p, struct command_call *call)
+{
+    static const char *const places[] = {"../../../engine/pocket/model", "../share/kiln/pocket"};
+    char self[PATH_MAX], path[PATH_MAX + 64], text[PATH_MAX + 96], why[2048];
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    self[length > 0 ? length : 0] = 0;
+    char *slash = strrchr(self, '/');
+    if (slash)
+        *slash = 0;
+    for (size_t i = 0; slash && i < sizeof places / sizeof *places; i++) {
+        snprintf(path, sizeof path, "%s/%s", self, places[i]);
+        if (access(path, F_OK) != 0)
+            continue;
+        snprintf(text, sizeof text, "pocket=%s", path);
+        if (!up_plan_model(&p->config.models[0], text, why, sizeof why))
+            return command_refuse(call, "%s", why);
+        p->config.model_count = 1;
+        return COMMAND_DONE;
+    }
+    return command_refuse(call, "--model NAME=DIR is needed: kiln was never up on %s, and the bundled pocket model is not beside this program",
+                          call->home.dir);
+}
+
+int up_plan_models(const struct up_plan *p, struct command_call *call)
+{
+    char report[8192], why[PATH_MAX + 256];
+    for (int i = 0; i < p->config.model_count; i++) {
+        const struct home_model *m = &p->config.models[i];
+        char *const argv[] = {(char *)p->worker, "inspect", "--quick", "--json", "--model", (char *)m->dir, NULL};
+        int status = process_run(argv, NULL, NULL, report, sizeof report, why, sizeof why);
+        if (status == -1)
+            return command_refuse(call, "%s", why);
+        if (lifecycle_stop_count() > 0)
+            return 128 + lifecycle_stop_signal();
+        if (status != 0)
+            return command_refuse(call, "model '%s' (%s) cannot be used: %s", m->name, m->dir, process_last_line(report));
+    }
+    return COMMAND_DONE;
+}
+
+/* --- the rest --------------------------------------------------------------------------------------------------- */
+
+static int take_device(struct up_plan *p, struct command_call *call, const struct options *o)
+{
+    if (o->device && strncmp(o->device, "cuda", 4) == 0 && (!o->device[4] || o->device[4] == ':'))
+        return command_refuse(call, "--device %s: this build has no CUDA device; accepted is cpu", o->device);
+    if (o->device && strcmp(o->device, "cpu") != 0)
+        return command_refuse(call, "--device '%s': accepted is cpu", o->device);
+    if (o->precision && strcmp(o->precision, "bf16") != 0 && strcmp(o->precision, "f32") != 0)
+        return command_refuse(call, "--precision '%s': accepted are bf16, f32", o->precision);
+    snprintf(p->config.device, sizeof p->config.device, "cpu");
+    snprintf(p->config.precision, sizeof p->config.precision, "%s", o->precision ? o->precision : "bf16");
+    return COMMAND_DONE;
+}
+
+static int core_count(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0)
+        return CPU_COUNT(&set);
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online > 0 ? (int)online : 1;
+}
+
+static void take_sizes(struct up_plan *p, const struct options *o)
+{
+    int share = core_count() / (int)o->workers;
+    p->config.workers = (int)o->workers;
+    p->config.threads = o->threads ? (int)o->threads : share > 0 ? share : 1;
+    p->config.batch = (int)o->batch;
+    p->metrics_port = o->metrics_port;
+    p->is_detached = o->is_detached;
+}
+
+static int take_endpoint(struct up_plan *p, struct command_call *call, const struct options *o)
+{
+    if (o->bind && (!*o->bind || strlen(o->bind) >= 1024))
+        return command_refuse(call, "--bind: accepted is an endpoint, as tcp://127.0.0.1:5555 or ipc:///path");
+    if (o->bind)
+        snprintf(p->config.endpoint, sizeof p->config.endpoint, "%s", o->bind);
+    else
+        snprintf(p->config.endpoint, sizeof p->config.endpoint, "ipc://%s/run/kiln.sock", call->home.dir);
+    p->log_level = o->log_level ? o->log_level : "info";
+    if (!log_level_of(p->log_level, &p->log_least))
+        return command_refuse(call, "--log-level '%s': accepted are debug, info, warn, error", p->log_level);
+    return COMMAND_DONE;
+}
+
+static int take_database(struct up_plan *p, struct command_call *call)
+{
+    char private_uri[HOME_PATH_MAX], why[HOME_PATH_MAX + 256];
+    home_private_uri(&call->home, private_uri, sizeof private_uri);
+    const char *option = call->database && strcmp(call->database, "private") == 0 ? private_uri : call->database;
+    if (!home_database(&call->home, option, p->config.database, sizeof p->config.database, why, sizeof why))
+        return command_refuse(call, "%s", why);
+    p->is_private = strcmp(p->config.database, private_uri) == 0;
+    if (!p->is_private)
+        up_plan_tag(p->names_tag, sizeof p->names_tag, &call->home, p->config.database);
+    return COMMAND_DONE;
+}
+
+static void hash(uint32_t *h, const char *text)
+{
+    for (; text && *text; text++)
+        *h = (*h ^ (unsigned char)*text) * 16777619u; /* FNV-1a: a name, not a secret */
+    *h = (*h ^ 0xff) * 16777619u;
+}
+
+void up_plan_tag(char *ret, size_t bytes, const struct home *home, const char *database)
+{
+    static const char *const names[] = {"PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE"};
+    char host[HOST_MAX + 1] = "";
+    uint32_t h = 2166136261u;
+    gethostname(host, sizeof host - 1);
+    for (char *c = host; *c; c++)
+        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-", *c))
+            *c = '-';
+    hash(&h, home->dir);
+    hash(&h, database);
+    for (size_t i = 0; !*database && i < sizeof names / sizeof *names; i++)
+        hash(&h, getenv(names[i]));
+    snprintf(ret, bytes, "%s-%08" PRIx32 "-", *host ? host : "host", h);
+}
+
+static int find_tools(struct up_plan *p, struct command_call *call)
+{
+    char why[PATH_MAX + 256];
+    if (!home_tool("kiln-worker", p->worker, sizeof p->worker, why, sizeof why) ||
+        !home_tool("kiln-coordinator", p->coordinator, sizeof p->coordinator, why, sizeof why))
+        return command_refuse(call, "%s", why);
+    return COMMAND_DONE;
+}
+
+/* What the last `kiln up` served stays in config when no option says otherwise. */
+static int take_last(struct up_plan *p, struct command_call *call, const struct options *o)
+{
+    char why[HOME_PATH_MAX + 256];
+    bool is_found = false;
+    if (o->models.count > 0)
+        return take_models(p, call, &o->models);
+    if (!home_config_read(&call->home, &p->config, &is_found, why, sizeof why))
+        return command_refuse(call, "%s", why);
+    return is_found && p->config.model_count > 0 ? COMMAND_DONE : take_pocket(p, call);
+}
+
+int up_plan_read(struct up_plan *p, struct command_call *call)
+{
+    struct options o = {.workers = 1};
+    const struct command_option options[] = {
+        {"model", COMMAND_LIST, &o.models, 0, 0},
+        {"workers", COMMAND_NUMBER, &o.workers, 1, UP_PLAN_WORKERS_MAX},
+        {"device", COMMAND_TEXT, &o.device, 0, 0},
+        {"threads", COMMAND_NUMBER, &o.threads, 1, THREADS_MAX},
+        {"batch", COMMAND_NUMBER, &o.batch, 1, BATCH_MAX},
+        {"precision", COMMAND_TEXT, &o.precision, 0, 0},
+        {"bind", COMMAND_TEXT, &o.bind, 0, 0},
+        {"metrics-port", COMMAND_NUMBER, &o.metrics_port, 0, 65535},
+        {"log-level", COMMAND_TEXT, &o.log_level, 0, 0},
+        {"detach", COMMAND_FLAG, &o.is_detached, 0, 0},
+    };
+    int word_count;
+    memset(p, 0, sizeof *p);
+    if (!command_parse(call, options, sizeof options / sizeof *options, NULL, 0, 0, &word_count))
+        return command_code(call);
+    int code = take_last(p, call, &o);
+    if (code == COMMAND_DONE)
+        code = take_device(p, call, &o);
+    if (code == COMMAND_DONE)
+        code = take_endpoint(p, call, &o);
+    if (code == COMMAND_DONE)
+        code = take_database(p, call);
+    if (code == COMMAND_DONE)
+        code = find_tools(p, call);
+    if (code == COMMAND_DONE)
+        take_sizes(p, &o);
+    return code;
+}
