@@ -199,10 +199,27 @@ static void hear_result(struct coordinator *c, struct fleet_worker *w, const str
     }
 }
 
+/* An image that did not fit: this worker gets half as many of this shape at once, already in the next turn. */
+static void lower_cap(struct coordinator *c, const struct fleet_held *h)
+{
+    if (h->shape < 0 || h->batch_size < 1)
+        return;
+    const struct workload_shape *shape = &c->workload.shapes[h->shape];
+    struct dispatch_worker view = {.batch_max = h->batch_size, .caps = h->worker->caps, .cap_count = h->worker->cap_count};
+    int before = dispatch_batch(&view, shape->model, shape->pixels), cap = h->batch_size > 1 ? h->batch_size / 2 : 1;
+    if (cap >= before)
+        return; /* the rest of a batch whose first failure lowered it, or a single image that does not fit */
+    fleet_cap(h->worker, shape->model, shape->pixels, cap);
+    metric_add(coordinator_metric_all()->caps_lowered, 1);
+    log_event(LOG_WARN, "batch_cap_lowered", "worker=%s pixels=%" PRId64 " cap=%d", log_quote(h->worker->name), shape->pixels, cap);
+}
+
 static void hear_failed(struct coordinator *c, struct fleet_worker *w, const struct msg_failed *f)
 {
     for (uint32_t i = 0; i < f->count; i++) {
         struct fleet_held *h = held_for_report(c, w, f->items[i].task, f->items[i].token);
+        if (h && f->items[i].kind == MSG_FAILURE_OOM)
+            lower_cap(c, h);
         if (h)
             queued(c, h, report_failed(&c->reports, h, &f->items[i]));
     }

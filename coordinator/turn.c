@@ -174,23 +174,6 @@ static void end_results(struct coordinator *c, const struct task_turn_result *r,
     }
 }
 
-/* An image that did not fit: this worker gets half as many of this shape at once. */
-static void lower_cap(struct coordinator *c, const struct fleet_held *h)
-{
-    if (h->shape < 0 || h->batch_size < 1)
-        return;
-    const struct workload_shape *shape = &c->workload.shapes[h->shape];
-    struct dispatch_worker view = {.batch_max = h->batch_size, .caps = h->worker->caps, .cap_count = h->worker->cap_count};
-    int before = dispatch_batch(&view, shape->model, shape->pixels), cap = h->batch_size > 1 ? h->batch_size / 2 : 1;
-    if (cap >= before && before > 1)
-        return; /* the rest of a batch whose first failure lowered it */
-    fleet_cap(h->worker, shape->model, shape->pixels, cap < before ? cap : before);
-    if (cap < before) {
-        metric_add(coordinator_metric_all()->caps_lowered, 1);
-        log_event(LOG_WARN, "batch_cap_lowered", "worker=%s pixels=%" PRId64 " cap=%d", log_quote(h->worker->name), shape->pixels, cap);
-    }
-}
-
 static void end_failures(struct coordinator *c, const struct task_turn_result *r, struct acks *acks)
 {
     static const enum msg_failure kind[] = {[TASK_REFUSE] = MSG_FAILURE_REFUSE, [TASK_RETRY] = MSG_FAILURE_RETRY, [TASK_RELEASED] = MSG_FAILURE_RELEASED};
@@ -202,8 +185,6 @@ static void end_failures(struct coordinator *c, const struct task_turn_result *r
         metric_add(coordinator_metric_all()->failures[f->is_oom ? MSG_FAILURE_OOM : kind[f->fail.kind]], 1);
         if (!r->fail_accepted[i])
             log_stale("failure", f->held);
-        if (f->is_oom)
-            lower_cap(c, f->held);
         if (f->fail.kind != TASK_RELEASED)
             log_event(LOG_INFO, "task_failed", "task=%" PRIu64 " worker=%s kind=%s reason=%s", f->held->task, log_quote(f->held->worker->name),
                       f->is_oom ? "oom" : msg_failure_name(kind[f->fail.kind]), log_quote(f->reason));
