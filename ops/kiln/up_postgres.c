@@ -135,7 +135,10 @@ bool up_postgres_find(struct up_postgres *ret, const struct home *home, char *wh
     }
     if (ret->major)
         return true;
-    if (wanted && newest)
+    if (wanted && wanted < UP_POSTGRES_LEAST)
+        snprintf(why, why_bytes, "%s/postgres is a data folder of PostgreSQL %d; %d or newer is needed: move the data with pg_upgrade",
+                 home->dir, wanted, UP_POSTGRES_LEAST);
+    else if (wanted && newest)
         snprintf(why, why_bytes, "%s/postgres is a data folder of PostgreSQL %d, found is PostgreSQL %d: install postgresql-%d, or move "
                  "the data with pg_upgrade", home->dir, wanted, newest, wanted);
     else if (newest)
