@@ -533,6 +533,8 @@ static void stop(struct up *u)
     stop_child(&u->coordinator, COORDINATOR_MS, SIGTERM);
     stop_child(&u->postgres, POSTGRES_MS, SIGQUIT);
     unlink(u->state_file);
+    home_path(u->home, path, sizeof path, "run/kiln.sock"); /* libzmq leaves it */
+    unlink(path);
     home_path(u->home, path, sizeof path, "run/kiln.pid");
     unlink(path);
     log_event(LOG_INFO, "stopped", "signal=%d", lifecycle_stop_signal());
