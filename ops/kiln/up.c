@@ -56,7 +56,8 @@ struct up {
     int worker_count;          /* initialised */
     struct { uint64_t epoch; bool is_heard; } *seen; /* per worker: boot epoch before this start */
     char state_file[HOME_PATH_MAX];
-    int metrics_port;
+    int metrics_port;          /* 0: the coordinator is not ready yet */
+    bool has_database;         /* it answered and has our tables */
 };
 
 /* --- saying -------------------------------------------------------------------------------------------------- */
@@ -88,7 +89,7 @@ static int refuse(struct up *u, int code, const char *text)
 
 static int ready_count(const struct up *u)
 {
-    int count = up_child_is_running(&u->postgres) + (u->metrics_port > 0);
+    int count = u->has_database + (u->metrics_port > 0);
     for (int i = 0; i < u->worker_count; i++)
         count += u->seen[i].is_heard;
     return count;
@@ -101,7 +102,7 @@ static void show(struct up *u, const char *note)
     if (!u->err || !u->has_bar)
         return;
     now.done = ready_count(u);
-    now.total = u->plan->is_private + 1 + u->plan->config.workers;
+    now.total = 2 + u->plan->config.workers; /* database, coordinator */
     now.per_second = 0;
     now.left_s = -1;
     now.note = note;
@@ -192,6 +193,7 @@ static int migrate(struct up *u)
     show(u, "preparing the database's tables");
     if (migrate_run(*uri ? uri : NULL, &from, &to, &fault)) {
         log_event(LOG_INFO, "schema", "from=%d to=%d", from, to);
+        u->has_database = true;
         return COMMAND_DONE;
     }
     snprintf(text, sizeof text, "database: %.*s", (int)strcspn(fault.text, "\n"), fault.text);

@@ -339,10 +339,11 @@ static void interrupt_in_the_foreground_is_down(void **state)
             fail_msg("kiln up does not come up");
         rest_ms(100);
     }
-    pid_t worker = pid_of("worker-1"), status = 0;
+    pid_t worker = pid_of("worker-1");
+    int status = 0;
     assert_int_equal(kill(pid, SIGINT), 0);
     assert_int_equal(waitpid(pid, &status, 0), pid);
-    assert_true(WIFEXITED(status));
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     assert_false(is_alive(worker));
     assert_int_equal(files_in_run(), 1);
 }
