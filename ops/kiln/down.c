@@ -63,6 +63,9 @@ static int down_run(struct command_call *call)
         return command_code(call);
     if (!lifecycle_signals())
         return command_say(call, COMMAND_AWAY, "no signal handlers could be installed");
+    home_path(&call->home, pid_file, sizeof pid_file, "run");
+    if (access(pid_file, X_OK) != 0 && errno == EACCES) /* what runs there cannot be seen from here */
+        return command_refuse(call, "%s is closed to this user: run kiln down as its owner", pid_file);
     home_path(&call->home, pid_file, sizeof pid_file, "run/kiln.pid");
     pid_t pid = lifecycle_pid_alive(pid_file);
     if (pid) {

@@ -316,12 +316,12 @@ static bool note_before(void *context, const struct worker_row *r)
     return true;
 }
 
-/* A worker is ready when the coordinator has written down that it heard this very process. */
+/* A worker is ready when the coordinator has written down that it welcomed this very process; before, it is greeting. */
 static bool note_heard(void *context, const struct worker_row *r)
 {
     struct up *u = context;
     int index = worker_index(u, r->name);
-    if (index >= 0 && r->boot_epoch != u->seen[index].epoch)
+    if (index >= 0 && r->boot_epoch != u->seen[index].epoch && strcmp(r->state, "greeting") != 0)
         u->seen[index].is_heard = true;
     return true;
 }
