@@ -4,13 +4,13 @@
  * done; the text encoder's stay mapped for the rows of its embedding table. */
 #include "engine_model.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "kern_cpu.h"
+#include "model_file.h"
 
 double engine_model_now_s(void)
 {
@@ -41,31 +41,11 @@ static bool open_kern(struct engine_model *m, const struct engine_options *o, st
     return true;
 }
 
-/* The dimensions where one part's output is another's input. */
-static bool check_fit(const struct model_config *c, struct engine_error *why)
-{
-    if (c->text.num_hidden_layers < TEXT_ENCODER_LAYERS)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "text encoder: %d layers, want at least %d",
-                                c->text.num_hidden_layers, TEXT_ENCODER_LAYERS);
-    if (text_encoder_width(&c->text) != c->transformer.joint_attention_dim)
-        return engine_error_set(why, ENGINE_BAD_MODEL,
-                                "transformer: joint_attention_dim %d, but three hidden states of the text encoder are %lld wide",
-                                c->transformer.joint_attention_dim, (long long)text_encoder_width(&c->text));
-    if (c->transformer.in_channels != 4 * c->vae.latent_channels)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "transformer: in_channels %d, want 4 x %d latent channels of the VAE",
-                                c->transformer.in_channels, c->vae.latent_channels);
-    if (c->vae.layers_per_block + 1 > VAE_RESNETS_MAX)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "vae: layers_per_block %d, accepted: up to %d",
-                                c->vae.layers_per_block, VAE_RESNETS_MAX - 1);
-    return true;
-}
-
 static bool open_tokenizer(struct engine_model *m, const char *dir, struct engine_error *why)
 {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/tokenizer", dir);
-    if (!tokenizer_open(&m->tokenizer, path, why))
-        return engine_error_at(why, "tokenizer");
+    char path[MODEL_FILE_PATH_MAX];
+    if (!model_file_path(path, dir, "tokenizer", why) || !tokenizer_open(&m->tokenizer, path, why))
+        return false;
     if (tokenizer_vocab_size(m->tokenizer) > m->config.text.vocab_size)
         return engine_error_set(why, ENGINE_BAD_MODEL, "tokenizer: highest id %d, but the text encoder has %d embeddings",
                                 tokenizer_vocab_size(m->tokenizer) - 1, m->config.text.vocab_size);
@@ -80,9 +60,9 @@ static struct weights begin(struct engine_model *m, const struct safetensors *fi
 static bool open_part(struct safetensors **ret, const char *dir, const char *part, const char *stem,
                       struct engine_error *why)
 {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/%s", dir, part);
-    return safetensors_open(ret, path, stem, why) || engine_error_at(why, "%s", part);
+    char path[MODEL_FILE_PATH_MAX];
+    return model_file_path(path, dir, part, why) &&
+           (safetensors_open(ret, path, stem, why) || engine_error_at(why, "%s", part));
 }
 
 static bool load_text_encoder(struct engine_model *m, const char *dir, struct engine_error *why)
@@ -121,15 +101,9 @@ static bool load_vae(struct engine_model *m, const char *dir, struct engine_erro
     return ok;
 }
 
-/* The KV pipeline's models are distilled and have no guidance, although their index has no such key. */
-static bool is_distilled(const struct model_config *c)
-{
-    return c->is_distilled || strcmp(c->pipeline, "Flux2KleinKVPipeline") == 0;
-}
-
 static void describe(struct engine_model *m)
 {
-    m->info.is_distilled = is_distilled(&m->config);
+    m->info.is_distilled = m->config.is_distilled;
     snprintf(m->info.family, sizeof m->info.family, "%s", model_config_family(&m->config));
     snprintf(m->info.licence, sizeof m->info.licence, "%s", model_config_licence(&m->config));
     snprintf(m->info.device, sizeof m->info.device, "%s", kern_name(m->kern));
@@ -140,7 +114,7 @@ bool engine_model_open(struct engine_model *ret, const struct engine_options *o,
     double start = engine_model_now_s();
     struct engine_model m = {.precision = o->precision, .peers = {.rank = 0, .count = 1}};
     m.dtype = o->precision == ENGINE_BF16 ? TENSOR_BF16 : TENSOR_F32;
-    bool ok = model_config_load(&m.config, o->model_dir, why) && check_fit(&m.config, why) && open_kern(&m, o, why) &&
+    bool ok = model_config_load(&m.config, o->model_dir, why) && open_kern(&m, o, why) &&
               open_tokenizer(&m, o->model_dir, why) && load_vae(&m, o->model_dir, why) &&
               load_transformer(&m, o->model_dir, why) && load_text_encoder(&m, o->model_dir, why) &&
               engine_model_sync(&m, why);

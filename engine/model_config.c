@@ -2,14 +2,22 @@
  * with their bounds; a missing key, a wrong type and a value out of bounds are all refused by name. */
 #include "model_config.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "model_file.h"
+
 #define CONFIG_BYTES_MAX (1u << 20)
+#define CONFIG_VALUES_MAX 10000u
+
+enum { INDEX, TEXT_ENCODER, TRANSFORMER, VAE, SCHEDULER, FILE_COUNT };
+
+static const char *const file_names[FILE_COUNT] = {"model_index.json", "text_encoder/config.json",
+                                                   "transformer/config.json", "vae/config.json",
+                                                   "scheduler/scheduler_config.json"};
 
 struct reader {
     json_t *root;
@@ -34,13 +42,8 @@ __attribute__((format(printf, 2, 3))) static void complain(struct reader *r, con
 static struct reader reader_open(const char *file, const char *json, size_t bytes, struct engine_error *why)
 {
     struct reader r = {.file = file, .why = why};
-    json_error_t at;
-    if (bytes > CONFIG_BYTES_MAX)
-        complain(&r, "%zu bytes, accepted: at most %u", bytes, CONFIG_BYTES_MAX);
-    else if (!(r.root = json_loadb(json, bytes, JSON_REJECT_DUPLICATES, &at)))
-        complain(&r, "%s (line %d)", at.text, at.line);
-    else if (!json_is_object(r.root))
-        complain(&r, "not a JSON object");
+    r.root = model_file_json(json, bytes, CONFIG_VALUES_MAX, file, why);
+    r.failed = !r.root;
     return r;
 }
 
@@ -117,15 +120,17 @@ static void list(struct reader *r, const char *key, int *ret, size_t count, int 
 
 bool model_config_parse_index(struct model_config *c, const char *json, size_t bytes, struct engine_error *why)
 {
-    struct reader r = reader_open("model_index.json", json, bytes, why);
+    struct reader r = reader_open(file_names[INDEX], json, bytes, why);
     const char *name = r.failed ? NULL : json_string_value(json_object_get(r.root, "_class_name"));
     if (!r.failed && (!name || (strcmp(name, "Flux2KleinPipeline") != 0 && strcmp(name, "Flux2KleinKVPipeline") != 0)))
-        complain(&r, "this is %s, kiln renders Flux2KleinPipeline", name ? name : "of no named class");
+        complain(&r, "'_class_name' is %.100s, kiln renders Flux2KleinPipeline", name ? name : "missing");
+    json_t *distilled = r.failed ? NULL : json_object_get(r.root, "is_distilled");
+    if (distilled && !json_is_boolean(distilled))
+        complain(&r, "'is_distilled' is neither true nor false");
     if (!r.failed) {
         snprintf(c->pipeline, sizeof c->pipeline, "%s", name);
-        /* the KV pipeline is distilled by its own default */
-        json_t *distilled = json_object_get(r.root, "is_distilled");
-        c->is_distilled = distilled ? json_is_true(distilled) : strcmp(name, "Flux2KleinKVPipeline") == 0;
+        /* the KV pipeline knows no guidance, although its index does not say so */
+        c->is_distilled = json_is_true(distilled) || strcmp(name, "Flux2KleinKVPipeline") == 0;
     }
     return reader_done(&r);
 }
@@ -133,7 +138,7 @@ bool model_config_parse_index(struct model_config *c, const char *json, size_t b
 bool model_config_parse_text_encoder(struct text_encoder_config *c, const char *json, size_t bytes,
                                      struct engine_error *why)
 {
-    struct reader r = reader_open("text_encoder/config.json", json, bytes, why);
+    struct reader r = reader_open(file_names[TEXT_ENCODER], json, bytes, why);
     if (!r.failed) {
         text_must_be(&r, "model_type", "qwen3");
         text_must_be(&r, "hidden_act", "silu");
@@ -143,7 +148,7 @@ bool model_config_parse_text_encoder(struct text_encoder_config *c, const char *
         struct text_encoder_config t = {
             .hidden_size = whole(&r, "hidden_size", 8, 16384),
             .intermediate_size = whole(&r, "intermediate_size", 8, 65536),
-            .num_hidden_layers = whole(&r, "num_hidden_layers", 27, 256),
+            .num_hidden_layers = whole(&r, "num_hidden_layers", MODEL_CONFIG_TEXT_LAYERS, 256),
             .num_attention_heads = whole(&r, "num_attention_heads", 1, 256),
             .num_key_value_heads = whole(&r, "num_key_value_heads", 1, 256),
             .head_dim = whole(&r, "head_dim", 8, 512),
@@ -182,7 +187,7 @@ static void check_transformer(struct reader *r, struct transformer_config *t, do
 bool model_config_parse_transformer(struct transformer_config *c, const char *json, size_t bytes,
                                     struct engine_error *why)
 {
-    struct reader r = reader_open("transformer/config.json", json, bytes, why);
+    struct reader r = reader_open(file_names[TRANSFORMER], json, bytes, why);
     if (!r.failed) {
         text_must_be(&r, "_class_name", "Flux2Transformer2DModel");
         must_be_off(&r, "guidance_embeds");
@@ -208,7 +213,7 @@ bool model_config_parse_transformer(struct transformer_config *c, const char *js
 
 bool model_config_parse_vae(struct vae_config *c, const char *json, size_t bytes, struct engine_error *why)
 {
-    struct reader r = reader_open("vae/config.json", json, bytes, why);
+    struct reader r = reader_open(file_names[VAE], json, bytes, why);
     if (!r.failed) {
         text_must_be(&r, "_class_name", "AutoencoderKLFlux2");
         text_must_be(&r, "act_fn", "silu");
@@ -216,7 +221,7 @@ bool model_config_parse_vae(struct vae_config *c, const char *json, size_t bytes
         must_be_on(&r, "mid_block_add_attention");
         struct vae_config v = {
             .latent_channels = whole(&r, "latent_channels", 32, 32),
-            .layers_per_block = whole(&r, "layers_per_block", 1, 8),
+            .layers_per_block = whole(&r, "layers_per_block", 1, MODEL_CONFIG_LAYERS_PER_BLOCK_MAX),
             .norm_num_groups = whole(&r, "norm_num_groups", 1, 256),
             .batch_norm_eps = (float)number(&r, "batch_norm_eps", 0, 1e-1),
         };
@@ -227,8 +232,8 @@ bool model_config_parse_vae(struct vae_config *c, const char *json, size_t bytes
         json_t *decoder = json_object_get(r.root, "decoder_block_out_channels");
         if (decoder && !json_is_null(decoder))
             list(&r, "decoder_block_out_channels", v.decoder_block_out_channels, 4, 4, 4096);
-        for (int i = 0; i < 4 && !r.failed; i++)
-            if (v.block_out_channels[i] % v.norm_num_groups || v.decoder_block_out_channels[i] % v.norm_num_groups)
+        for (int i = 0; i < 4; i++) /* only the decoder is loaded */
+            if (v.decoder_block_out_channels[i] % v.norm_num_groups)
                 complain(&r, "%d channels are no multiple of %d groups", v.decoder_block_out_channels[i], v.norm_num_groups);
         *c = v;
     }
@@ -237,7 +242,7 @@ bool model_config_parse_vae(struct vae_config *c, const char *json, size_t bytes
 
 bool model_config_parse_scheduler(struct scheduler_config *c, const char *json, size_t bytes, struct engine_error *why)
 {
-    struct reader r = reader_open("scheduler/scheduler_config.json", json, bytes, why);
+    struct reader r = reader_open(file_names[SCHEDULER], json, bytes, why);
     if (!r.failed) {
         text_must_be(&r, "_class_name", "FlowMatchEulerDiscreteScheduler");
         text_must_be(&r, "time_shift_type", "exponential");
@@ -255,49 +260,45 @@ bool model_config_parse_scheduler(struct scheduler_config *c, const char *json, 
 
 /* --- a folder ------------------------------------------------------------------------------------------ */
 
-static bool read_text(char **ret, size_t *ret_bytes, const char *dir, const char *name, struct engine_error *why)
-{
-    char path[4096];
-    if (snprintf(path, sizeof path, "%s/%s", dir, name) >= (int)sizeof path)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "%s: path too long", dir);
-    FILE *f = fopen(path, "rb");
-    if (!f)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "%s: cannot be read; a model is a folder in the diffusers layout",
-                                path);
-    char *text = malloc(CONFIG_BYTES_MAX + 1);
-    size_t bytes = text ? fread(text, 1, CONFIG_BYTES_MAX + 1, f) : 0;
-    fclose(f);
-    if (!text)
-        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory to read %s", path);
-    *ret = text;
-    *ret_bytes = bytes;
-    return true;
-}
-
+/* The dimensions where one part's output is another's input. */
 static bool check_together(const struct model_config *c, struct engine_error *why)
 {
-    if (c->transformer.joint_attention_dim != 3 * c->text.hidden_size)
-        return engine_error_set(why, ENGINE_BAD_MODEL,
-                                "transformer/config.json: 'joint_attention_dim' is %d, the text encoder gives %d",
-                                c->transformer.joint_attention_dim, 3 * c->text.hidden_size);
-    return true;
+    if (c->transformer.joint_attention_dim == MODEL_CONFIG_TEXT_TAPS * c->text.hidden_size)
+        return true;
+    return engine_error_set(why, ENGINE_BAD_MODEL,
+                            "transformer/config.json: 'joint_attention_dim' is %d, but %d hidden states of the text encoder "
+                            "are %d wide",
+                            c->transformer.joint_attention_dim, MODEL_CONFIG_TEXT_TAPS,
+                            MODEL_CONFIG_TEXT_TAPS * c->text.hidden_size);
+}
+
+static bool parse(struct model_config *c, int file, const char *text, size_t bytes, struct engine_error *why)
+{
+    switch (file) {
+    case INDEX:
+        return model_config_parse_index(c, text, bytes, why);
+    case TEXT_ENCODER:
+        return model_config_parse_text_encoder(&c->text, text, bytes, why);
+    case TRANSFORMER:
+        return model_config_parse_transformer(&c->transformer, text, bytes, why);
+    case VAE:
+        return model_config_parse_vae(&c->vae, text, bytes, why);
+    default:
+        return model_config_parse_scheduler(&c->scheduler, text, bytes, why);
+    }
 }
 
 bool model_config_load(struct model_config *ret, const char *model_dir, struct engine_error *why)
 {
-    static const char *const names[] = {"model_index.json", "text_encoder/config.json", "transformer/config.json",
-                                        "vae/config.json", "scheduler/scheduler_config.json"};
     struct model_config c = {0};
-    for (int i = 0; i < 5; i++) {
-        char *text;
+    for (int i = 0; i < FILE_COUNT; i++) {
+        char path[MODEL_FILE_PATH_MAX], *text;
         size_t bytes;
-        if (!read_text(&text, &bytes, model_dir, names[i], why))
+        if (!model_file_path(path, model_dir, file_names[i], why))
             return false;
-        bool ok = i == 0   ? model_config_parse_index(&c, text, bytes, why)
-                  : i == 1 ? model_config_parse_text_encoder(&c.text, text, bytes, why)
-                  : i == 2 ? model_config_parse_transformer(&c.transformer, text, bytes, why)
-                  : i == 3 ? model_config_parse_vae(&c.vae, text, bytes, why)
-                           : model_config_parse_scheduler(&c.scheduler, text, bytes, why);
+        if (!model_file_read(&text, &bytes, path, CONFIG_BYTES_MAX, why))
+            return i ? false : engine_error_at(why, "a model is a folder in the diffusers layout");
+        bool ok = parse(&c, i, text, bytes, why);
         free(text);
         if (!ok)
             return false;

@@ -10,6 +10,11 @@
 
 #include "engine_error.h"
 
+/* Fixed in the whole family: the picture sees the text encoder after layers 9, 18 and 27. */
+#define MODEL_CONFIG_TEXT_LAYERS 27
+#define MODEL_CONFIG_TEXT_TAPS 3
+#define MODEL_CONFIG_LAYERS_PER_BLOCK_MAX 7 /* of the VAE */
+
 struct text_encoder_config { /* text_encoder/config.json, Qwen3ForCausalLM */
     int hidden_size, intermediate_size, num_hidden_layers;
     int num_attention_heads, num_key_value_heads, head_dim;
@@ -37,7 +42,7 @@ struct vae_config { /* vae/config.json, AutoencoderKLFlux2 */
 struct scheduler_config { int num_train_timesteps; };
 
 struct model_config {
-    bool is_distilled;                 /* model_index.json; absent: false */
+    bool is_distilled;                 /* model_index.json; absent: false, but true for Flux2KleinKVPipeline */
     char pipeline[64];                 /* "Flux2KleinPipeline" */
     struct text_encoder_config text;
     struct transformer_config transformer;

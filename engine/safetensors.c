@@ -5,20 +5,20 @@
 #include "safetensors.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
+
+#include "model_file.h"
 
 #define HEADER_BYTES_MAX 100000000u
 #define INDEX_BYTES_MAX (64u << 20)
 #define ENTRIES_MAX 100000u
 #define SHARDS_MAX 1000u
 #define NAME_BYTES_MAX 512u
+#define ENTRY_VALUES_MAX 20u /* brackets and commas of one entry, at most: shape of 8, offsets, three keys */
 
 struct file {
     char *name;
@@ -120,7 +120,7 @@ static bool add_entry(struct safetensors *s, const struct file *f, const char *n
         return bad(why, f->name, "more or longer tensor names than accepted");
     if (!json_is_object(value))
         return engine_error_set(why, ENGINE_BAD_MODEL, "%s: tensor '%s': not an object", f->name, name);
-    struct safetensors_entry e = {.file = f->name, .name = name};
+    struct safetensors_entry e = {.file = f->name, .name = name, .is_mapped = f->is_mapped};
     if (!read_dtype(json_object_get(value, "dtype"), &e.dtype, f->name, name, why) ||
         !read_shape(json_object_get(value, "shape"), &e, f->name, why) ||
         !read_offsets(json_object_get(value, "data_offsets"), &e, f, data_bytes, base, why))
@@ -178,80 +178,102 @@ static bool check_tiling(const struct safetensors *s, size_t first, const struct
     return ok;
 }
 
-static bool read_header(struct safetensors *s, const struct file *f, struct engine_error *why)
+/* The length of the header, from the first eight bytes of a file. */
+static bool header_length(const struct file *f, const uint8_t *first, size_t *ret, struct engine_error *why)
 {
-    uint64_t header = 0;
-    if (f->bytes < 8)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "%s: %zu bytes, too short for a safetensors file", f->name,
-                                f->bytes);
+    uint64_t bytes = 0;
     for (int i = 0; i < 8; i++)
-        header |= (uint64_t)f->data[i] << (8 * i);
-    if (header > HEADER_BYTES_MAX || header > f->bytes - 8)
+        bytes |= (uint64_t)first[i] << (8 * i);
+    if (bytes > HEADER_BYTES_MAX || bytes > f->bytes - 8)
         return engine_error_set(why, ENGINE_BAD_MODEL,
                                 "%s: header of %llu bytes, accepted: at most %u and no more than the file's %zu", f->name,
-                                (unsigned long long)header, HEADER_BYTES_MAX, f->bytes - 8);
-    if (header == 0 || f->data[8] != '{')
-        return bad(why, f->name, "the header does not begin with '{'");
-    json_error_t at;
-    json_t *root = json_loadb((const char *)f->data + 8, header, JSON_REJECT_DUPLICATES, &at);
-    if (!root)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "%s: header: %s (byte %d)", f->name, at.text, at.position);
-    const uint8_t *base = f->data + 8 + header;
+                                (unsigned long long)bytes, HEADER_BYTES_MAX, f->bytes - 8);
+    *ret = (size_t)bytes;
+    return true;
+}
+
+static bool check_length(const struct file *f, struct engine_error *why)
+{
+    return f->bytes >= 8 || engine_error_set(why, ENGINE_BAD_MODEL, "%s: %zu bytes, too short for a safetensors file",
+                                             f->name, f->bytes);
+}
+
+/* Adds the entries of a file whose header is `text`; addresses are computed, the data itself is not touched. */
+static bool read_header(struct safetensors *s, const struct file *f, const char *text, size_t bytes,
+                        struct engine_error *why)
+{
+    char label[300];
+    const uint8_t *base = f->data + 8 + bytes;
     size_t first = s->count;
-    bool ok = json_is_object(root) || bad(why, f->name, "the header is not an object");
+    if (bytes == 0 || text[0] != '{')
+        return bad(why, f->name, "the header does not begin with '{'");
+    snprintf(label, sizeof label, "%s: header", f->name);
+    json_t *root = model_file_json(text, bytes, ENTRIES_MAX * ENTRY_VALUES_MAX, label, why);
+    bool ok = root != NULL;
     const char *name;
     json_t *value;
-    if (ok) {
-        json_object_foreach(root, name, value)
-        {
-            if (strcmp(name, "__metadata__") == 0) {
-                if (!s->metadata)
-                    s->metadata = json_incref(value);
-            } else if (!add_entry(s, f, name, value, f->bytes - 8 - header, base, why)) {
-                ok = false;
-                break;
-            }
-        }
+    json_object_foreach(root, name, value)
+    {
+        if (strcmp(name, "__metadata__") != 0)
+            ok = ok && add_entry(s, f, name, value, f->bytes - 8 - bytes, base, why);
+        else if (!s->metadata)
+            s->metadata = json_incref(value);
     }
     json_decref(root);
     return ok && check_tiling(s, first, f, base, why);
 }
 
-static bool add_file(struct safetensors *s, const char *path, const char *name, struct engine_error *why)
+static bool map_file(struct file *f, int fd, const char *path, struct engine_error *why)
 {
-    struct file f = {.name = strdup(name), .is_mapped = true};
+    void *data = mmap(NULL, f->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (data == MAP_FAILED)
+        return engine_error_set(why, ENGINE_IO, "%s: %s", path, strerror(errno));
+    f->data = data;
+    f->is_mapped = true;
+    return true;
+}
+
+/* Maps a file and reads its header with pread, so that a file cut short meanwhile is an error and no signal. */
+static bool map_and_read(struct safetensors *s, struct file *f, int fd, const char *path, struct engine_error *why)
+{
+    uint8_t first[8];
+    size_t bytes;
+    if (!check_length(f, why) || !model_file_at(fd, first, 8, 0, path, why) || !header_length(f, first, &bytes, why))
+        return false;
+    char *text = malloc(bytes + 1);
+    bool ok = text || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the header of %s (%zu bytes)", path, bytes);
+    ok = ok && model_file_at(fd, text, bytes, 8, path, why) && map_file(f, fd, path, why) &&
+         read_header(s, f, text, bytes, why);
+    free(text);
+    return ok;
+}
+
+/* Entries point to the names of their files: files[] may move, the names do not. */
+static struct file *new_file(struct safetensors *s, const char *name, struct engine_error *why)
+{
     struct file *grown = realloc(s->files, (s->file_count + 1) * sizeof *grown);
+    char *copy = strdup(name);
     if (grown)
         s->files = grown;
-    if (!f.name || !grown) {
-        free(f.name);
-        return no_memory(why);
+    if (!grown || !copy) {
+        free(copy);
+        no_memory(why);
+        return NULL;
     }
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    struct stat st;
-    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
-        engine_error_set(why, fd < 0 && errno != ENOENT ? ENGINE_IO : ENGINE_BAD_MODEL, "%s: %s", path,
-                         fd < 0 ? strerror(errno) : "not a regular file");
-        goto failed;
-    }
-    f.bytes = (size_t)st.st_size;
-    if (f.bytes == 0) {
-        bad(why, name, "the file is empty");
-        goto failed;
-    }
-    f.data = mmap(NULL, f.bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (f.data == MAP_FAILED) {
-        engine_error_set(why, ENGINE_IO, "%s: %s", path, strerror(errno));
-        goto failed;
-    }
+    struct file *f = &s->files[s->file_count++];
+    *f = (struct file){.name = copy};
+    return f;
+}
+
+static bool add_file(struct safetensors *s, const char *path, const char *name, struct engine_error *why)
+{
+    int fd;
+    struct file *f = new_file(s, name, why);
+    if (!f || !model_file_open(&fd, &f->bytes, path, why))
+        return false;
+    bool ok = map_and_read(s, f, fd, path, why);
     close(fd);
-    s->files[s->file_count++] = f;
-    return read_header(s, &s->files[s->file_count - 1], why);
-failed:
-    if (fd >= 0)
-        close(fd);
-    free(f.name);
-    return false;
+    return ok;
 }
 
 /* --- a set ----------------------------------------------------------------------------------------------- */
@@ -298,11 +320,8 @@ static bool open_shards(struct safetensors *s, const char *dir, json_t *map, str
             continue;
         if (s->file_count >= SHARDS_MAX)
             return engine_error_set(why, ENGINE_BAD_MODEL, "index: more than %u files", SHARDS_MAX);
-        /* names of earlier files are pointed to by entries: files[] may move, the names do not */
-        char path[4096];
-        if (snprintf(path, sizeof path, "%s/%s", dir, file) >= (int)sizeof path)
-            return engine_error_set(why, ENGINE_BAD_MODEL, "%s: path too long", dir);
-        if (!add_file(s, path, file, why))
+        char path[MODEL_FILE_PATH_MAX];
+        if (!model_file_path(path, dir, file, why) || !add_file(s, path, file, why))
             return false;
     }
     return true;
@@ -328,13 +347,14 @@ static bool check_index(const struct safetensors *s, json_t *map, struct engine_
 
 static bool open_index(struct safetensors *s, const char *dir, const char *path, struct engine_error *why)
 {
-    struct stat st;
-    if (stat(path, &st) == 0 && st.st_size > (off_t)INDEX_BYTES_MAX)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "%s: over %u bytes", path, INDEX_BYTES_MAX);
-    json_error_t at;
-    json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &at);
+    char *text;
+    size_t bytes;
+    if (!model_file_read(&text, &bytes, path, INDEX_BYTES_MAX, why))
+        return false;
+    json_t *root = model_file_json(text, bytes, 2 * ENTRIES_MAX, path, why);
+    free(text);
     if (!root)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "%s: %s (line %d)", path, at.text, at.line);
+        return false;
     json_t *map = json_object_get(root, "weight_map");
     bool ok = json_is_object(map) || bad(why, path, "no weight_map");
     ok = ok && open_shards(s, dir, map, why) && sort_entries(s, why) && check_index(s, map, why);
@@ -353,17 +373,16 @@ static bool finish(struct safetensors *s, bool ok, struct safetensors **ret)
 
 bool safetensors_open(struct safetensors **ret, const char *dir, const char *stem, struct engine_error *why)
 {
-    char single[4096], index[4096];
-    if (snprintf(single, sizeof single, "%s/%s.safetensors", dir, stem) >= (int)sizeof single ||
-        snprintf(index, sizeof index, "%s/%s.safetensors.index.json", dir, stem) >= (int)sizeof index)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "%s: path too long", dir);
+    char name[256], index_name[256], single[MODEL_FILE_PATH_MAX], index[MODEL_FILE_PATH_MAX];
+    snprintf(name, sizeof name, "%s.safetensors", stem);
+    snprintf(index_name, sizeof index_name, "%s.safetensors.index.json", stem);
+    if (!model_file_path(single, dir, name, why) || !model_file_path(index, dir, index_name, why))
+        return false;
     struct safetensors *s = calloc(1, sizeof *s);
     if (!s)
         return no_memory(why);
     if (access(index, F_OK) == 0)
         return finish(s, open_index(s, dir, index, why), ret);
-    char name[512];
-    snprintf(name, sizeof name, "%s.safetensors", stem);
     return finish(s, add_file(s, single, name, why) && sort_entries(s, why), ret);
 }
 
@@ -379,13 +398,15 @@ bool safetensors_open_file(struct safetensors **ret, const char *path, struct en
 bool safetensors_parse(struct safetensors **ret, const void *data, size_t bytes, struct engine_error *why)
 {
     struct safetensors *s = calloc(1, sizeof *s);
-    if (!s || !(s->files = calloc(1, sizeof *s->files)) || !(s->files[0].name = strdup("memory"))) {
+    struct file *f = s ? new_file(s, "memory", why) : NULL;
+    size_t header;
+    if (!f) {
         safetensors_close(s);
         return no_memory(why);
     }
-    s->files[0].data = data, s->files[0].bytes = bytes;
-    s->file_count = 1;
-    return finish(s, read_header(s, &s->files[0], why) && sort_entries(s, why), ret);
+    f->data = data, f->bytes = bytes;
+    return finish(s, check_length(f, why) && header_length(f, data, &header, why) &&
+                         read_header(s, f, (const char *)data + 8, header, why) && sort_entries(s, why), ret);
 }
 
 void safetensors_close(struct safetensors *s)
@@ -424,6 +445,17 @@ const struct safetensors_entry *safetensors_find(const struct safetensors *s, co
 const char *safetensors_metadata(const struct safetensors *s, const char *key)
 {
     return json_string_value(json_object_get(s->metadata, key));
+}
+
+void safetensors_advise(const struct safetensors_entry *e, enum safetensors_use use)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE); /* whole pages only: the others hold neighbours too */
+    uintptr_t first = ((uintptr_t)e->data + page - 1) / page * page, end = ((uintptr_t)e->data + e->bytes) / page * page;
+    if (!e->is_mapped || first >= end)
+        return;
+    madvise((void *)first, end - first, MADV_DONTNEED);
+    if (use == SAFETENSORS_ROWS)
+        madvise((void *)first, end - first, MADV_RANDOM);
 }
 
 /* --- writing ------------------------------------------------------------------------------------------------ */

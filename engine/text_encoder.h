@@ -10,8 +10,8 @@
 #include "weights.h"
 
 #define TEXT_ENCODER_ROWS 512  /* every prompt is padded to this */
-#define TEXT_ENCODER_LAYERS 27
-#define TEXT_ENCODER_TAPS 3    /* after layers 9, 18, 27 */
+#define TEXT_ENCODER_LAYERS MODEL_CONFIG_TEXT_LAYERS
+#define TEXT_ENCODER_TAPS MODEL_CONFIG_TEXT_TAPS /* after layers 9, 18, 27 */
 
 struct text_encoder_layer { /* d = hidden_size, H = heads * head_dim, K = kv heads * head_dim, f = intermediate_size */
     struct tensor input_norm, post_norm;  /* [d] */

@@ -2,22 +2,22 @@
  *
  *   text ─ cut out special tokens (longest match) ─ NFC ─ split by the pattern ─ per piece: merge bytes
  *
- * A token of the vocabulary is a byte string (the files write it in the GPT-2 byte alphabet). Two hash tables: bytes of
- * a token to its id, and pair of ids to (rank, id of the joined token). Merging a piece keeps its parts in a linked list
- * and the possible merges in a heap by (rank, position), so a piece of n bytes costs n log n. */
+ * A token of the vocabulary is a byte string (the files write it in the GPT-2 byte alphabet), but after loading only two
+ * tables are needed: byte to id, and pair of ids to (rank, id of the joined token). Merging a piece keeps its parts in a
+ * linked list and the possible merges in a heap by (rank, position), so a piece of n bytes costs n log n. */
 #include "tokenizer.h"
 
-#include <errno.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <utf8proc.h>
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include "model_file.h"
+
 #define FILE_BYTES_MAX (64u << 20)
+#define TOKENS_MAX 1000000
 #define ID_MAX 4000000
 #define SPECIAL_MAX 512
 #define MATCH_STEPS_MAX 10000000
@@ -43,7 +43,7 @@ struct tokenizer {
     struct special specials[SPECIAL_MAX];
     int special_count;
     bool is_special_first[256]; /* some special token begins with this byte */
-    int32_t start_id, end_id, pad_id, vocab_size;
+    int32_t pad_id, vocab_size;
     pcre2_code *code;
 };
 
@@ -66,48 +66,6 @@ static void byte_alphabet(int32_t codepoint_of[256])
 
 /* --- loading ----------------------------------------------------------------------------------------- */
 
-static char *read_file(const char *dir, const char *name, size_t *ret_bytes, struct engine_error *why)
-{
-    char path[4096];
-    struct stat st;
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "rb");
-    if (!f || fstat(fileno(f), &st) != 0 || st.st_size > (off_t)FILE_BYTES_MAX) {
-        engine_error_set(why, ENGINE_BAD_MODEL, "%s: %s", path, f ? "larger than accepted" : strerror(errno));
-        if (f)
-            fclose(f);
-        return NULL;
-    }
-    char *text = malloc((size_t)st.st_size + 1);
-    size_t got = text ? fread(text, 1, (size_t)st.st_size, f) : 0;
-    fclose(f);
-    if (!text || got != (size_t)st.st_size) {
-        free(text);
-        engine_error_set(why, text ? ENGINE_IO : ENGINE_NO_MEMORY, "%s: could not be read", path);
-        return NULL;
-    }
-    text[got] = 0;
-    *ret_bytes = got;
-    return text;
-}
-
-static json_t *read_json(const char *dir, const char *name, struct engine_error *why)
-{
-    size_t bytes;
-    char *text = read_file(dir, name, &bytes, why);
-    if (!text)
-        return NULL;
-    json_error_t at;
-    json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &at);
-    free(text);
-    if (!root || !json_is_object(root)) {
-        engine_error_set(why, ENGINE_BAD_MODEL, "%s: %s", name, root ? "not an object" : at.text);
-        json_decref(root);
-        return NULL;
-    }
-    return root;
-}
-
 static bool read_id(json_t *value, int32_t *ret)
 {
     if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > ID_MAX)
@@ -116,11 +74,10 @@ static bool read_id(json_t *value, int32_t *ret)
     return true;
 }
 
-static bool note_id(struct tokenizer *t, int32_t id)
+static void note_id(struct tokenizer *t, int32_t id)
 {
     if (id + 1 > t->vocab_size)
         t->vocab_size = id + 1;
-    return true;
 }
 
 static bool load_bytes(struct tokenizer *t, json_t *vocab, struct engine_error *why)
@@ -139,7 +96,8 @@ static bool load_bytes(struct tokenizer *t, json_t *vocab, struct engine_error *
     {
         int32_t id = -1;
         if (!read_id(value, &id))
-            return engine_error_set(why, ENGINE_BAD_MODEL, "vocab.json: '%s' has no usable id", key);
+            return engine_error_set(why, ENGINE_BAD_MODEL, "vocab.json: '%.100s' has no usable id, accepted: 0 to %d", key,
+                                    ID_MAX);
         note_id(t, id);
     }
     return true;
@@ -192,26 +150,29 @@ static bool add_merge(struct tokenizer *t, json_t *vocab, const char *line, size
     return true;
 }
 
-static bool load_merges(struct tokenizer *t, const char *dir, json_t *vocab, struct engine_error *why)
+static bool init_merges(struct tokenizer *t, struct tokenizer_file merges, struct engine_error *why)
 {
-    size_t bytes, lines = 1;
-    char *text = read_file(dir, "merges.txt", &bytes, why);
-    if (!text)
-        return false;
-    for (size_t i = 0; i < bytes; i++)
-        lines += text[i] == '\n';
-    size_t slots = 1024;
+    size_t lines = 1, slots = 1024;
+    for (size_t i = 0; i < merges.bytes; i++)
+        lines += merges.text[i] == '\n';
     while (slots < 2 * lines)
         slots *= 2;
     t->merges = malloc(slots * sizeof *t->merges);
-    bool ok = t->merges || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for merges");
-    if (ok)
-        memset(t->merges, 0xff, slots * sizeof *t->merges);
+    if (!t->merges)
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for %zu merges", lines);
+    memset(t->merges, 0xff, slots * sizeof *t->merges);
     t->merge_mask = slots - 1;
+    return true;
+}
+
+static bool load_merges(struct tokenizer *t, struct tokenizer_file merges, json_t *vocab, struct engine_error *why)
+{
+    const char *text = merges.text;
     int32_t rank = 0;
-    for (size_t at = 0; ok && at < bytes;) {
-        char *end = memchr(text + at, '\n', bytes - at);
-        size_t length = end ? (size_t)(end - text) - at : bytes - at, whole = length;
+    bool ok = init_merges(t, merges, why);
+    for (size_t at = 0; ok && at < merges.bytes;) {
+        const char *end = memchr(text + at, '\n', merges.bytes - at);
+        size_t length = end ? (size_t)(end - text) - at : merges.bytes - at, whole = length;
         if (length && text[at + length - 1] == '\r')
             length--;
         bool is_version = at == 0 && length >= 9 && memcmp(text, "#version:", 9) == 0;
@@ -219,7 +180,6 @@ static bool load_merges(struct tokenizer *t, const char *dir, json_t *vocab, str
             ok = add_merge(t, vocab, text + at, length, rank++, why);
         at += whole + 1;
     }
-    free(text);
     return ok;
 }
 
@@ -236,25 +196,24 @@ static bool add_special(struct tokenizer *t, const char *text, int32_t id, struc
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for special tokens");
     t->specials[t->special_count++] = (struct special){copy, strlen(copy), id};
     t->is_special_first[(uint8_t)*copy] = true;
-    return note_id(t, id);
+    note_id(t, id);
+    return true;
 }
 
-static bool load_specials(struct tokenizer *t, const char *dir, struct engine_error *why)
+static bool load_specials(struct tokenizer *t, json_t *added_tokens, struct engine_error *why)
 {
-    json_t *root = read_json(dir, "added_tokens.json", why);
-    if (!root)
-        return false;
     const char *text;
     json_t *value;
-    bool ok = true;
-    json_object_foreach(root, text, value)
+    json_object_foreach(added_tokens, text, value)
     {
-        int32_t id = -1;
-        ok = ok && (read_id(value, &id) || bad(why, "added_tokens.json: a token without a usable id"));
-        ok = ok && add_special(t, text, id, why);
+        int32_t id;
+        if (!read_id(value, &id))
+            return engine_error_set(why, ENGINE_BAD_MODEL, "added_tokens.json: '%.100s' has no usable id, accepted: 0 to %d",
+                                    text, ID_MAX);
+        if (!add_special(t, text, id, why))
+            return false;
     }
-    json_decref(root);
-    return ok;
+    return true;
 }
 
 static bool special_id(const struct tokenizer *t, const char *text, int32_t *ret, struct engine_error *why)
@@ -280,23 +239,50 @@ static bool compile_pattern(struct tokenizer *t, struct engine_error *why)
     return true;
 }
 
-bool tokenizer_open(struct tokenizer **ret, const char *tokenizer_dir, struct engine_error *why)
+static bool load(struct tokenizer *t, json_t *vocab, struct tokenizer_file merges, json_t *added_tokens,
+                 struct engine_error *why)
+{
+    int32_t start_id, end_id; /* the chat template writes them as text: they only have to be there */
+    return load_bytes(t, vocab, why) && load_merges(t, merges, vocab, why) && load_specials(t, added_tokens, why) &&
+           special_id(t, "<|endoftext|>", &t->pad_id, why) && special_id(t, "<|im_start|>", &start_id, why) &&
+           special_id(t, "<|im_end|>", &end_id, why) && compile_pattern(t, why);
+}
+
+bool tokenizer_parse(struct tokenizer **ret, struct tokenizer_file vocab, struct tokenizer_file merges,
+                     struct tokenizer_file added_tokens, struct engine_error *why)
 {
     struct tokenizer *t = calloc(1, sizeof *t);
     if (!t)
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the tokenizer");
-    json_t *vocab = read_json(tokenizer_dir, "vocab.json", why);
-    bool ok = vocab && load_bytes(t, vocab, why) && load_merges(t, tokenizer_dir, vocab, why) &&
-              load_specials(t, tokenizer_dir, why) && special_id(t, "<|endoftext|>", &t->pad_id, why) &&
-              special_id(t, "<|im_start|>", &t->start_id, why) && special_id(t, "<|im_end|>", &t->end_id, why) &&
-              compile_pattern(t, why);
-    json_decref(vocab);
+    json_t *tokens = model_file_json(vocab.text, vocab.bytes, TOKENS_MAX, "vocab.json", why), *added = NULL;
+    bool ok = tokens != NULL;
+    ok = ok && (added = model_file_json(added_tokens.text, added_tokens.bytes, TOKENS_MAX, "added_tokens.json", why)) != NULL;
+    ok = ok && load(t, tokens, merges, added, why);
+    json_decref(tokens);
+    json_decref(added);
     if (!ok) {
         tokenizer_close(t);
         return engine_error_at(why, "tokenizer");
     }
     *ret = t;
     return true;
+}
+
+bool tokenizer_open(struct tokenizer **ret, const char *tokenizer_dir, struct engine_error *why)
+{
+    static const char *const names[3] = {"vocab.json", "merges.txt", "added_tokens.json"};
+    char path[MODEL_FILE_PATH_MAX], *text[3] = {NULL, NULL, NULL};
+    size_t bytes[3] = {0, 0, 0};
+    bool ok = true;
+    for (int i = 0; i < 3; i++)
+        ok = ok && model_file_path(path, tokenizer_dir, names[i], why) &&
+             model_file_read(&text[i], &bytes[i], path, FILE_BYTES_MAX, why);
+    ok = ok ? tokenizer_parse(ret, (struct tokenizer_file){text[0], bytes[0]}, (struct tokenizer_file){text[1], bytes[1]},
+                              (struct tokenizer_file){text[2], bytes[2]}, why)
+            : engine_error_at(why, "tokenizer");
+    for (int i = 0; i < 3; i++)
+        free(text[i]);
+    return ok;
 }
 
 void tokenizer_close(struct tokenizer *t)

@@ -1,7 +1,7 @@
 /* tokenizer.h - Qwen2 byte-level BPE: text to ids, exactly as the reference tokenizer (engine-spec 3).
  *
- * Reads tokenizer/{vocab.json, merges.txt, added_tokens.json, tokenizer_config.json}. Special tokens are
- * cut out of the raw text first; the rest is NFC (utf8proc), split by the Qwen2 pattern (PCRE2), merged. */
+ * Reads tokenizer/{vocab.json, merges.txt, added_tokens.json}; tokenizer.json holds the same again. Special tokens
+ * are cut out of the raw text first; the rest is NFC (utf8proc), split by the Qwen2 pattern (PCRE2), merged. */
 #ifndef KILN_TOKENIZER_H
 #define KILN_TOKENIZER_H
 
@@ -15,6 +15,10 @@
 struct tokenizer;
 
 bool tokenizer_open(struct tokenizer **ret, const char *tokenizer_dir, struct engine_error *why);
+/* tokenizer_parse: the same from the three files' texts, for the fuzzer. */
+struct tokenizer_file { const char *text; size_t bytes; };
+bool tokenizer_parse(struct tokenizer **ret, struct tokenizer_file vocab, struct tokenizer_file merges,
+                     struct tokenizer_file added_tokens, struct engine_error *why);
 void tokenizer_close(struct tokenizer *t); /* accepts NULL */
 
 /* tokenizer_encode: the text alone. *ret_ids is malloc'ed, the caller frees. Invalid UTF-8, a NUL or more than

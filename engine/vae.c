@@ -64,6 +64,11 @@ static void load_batch_norm(struct vae_weights *ret, const struct vae_config *c,
     kern_read(w->kern, tensor_1d(value, TENSOR_F32, n), ret->std);
     for (int64_t i = 0; i < n; i++) {
         float sum = value[i] + c->batch_norm_eps;
+        if (!(sum > 0) && !w->failed) {
+            w->failed = true;
+            engine_error_set(&w->why, ENGINE_BAD_MODEL, "vae: tensor 'bn.running_var' has the variance %g at %lld", (double)value[i],
+                             (long long)i);
+        }
         value[i] = sqrtf(rounds ? tensor_f32_of(tensor_bf16_of(sum)) : sum);
     }
     kern_write(w->kern, ret->std, tensor_1d(value, TENSOR_F32, n));

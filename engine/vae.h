@@ -8,7 +8,7 @@
 #include "weights.h"
 
 #define VAE_LEVELS 4
-#define VAE_RESNETS_MAX 8
+#define VAE_RESNETS_MAX (MODEL_CONFIG_LAYERS_PER_BLOCK_MAX + 1)
 #define VAE_SCALE 8      /* picture pixels per latent pixel, each way */
 
 struct vae_norm {        /* group norm */

@@ -1,6 +1,7 @@
 /* weights.c - tensors by name into the backend's layout, checked for shape, dtype and NaN on the way. */
 #include "weights.h"
 
+#include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -202,6 +203,7 @@ static struct tensor own_copy(struct weights *w, const struct safetensors_entry 
         }
     }
     free(converted);
+    safetensors_advise(e, SAFETENSORS_DONE);
     return t;
 }
 
@@ -216,6 +218,7 @@ static struct tensor own_copy(struct weights *w, const struct safetensors_entry 
         va_end(args);                                                                                                  \
     } while (0)
 
+/* What was copied out of a file need not stay in memory: a model is held once, not twice. */
 static const struct kern_weight *pack(struct weights *w, const struct safetensors_entry *e, struct tensor bias)
 {
     if (!e || w->failed)
@@ -227,6 +230,7 @@ static const struct kern_weight *pack(struct weights *w, const struct safetensor
         packed = keep_packed(w, e->rank == 4 ? kern_weight_conv(w->kern, w->dtype, source, bias)
                                              : kern_weight_linear(w->kern, w->dtype, source, bias));
     free(converted);
+    safetensors_advise(e, SAFETENSORS_DONE);
     return packed;
 }
 
@@ -236,28 +240,40 @@ const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k
     return pack(w, find(w, name, 2, (int64_t[]){n, k}), (struct tensor){0});
 }
 
+/* One after the other into one matrix; all are known to be there, so that its size is that of real data. */
+static void join(struct weights *w, struct tensor all, const struct safetensors_entry *const *parts, int count)
+{
+    int64_t at = 0;
+    for (int i = 0; i < count && !w->failed; i++) {
+        void *converted;
+        struct tensor source = view(w, parts[i], &converted);
+        if (!w->failed)
+            kern_write(w->kern, tensor_slice(all, 0, at, parts[i]->shape[0]), source);
+        free(converted);
+        safetensors_advise(parts[i], SAFETENSORS_DONE);
+        at += parts[i]->shape[0];
+    }
+}
+
 const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t *n, int64_t k, int count,
                                                const char *const *names)
 {
+    const struct safetensors_entry *parts[WEIGHTS_STACK_MAX];
     int64_t total = 0;
-    for (int i = 0; i < count; i++)
+    assert(count <= WEIGHTS_STACK_MAX);
+    for (int i = 0; i < count; i++) {
+        parts[i] = find(w, names[i], 2, (int64_t[]){n[i], k});
         total += n[i];
+    }
+    if (w->failed)
+        return NULL;
     struct tensor all = tensor_2d(NULL, w->dtype, total, k);
-    all.data = w->failed ? NULL : malloc(tensor_bytes(all));
+    all.data = malloc(tensor_bytes(all));
     if (!all.data) {
         fail(w, ENGINE_NO_MEMORY, "no memory to join '%s' with its neighbours", names[0]);
         return NULL;
     }
-    int64_t at = 0;
-    for (int i = 0; i < count; i++) {
-        const struct safetensors_entry *e = find(w, names[i], 2, (int64_t[]){n[i], k});
-        void *converted = NULL;
-        struct tensor source = e ? view(w, e, &converted) : (struct tensor){0};
-        if (!w->failed)
-            kern_write(w->kern, tensor_slice(all, 0, at, n[i]), source);
-        free(converted);
-        at += n[i];
-    }
+    join(w, all, parts, count);
     const struct kern_weight *packed =
         w->failed ? NULL : keep_packed(w, kern_weight_linear(w->kern, w->dtype, all, (struct tensor){0}));
     free(all.data);
@@ -308,8 +324,10 @@ struct tensor weights_table(struct weights *w, int64_t n, int64_t k, const char 
         return (struct tensor){0};
     bool fits = (e->dtype == SAFETENSORS_BF16 && w->dtype == TENSOR_BF16) ||
                 (e->dtype == SAFETENSORS_F32 && w->dtype == TENSOR_F32);
-    if (fits && (uintptr_t)e->data % tensor_dtype_bytes(w->dtype) == 0)
+    if (fits && (uintptr_t)e->data % tensor_dtype_bytes(w->dtype) == 0) {
+        safetensors_advise(e, SAFETENSORS_ROWS); /* the check for NaN read all of it; a prompt reads some rows */
         return tensor_of((void *)e->data, w->dtype, 2, (int64_t[]){n, k});
+    }
     return own_copy(w, e);
 }
 

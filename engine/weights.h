@@ -28,7 +28,8 @@ struct weights {
 /* Names are printf-style: weights_linear(w, n, k, "transformer_blocks.%d.attn.to_q.weight", i). */
 const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k, const char *name, ...)
     __attribute__((format(printf, 4, 5)));
-/* weights_linear_stack joins matrices of equal width by rows into one GEMM (q, k, v): names[count]. */
+/* weights_linear_stack joins matrices of equal width by rows into one GEMM (q, k, v): names[count], at most 3. */
+#define WEIGHTS_STACK_MAX 3
 const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t *n, int64_t k, int count,
                                                const char *const *names);
 /* with_bias variants take NAME.weight and NAME.bias; conv is [out, in, size, size]. */
