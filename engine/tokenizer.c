@@ -397,8 +397,6 @@ static bool check_text(const char *text, size_t bytes, struct engine_error *why)
         utf8proc_ssize_t used = utf8proc_iterate((const utf8proc_uint8_t *)text + at, (utf8proc_ssize_t)(bytes - at), &c);
         if (used <= 0)
             return engine_error_set(why, ENGINE_BAD_REQUEST, "byte %zu of the text is not valid UTF-8", at);
-        if (c == 0)
-            return engine_error_set(why, ENGINE_BAD_REQUEST, "byte %zu of the text is NUL", at);
         at += (size_t)used;
     }
     return true;

@@ -21,8 +21,8 @@ bool tokenizer_parse(struct tokenizer **ret, struct tokenizer_file vocab, struct
                      struct tokenizer_file added_tokens, struct engine_error *why);
 void tokenizer_close(struct tokenizer *t); /* accepts NULL */
 
-/* tokenizer_encode: the text alone. *ret_ids is malloc'ed, the caller frees. Invalid UTF-8, a NUL or more than
- * TOKENIZER_PROMPT_BYTES_MAX bytes is an ENGINE_BAD_REQUEST that says where. */
+/* tokenizer_encode: the text alone. *ret_ids is malloc'ed, the caller frees. Invalid UTF-8 or more than
+ * TOKENIZER_PROMPT_BYTES_MAX bytes is an ENGINE_BAD_REQUEST that says where; NUL is a character like any other. */
 bool tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, int32_t **ret_ids, size_t *ret_count,
                       struct engine_error *why);
 /* tokenizer_encode_chat: with the chat template around it, unpadded (engine-spec 3, enable_thinking=False). */

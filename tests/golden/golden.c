@@ -180,6 +180,18 @@ struct golden_difference golden_differ(const float *got, const float *want, size
     return d;
 }
 
+void golden_row_head(void)
+{
+    printf("%-22s %-9s %-28s %10s %10s  %-20s\n", "case", "precision", "tensor", "error", "rms", "tolerance");
+}
+
+bool golden_row(const char *name, const char *precision, const char *tensor, double largest, double rms, const char *bound,
+                bool ok)
+{
+    printf("%-22s %-9s %-28s %10.3g %10.3g  %-20s %s\n", name, precision, tensor, largest, rms, bound, ok ? "ok" : "NOT OK");
+    return ok;
+}
+
 /* --- pocket-bf16 -------------------------------------------------------------------------------------- */
 
 static char made[64];

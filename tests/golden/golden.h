@@ -49,6 +49,11 @@ void golden_dump_done(struct golden_dump *d);
 struct golden_difference { double largest, rms, scale; };
 struct golden_difference golden_differ(const float *got, const float *want, size_t count);
 
+/* golden_row prints one row of the test's table and returns ok. golden_row_head prints the table's head. */
+void golden_row_head(void);
+bool golden_row(const char *name, const char *precision, const char *tensor, double largest, double rms, const char *bound,
+                bool ok);
+
 /* golden_floats: the values as floats, malloc'ed. */
 float *golden_floats(struct tensor t);
 float *golden_entry_floats(const struct safetensors_entry *e, size_t *ret_count);

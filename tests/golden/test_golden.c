@@ -19,6 +19,7 @@
 
 #include <cmocka.h>
 
+#include "golden_tables.h"
 #include "image_file.h"
 #include "noise.h"
 #include "scheduler.h"
@@ -40,8 +41,7 @@ static int failures; /* of the case that runs */
 
 static void row(const struct golden_case *c, const char *tensor, double largest, double rms, const char *bound, bool ok)
 {
-    printf("%-22s %-28s %10.3g %10.3g  %-22s %s\n", c->name, tensor, largest, rms, bound, ok ? "ok" : "NOT OK");
-    failures += !ok;
+    failures += !golden_row(c->name, c->precision == ENGINE_F32 ? "f32" : "bf16", tensor, largest, rms, bound, ok);
 }
 
 /* --- bounds ------------------------------------------------------------------------------------------- */
@@ -279,11 +279,17 @@ static void golden_case_equals_the_reference(void **state)
     assert_int_equal(failures, 0);
 }
 
+/* Without a word every case and table; with one the case of this name. */
 int main(int argc, char **argv)
 {
     static char names[64][64];
-    struct CMUnitTest tests[64];
-    int count = golden_list(names, 64), used = 0;
+    struct CMUnitTest tests[64 + 4] = {
+        cmocka_unit_test(golden_tables_noise),
+        cmocka_unit_test(golden_tables_schedule),
+        cmocka_unit_test(golden_tables_pocket),
+        cmocka_unit_test(golden_tables_qwen),
+    };
+    int count = golden_list(names, 64), used = argc < 2 ? 4 : 0;
     if (argc < 2 && count != CASES_EXPECTED) {
         print_error("%d cases in %s, expected %d\n", count, GOLDEN_FOLDER, CASES_EXPECTED);
         return 1;
@@ -291,7 +297,11 @@ int main(int argc, char **argv)
     for (int i = 0; i < count; i++)
         if (argc < 2 || strcmp(argv[1], names[i]) == 0)
             tests[used++] = (struct CMUnitTest){names[i], golden_case_equals_the_reference, NULL, NULL, names[i]};
-    printf("%-22s %-28s %10s %10s  %-22s\n", "case", "tensor", "largest", "rms", "bound");
+    if (!used) {
+        print_error("no case '%s' in %s\n", argv[1], GOLDEN_FOLDER);
+        return 1;
+    }
+    golden_row_head();
     int failed = _cmocka_run_group_tests("golden", tests, (size_t)used, NULL, NULL);
     golden_remove_made();
     return failed;
