@@ -105,19 +105,27 @@ static void a_batch_with_guidance_equals_its_single_renders(void **state)
     batch_changes_no_pixel(BASE, ENGINE_F32);
 }
 
-static void threads_change_no_pixel(void **state)
+static void neither_threads_nor_batch_nor_both_change_a_pixel(void **state)
 {
     (void)state;
     for (int precision = 0; precision < 2; precision++) {
         struct engine *one = open_with(DISTILLED, (enum engine_precision)precision, 1, NULL);
         struct engine *two = open_with(DISTILLED, (enum engine_precision)precision, 2, NULL);
-        struct engine_request r = request_of(one, "a lighthouse", 7);
-        struct engine_image a, b;
-        render(one, &r, 1, &a);
-        render(two, &r, 1, &b);
-        assert_same_pixels(&a, &b);
-        engine_image_done(&a);
-        engine_image_done(&b);
+        struct engine_request r[3] = {request_of(one, "a tram", 6), request_of(one, "a lighthouse", 7), request_of(one, "x", 8)};
+        struct engine_image alone[2], of_one[3], of_two[3];
+        render(one, &r[1], 1, &alone[0]);
+        render(two, &r[1], 1, &alone[1]);
+        render(one, r, 3, of_one);
+        render(two, r, 3, of_two);
+        assert_same_pixels(&alone[0], &alone[1]);
+        assert_same_pixels(&alone[0], &of_one[1]);
+        for (int i = 0; i < 3; i++) {
+            assert_same_pixels(&of_one[i], &of_two[i]);
+            engine_image_done(&of_one[i]);
+            engine_image_done(&of_two[i]);
+        }
+        engine_image_done(&alone[0]);
+        engine_image_done(&alone[1]);
         engine_close(one);
         engine_close(two);
     }
@@ -354,7 +362,7 @@ int main(void)
         cmocka_unit_test(a_batch_of_f32_equals_its_single_renders),
         cmocka_unit_test(a_batch_of_bf16_equals_its_single_renders),
         cmocka_unit_test(a_batch_with_guidance_equals_its_single_renders),
-        cmocka_unit_test(threads_change_no_pixel),
+        cmocka_unit_test(neither_threads_nor_batch_nor_both_change_a_pixel),
         cmocka_unit_test(a_remembered_prompt_gives_the_same_pixels),
         cmocka_unit_test(another_shape_in_between_changes_nothing),
         cmocka_unit_test(prompt_seed_and_negative_each_matter),
