@@ -18,11 +18,11 @@ bool model_file_path(char ret[MODEL_FILE_PATH_MAX], const char *dir, const char 
                             strlen(dir) + 1 + strlen(name), MODEL_FILE_PATH_MAX);
 }
 
-/* A file that is not there stays so; anything else (descriptors, network, disk) may work later. */
+/* What stays so until somebody changes the folder, and what may work later by itself (descriptors, network, disk). */
 static bool cannot(struct engine_error *why, const char *path)
 {
-    enum engine_fault fault = errno == ENOENT || errno == ENOTDIR ? ENGINE_BAD_MODEL : ENGINE_IO;
-    return engine_error_set(why, fault, "%s: %s", path, strerror(errno));
+    bool stays = errno == ENOENT || errno == ENOTDIR || errno == EACCES || errno == ELOOP || errno == ENAMETOOLONG;
+    return engine_error_set(why, stays ? ENGINE_BAD_MODEL : ENGINE_IO, "%s: %s", path, strerror(errno));
 }
 
 bool model_file_open(int *ret_fd, size_t *ret_bytes, const char *path, struct engine_error *why)

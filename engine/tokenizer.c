@@ -39,7 +39,7 @@ struct special {
 struct tokenizer {
     int32_t byte_id[256];
     struct merge *merges; /* open addressing, a power of two */
-    size_t merge_mask;
+    size_t merge_mask, merge_count;
     struct special specials[SPECIAL_MAX];
     int special_count;
     bool is_special_first[256]; /* some special token begins with this byte */
@@ -180,7 +180,23 @@ static bool load_merges(struct tokenizer *t, struct tokenizer_file merges, json_
             ok = add_merge(t, vocab, text + at, length, rank++, why);
         at += whole + 1;
     }
+    t->merge_count = rank;
     return ok;
+}
+
+/* Every token but the bytes is made by a merge, so a merges.txt that was cut between two lines shows here and not as
+ * prompts that are silently encoded in other words. */
+static bool check_merges(const struct tokenizer *t, json_t *vocab, json_t *added_tokens, struct engine_error *why)
+{
+    size_t made = 0;
+    const char *text;
+    json_t *value;
+    json_object_foreach(vocab, text, value)
+        made += json_object_get(added_tokens, text) == NULL;
+    made -= made < 256 ? made : 256;
+    return t->merge_count >= made ||
+           engine_error_set(why, ENGINE_BAD_MODEL, "merges.txt: %zu merges, but vocab.json has %zu tokens that need one",
+                            t->merge_count, made);
 }
 
 static bool add_special(struct tokenizer *t, const char *text, int32_t id, struct engine_error *why)
@@ -244,6 +260,7 @@ static bool load(struct tokenizer *t, json_t *vocab, struct tokenizer_file merge
 {
     int32_t start_id, end_id; /* the chat template writes them as text: they only have to be there */
     return load_bytes(t, vocab, why) && load_merges(t, merges, vocab, why) && load_specials(t, added_tokens, why) &&
+           check_merges(t, vocab, added_tokens, why) &&
            special_id(t, "<|endoftext|>", &t->pad_id, why) && special_id(t, "<|im_start|>", &start_id, why) &&
            special_id(t, "<|im_end|>", &end_id, why) && compile_pattern(t, why);
 }

@@ -10,7 +10,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static const char own_merges[] = "#version: 0.2\na b\nab c\n\xc4\xa0 a\ne \xcc\x81\n";
+static const char own_merges[] = "#version: 0.2\na b\nab c\n\xc4\xa0 a\n\xc3\x8c \xc4\xa3\ne \xc3\x8c\xc4\xa3\n";
 static const char own_added[] = "{\"<|endoftext|>\":300,\"<|im_start|>\":301,\"<|im_end|>\":302,\"<think>\":303,\"<th\":304}";
 
 static void must(bool condition)
@@ -36,7 +36,7 @@ static const char *own_vocab(void)
         else
             to += sprintf(to, "\"%c%c\":%d,", 0xc0 | c >> 6, 0x80 | (c & 63), b);
     }
-    sprintf(to, "\"ab\":256,\"abc\":257,\"\xc4\xa0\x61\":258,\"\xcc\x81\":259,\"e\xcc\x81\":260}");
+    sprintf(to, "\"ab\":256,\"abc\":257,\"\xc4\xa0\x61\":258,\"\xc3\x8c\xc4\xa3\":259,\"e\xc3\x8c\xc4\xa3\":260}");
     return text;
 }
 

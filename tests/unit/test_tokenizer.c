@@ -77,7 +77,7 @@ static void damaged_vocabularies_are_refused_with_a_sentence(void **state)
 {
     (void)state;
     static char good[8192], huge[8192], text_id[8192], fraction[8192];
-    static const char ok_merges[] = "a b\n";
+    static const char ok_merges[] = "a b\nab c\n";
     byte_vocabulary(good, "");
     byte_vocabulary(huge, ",\"zz\":4000001");
     byte_vocabulary(text_id, ",\"zz\":\"7\"");
@@ -101,6 +101,8 @@ static void damaged_vocabularies_are_refused_with_a_sentence(void **state)
         {good, "no b\n", specials, "merge 0 joins what is no token"},
         {good, "\xff \xfe\n", specials, "merge 0 joins what is no token"},
         {good, long_merge, specials, "merge 0 is not two tokens"},
+        {good, "", specials, "0 merges, but vocab.json has 2 tokens that need one"},
+        {good, "a b\n", specials, "1 merges, but"},
         {good, ok_merges, "", "added_tokens.json: not valid JSON"},
         {good, ok_merges, "{}", "'<|endoftext|>' is missing"},
         {good, ok_merges, "{\"<|endoftext|>\":300}", "'<|im_start|>' is missing"},
