@@ -87,3 +87,72 @@ def test_inspect_tells_what_a_model_is_and_refuses_a_damaged_one(tmp_path):
     assert run.returncode == 2 and "transformer" in run.stderr
     gone = worker("inspect", "--model", tmp_path / "nothing")
     assert gone.returncode == 2 and "nothing" in gone.stderr
+
+
+def damaged(tmp_path, name, how):
+    """A copy of the pocket model with one file damaged."""
+    model = tmp_path / "model"
+    shutil.copytree(POCKET, model)
+    file = model / name
+    os.chmod(file, 0o644)
+    if how == "empty":
+        file.write_bytes(b"")
+    elif how == "half":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif how == "huge":
+        os.truncate(file, 10**11)
+    else:
+        file.unlink()
+        if how == "folder":
+            file.mkdir()
+        elif how == "pipe":
+            os.mkfifo(file)
+        elif how == "loop":
+            file.symlink_to(file.name)
+    return model
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "half", "huge", "folder", "pipe", "loop"])
+@pytest.mark.parametrize("name", ["model_index.json", "transformer/config.json", "vae/diffusion_pytorch_model.safetensors",
+                                  "text_encoder/model.safetensors", "tokenizer/vocab.json", "tokenizer/merges.txt"])
+def test_a_damaged_model_is_refused_by_the_name_of_the_file(tmp_path, name, how):
+    model = damaged(tmp_path, name, how)
+    command = ["tokenize", "--model", model] if "tokenizer" in name else ["inspect", "--model", model, "--quick"]
+    for words in (command, ["render", "--model", model, "--prompt", "x", "--seed", 1, "--size", "64x64", "--out", tmp_path / "x.png"]):
+        run = worker(*words, stdin='"a"\n')
+        assert run.returncode == 2, (words[0], run.stderr)
+        assert pathlib.Path(name).name in run.stderr and run.stderr.count("\n") == 1
+    assert not (tmp_path / "x.png").exists()
+
+
+def rewrite(path, change):
+    """The header of a .safetensors file as `change` leaves it, and its data."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header, values = json.loads(data[8 : 8 + length]), bytearray(data[8 + length :])
+    change(header, values)
+    text = json.dumps(header).encode()
+    os.chmod(path, 0o644)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + values)
+
+
+def a_nan(header, values):
+    at = header["proj_out.weight"]["data_offsets"][0]
+    values[at : at + 4] = b"\xff" * 4
+
+
+@pytest.mark.parametrize("change, said", [
+    (a_nan, "'proj_out.weight' has NaN or infinite values"),
+    (lambda header, _: header["proj_out.weight"].update(shape=[192, 128]), "shape [192,128], want [128,192]"),
+    (lambda header, _: header["proj_out.weight"].update(dtype="I16"), "dtype I16, accepted: F32, BF16, F16"),
+    (lambda header, _: header.update(other=header.pop("proj_out.weight")), "'proj_out.weight' is missing"),
+    (lambda header, _: header["proj_out.weight"].update(data_offsets=[0, 49152]), "overlaps"),
+    (lambda header, _: header["proj_out.weight"].update(shape=[2**62, 2**62]), "not usable"),
+    (lambda _, values: values.extend(b"more"), "4 bytes at the end belong to no tensor"),
+])
+def test_lying_weights_are_refused_by_the_name_of_the_tensor(tmp_path, change, said):
+    model = tmp_path / "model"
+    shutil.copytree(POCKET, model)
+    rewrite(model / "transformer/diffusion_pytorch_model.safetensors", change)
+    run = worker("render", "--model", model, "--prompt", "x", "--seed", 1, "--size", "64x64", "--out", tmp_path / "x.png")
+    assert run.returncode == 2 and said in run.stderr, run.stderr
