@@ -13,11 +13,13 @@
 #define CONFIG_BYTES_MAX (1u << 20)
 #define CONFIG_VALUES_MAX 10000u
 
-enum { INDEX, TEXT_ENCODER, TRANSFORMER, VAE, SCHEDULER, FILE_COUNT };
-
-static const char *const file_names[FILE_COUNT] = {"model_index.json", "text_encoder/config.json",
-                                                   "transformer/config.json", "vae/config.json",
-                                                   "scheduler/scheduler_config.json"};
+const char *model_config_file_name(enum model_config_file file)
+{
+    static const char *const names[MODEL_CONFIG_FILES] = {"model_index.json", "text_encoder/config.json",
+                                                          "transformer/config.json", "vae/config.json",
+                                                          "scheduler/scheduler_config.json"};
+    return names[file];
+}
 
 struct reader {
     json_t *root;
@@ -45,12 +47,6 @@ static struct reader reader_open(const char *file, const char *json, size_t byte
     r.root = model_file_json(json, bytes, CONFIG_VALUES_MAX, file, why);
     r.failed = !r.root;
     return r;
-}
-
-static bool reader_done(struct reader *r)
-{
-    json_decref(r->root);
-    return !r->failed;
 }
 
 static int whole_of(struct reader *r, json_t *value, const char *key, int least, int most)
@@ -118,51 +114,42 @@ static void list(struct reader *r, const char *key, int *ret, size_t count, int 
 
 /* --- the files -------------------------------------------------------------------------------------- */
 
-bool model_config_parse_index(struct model_config *c, const char *json, size_t bytes, struct engine_error *why)
+static void parse_index(struct reader *r, struct model_config *c)
 {
-    struct reader r = reader_open(file_names[INDEX], json, bytes, why);
-    const char *name = r.failed ? NULL : json_string_value(json_object_get(r.root, "_class_name"));
-    if (!r.failed && (!name || (strcmp(name, "Flux2KleinPipeline") != 0 && strcmp(name, "Flux2KleinKVPipeline") != 0)))
-        complain(&r, "'_class_name' is %.100s, kiln renders Flux2KleinPipeline", name ? name : "missing");
-    json_t *distilled = r.failed ? NULL : json_object_get(r.root, "is_distilled");
+    const char *name = json_string_value(json_object_get(r->root, "_class_name"));
+    const json_t *distilled = json_object_get(r->root, "is_distilled");
+    bool is_kv = name && strcmp(name, "Flux2KleinKVPipeline") == 0;
+    if (!is_kv && (!name || strcmp(name, "Flux2KleinPipeline") != 0))
+        complain(r, "'_class_name' is %.100s, kiln renders Flux2KleinPipeline", name ? name : "missing");
     if (distilled && !json_is_boolean(distilled))
-        complain(&r, "'is_distilled' is neither true nor false");
-    if (!r.failed) {
-        snprintf(c->pipeline, sizeof c->pipeline, "%s", name);
-        /* the KV pipeline knows no guidance, although its index does not say so */
-        c->is_distilled = json_is_true(distilled) || strcmp(name, "Flux2KleinKVPipeline") == 0;
-    }
-    return reader_done(&r);
+        complain(r, "'is_distilled' is neither true nor false");
+    snprintf(c->pipeline, sizeof c->pipeline, "%s", name ? name : "");
+    c->is_distilled = json_is_true(distilled) || is_kv; /* the KV pipeline knows no guidance; its index does not say so */
 }
 
-bool model_config_parse_text_encoder(struct text_encoder_config *c, const char *json, size_t bytes,
-                                     struct engine_error *why)
+static void parse_text_encoder(struct reader *r, struct text_encoder_config *c)
 {
-    struct reader r = reader_open(file_names[TEXT_ENCODER], json, bytes, why);
-    if (!r.failed) {
-        text_must_be(&r, "model_type", "qwen3");
-        text_must_be(&r, "hidden_act", "silu");
-        must_be_off(&r, "rope_scaling");
-        must_be_off(&r, "attention_bias");
-        must_be_off(&r, "use_sliding_window");
-        struct text_encoder_config t = {
-            .hidden_size = whole(&r, "hidden_size", 8, 16384),
-            .intermediate_size = whole(&r, "intermediate_size", 8, 65536),
-            .num_hidden_layers = whole(&r, "num_hidden_layers", MODEL_CONFIG_TEXT_LAYERS, 256),
-            .num_attention_heads = whole(&r, "num_attention_heads", 1, 256),
-            .num_key_value_heads = whole(&r, "num_key_value_heads", 1, 256),
-            .head_dim = whole(&r, "head_dim", 8, 512),
-            .vocab_size = whole(&r, "vocab_size", 256, 4000000),
-            .rms_norm_eps = (float)number(&r, "rms_norm_eps", 1e-12, 1e-2),
-            .rope_theta = number(&r, "rope_theta", 1, 1e12),
-        };
-        if (t.num_attention_heads % t.num_key_value_heads)
-            complain(&r, "%d heads are no multiple of %d key-value heads", t.num_attention_heads, t.num_key_value_heads);
-        if (t.head_dim % 2)
-            complain(&r, "'head_dim' is %d, want an even number", t.head_dim);
-        *c = t;
-    }
-    return reader_done(&r);
+    text_must_be(r, "model_type", "qwen3");
+    text_must_be(r, "hidden_act", "silu");
+    must_be_off(r, "rope_scaling");
+    must_be_off(r, "attention_bias");
+    must_be_off(r, "use_sliding_window");
+    struct text_encoder_config t = {
+        .hidden_size = whole(r, "hidden_size", 8, 16384),
+        .intermediate_size = whole(r, "intermediate_size", 8, 65536),
+        .num_hidden_layers = whole(r, "num_hidden_layers", MODEL_CONFIG_TEXT_LAYERS, 256),
+        .num_attention_heads = whole(r, "num_attention_heads", 1, 256),
+        .num_key_value_heads = whole(r, "num_key_value_heads", 1, 256),
+        .head_dim = whole(r, "head_dim", 8, 512),
+        .vocab_size = whole(r, "vocab_size", 256, 4000000),
+        .rms_norm_eps = (float)number(r, "rms_norm_eps", 1e-12, 1e-2),
+        .rope_theta = number(r, "rope_theta", 1, 1e12),
+    };
+    if (t.num_attention_heads % t.num_key_value_heads)
+        complain(r, "%d heads are no multiple of %d key-value heads", t.num_attention_heads, t.num_key_value_heads);
+    if (t.head_dim % 2)
+        complain(r, "'head_dim' is %d, want an even number", t.head_dim);
+    *c = t;
 }
 
 static void check_transformer(struct reader *r, struct transformer_config *t, double mlp_ratio)
@@ -184,78 +171,65 @@ static void check_transformer(struct reader *r, struct transformer_config *t, do
         complain(r, "'timestep_guidance_channels' is odd");
 }
 
-bool model_config_parse_transformer(struct transformer_config *c, const char *json, size_t bytes,
-                                    struct engine_error *why)
+static void parse_transformer(struct reader *r, struct transformer_config *c)
 {
-    struct reader r = reader_open(file_names[TRANSFORMER], json, bytes, why);
-    if (!r.failed) {
-        text_must_be(&r, "_class_name", "Flux2Transformer2DModel");
-        must_be_off(&r, "guidance_embeds");
-        must_be_off(&r, "out_channels");
-        struct transformer_config t = {
-            .num_attention_heads = whole(&r, "num_attention_heads", 1, 256),
-            .attention_head_dim = whole(&r, "attention_head_dim", 8, 512),
-            .num_layers = whole(&r, "num_layers", 1, 256),
-            .num_single_layers = whole(&r, "num_single_layers", 1, 256),
-            .joint_attention_dim = whole(&r, "joint_attention_dim", 24, 65536),
-            .in_channels = whole(&r, "in_channels", 128, 128),
-            .rope_theta = number(&r, "rope_theta", 1, 1e12),
-            .eps = (float)number(&r, "eps", 1e-12, 1e-2),
-            .timestep_guidance_channels = whole(&r, "timestep_guidance_channels", 2, 4096),
-        };
-        whole(&r, "patch_size", 1, 1);
-        list(&r, "axes_dims_rope", t.axes_dims_rope, 4, 0, 512);
-        check_transformer(&r, &t, number(&r, "mlp_ratio", 0.5, 16));
-        *c = t;
-    }
-    return reader_done(&r);
+    text_must_be(r, "_class_name", "Flux2Transformer2DModel");
+    must_be_off(r, "guidance_embeds");
+    must_be_off(r, "out_channels");
+    struct transformer_config t = {
+        .num_attention_heads = whole(r, "num_attention_heads", 1, 256),
+        .attention_head_dim = whole(r, "attention_head_dim", 8, 512),
+        .num_layers = whole(r, "num_layers", 1, 256),
+        .num_single_layers = whole(r, "num_single_layers", 1, 256),
+        .joint_attention_dim = whole(r, "joint_attention_dim", 24, 65536),
+        .in_channels = whole(r, "in_channels", 128, 128),
+        .rope_theta = number(r, "rope_theta", 1, 1e12),
+        .eps = (float)number(r, "eps", 1e-12, 1e-2),
+        .timestep_guidance_channels = whole(r, "timestep_guidance_channels", 2, 4096),
+    };
+    whole(r, "patch_size", 1, 1);
+    list(r, "axes_dims_rope", t.axes_dims_rope, 4, 0, 512);
+    check_transformer(r, &t, number(r, "mlp_ratio", 0.5, 16));
+    *c = t;
 }
 
-bool model_config_parse_vae(struct vae_config *c, const char *json, size_t bytes, struct engine_error *why)
+static void parse_vae(struct reader *r, struct vae_config *c)
 {
-    struct reader r = reader_open(file_names[VAE], json, bytes, why);
-    if (!r.failed) {
-        text_must_be(&r, "_class_name", "AutoencoderKLFlux2");
-        text_must_be(&r, "act_fn", "silu");
-        must_be_on(&r, "use_post_quant_conv");
-        must_be_on(&r, "mid_block_add_attention");
-        struct vae_config v = {
-            .latent_channels = whole(&r, "latent_channels", 32, 32),
-            .layers_per_block = whole(&r, "layers_per_block", 1, MODEL_CONFIG_LAYERS_PER_BLOCK_MAX),
-            .norm_num_groups = whole(&r, "norm_num_groups", 1, 256),
-            .batch_norm_eps = (float)number(&r, "batch_norm_eps", 0, 1e-1),
-        };
-        whole(&r, "in_channels", 3, 3);
-        whole(&r, "out_channels", 3, 3);
-        list(&r, "block_out_channels", v.block_out_channels, 4, 4, 4096);
-        memcpy(v.decoder_block_out_channels, v.block_out_channels, sizeof v.block_out_channels);
-        json_t *decoder = json_object_get(r.root, "decoder_block_out_channels");
-        if (decoder && !json_is_null(decoder))
-            list(&r, "decoder_block_out_channels", v.decoder_block_out_channels, 4, 4, 4096);
-        for (int i = 0; i < 4; i++) /* only the decoder is loaded */
-            if (v.decoder_block_out_channels[i] % v.norm_num_groups)
-                complain(&r, "%d channels are no multiple of %d groups", v.decoder_block_out_channels[i], v.norm_num_groups);
-        *c = v;
-    }
-    return reader_done(&r);
+    text_must_be(r, "_class_name", "AutoencoderKLFlux2");
+    text_must_be(r, "act_fn", "silu");
+    must_be_on(r, "use_post_quant_conv");
+    must_be_on(r, "mid_block_add_attention");
+    struct vae_config v = {
+        .latent_channels = whole(r, "latent_channels", 32, 32),
+        .layers_per_block = whole(r, "layers_per_block", 1, MODEL_CONFIG_LAYERS_PER_BLOCK_MAX),
+        .norm_num_groups = whole(r, "norm_num_groups", 1, 256),
+        .batch_norm_eps = (float)number(r, "batch_norm_eps", 0, 1e-1),
+    };
+    whole(r, "in_channels", 3, 3);
+    whole(r, "out_channels", 3, 3);
+    list(r, "block_out_channels", v.block_out_channels, 4, 4, 4096);
+    memcpy(v.decoder_block_out_channels, v.block_out_channels, sizeof v.block_out_channels);
+    json_t *decoder = json_object_get(r->root, "decoder_block_out_channels");
+    if (decoder && !json_is_null(decoder))
+        list(r, "decoder_block_out_channels", v.decoder_block_out_channels, 4, 4, 4096);
+    for (int i = 0; i < 4; i++) /* only the decoder is loaded */
+        if (v.decoder_block_out_channels[i] % v.norm_num_groups)
+            complain(r, "%d channels are no multiple of %d groups", v.decoder_block_out_channels[i], v.norm_num_groups);
+    *c = v;
 }
 
-bool model_config_parse_scheduler(struct scheduler_config *c, const char *json, size_t bytes, struct engine_error *why)
+static void parse_scheduler(struct reader *r, struct scheduler_config *c)
 {
-    struct reader r = reader_open(file_names[SCHEDULER], json, bytes, why);
-    if (!r.failed) {
-        text_must_be(&r, "_class_name", "FlowMatchEulerDiscreteScheduler");
-        text_must_be(&r, "time_shift_type", "exponential");
-        must_be_on(&r, "use_dynamic_shifting");
-        must_be_off(&r, "invert_sigmas");
-        must_be_off(&r, "stochastic_sampling");
-        must_be_off(&r, "use_karras_sigmas");
-        must_be_off(&r, "use_exponential_sigmas");
-        must_be_off(&r, "use_beta_sigmas");
-        must_be_off(&r, "shift_terminal");
-        c->num_train_timesteps = whole(&r, "num_train_timesteps", 1000, 1000);
-    }
-    return reader_done(&r);
+    text_must_be(r, "_class_name", "FlowMatchEulerDiscreteScheduler");
+    text_must_be(r, "time_shift_type", "exponential");
+    must_be_on(r, "use_dynamic_shifting");
+    must_be_off(r, "invert_sigmas");
+    must_be_off(r, "stochastic_sampling");
+    must_be_off(r, "use_karras_sigmas");
+    must_be_off(r, "use_exponential_sigmas");
+    must_be_off(r, "use_beta_sigmas");
+    must_be_off(r, "shift_terminal");
+    c->num_train_timesteps = whole(r, "num_train_timesteps", 1000, 1000);
 }
 
 /* --- a folder ------------------------------------------------------------------------------------------ */
@@ -272,33 +246,39 @@ static bool check_together(const struct model_config *c, struct engine_error *wh
                             MODEL_CONFIG_TEXT_TAPS * c->text.hidden_size);
 }
 
-static bool parse(struct model_config *c, int file, const char *text, size_t bytes, struct engine_error *why)
+bool model_config_parse(struct model_config *c, enum model_config_file file, const char *json, size_t bytes,
+                        struct engine_error *why)
 {
-    switch (file) {
-    case INDEX:
-        return model_config_parse_index(c, text, bytes, why);
-    case TEXT_ENCODER:
-        return model_config_parse_text_encoder(&c->text, text, bytes, why);
-    case TRANSFORMER:
-        return model_config_parse_transformer(&c->transformer, text, bytes, why);
-    case VAE:
-        return model_config_parse_vae(&c->vae, text, bytes, why);
-    default:
-        return model_config_parse_scheduler(&c->scheduler, text, bytes, why);
-    }
+    struct reader r = reader_open(model_config_file_name(file), json, bytes, why);
+    struct model_config read = *c;
+    if (!r.failed && file == MODEL_CONFIG_INDEX)
+        parse_index(&r, &read);
+    else if (!r.failed && file == MODEL_CONFIG_TEXT_ENCODER)
+        parse_text_encoder(&r, &read.text);
+    else if (!r.failed && file == MODEL_CONFIG_TRANSFORMER)
+        parse_transformer(&r, &read.transformer);
+    else if (!r.failed && file == MODEL_CONFIG_VAE)
+        parse_vae(&r, &read.vae);
+    else if (!r.failed)
+        parse_scheduler(&r, &read.scheduler);
+    json_decref(r.root);
+    if (!r.failed)
+        *c = read;
+    return !r.failed;
 }
 
 bool model_config_load(struct model_config *ret, const char *model_dir, struct engine_error *why)
 {
     struct model_config c = {0};
-    for (int i = 0; i < FILE_COUNT; i++) {
+    for (int i = 0; i < MODEL_CONFIG_FILES; i++) {
+        enum model_config_file file = (enum model_config_file)i;
         char path[MODEL_FILE_PATH_MAX], *text;
         size_t bytes;
-        if (!model_file_path(path, model_dir, file_names[i], why))
+        if (!model_file_path(path, model_dir, model_config_file_name(file), why))
             return false;
         if (!model_file_read(&text, &bytes, path, CONFIG_BYTES_MAX, why))
             return i ? false : engine_error_at(why, "a model is a folder in the diffusers layout");
-        bool ok = parse(&c, i, text, bytes, why);
+        bool ok = model_config_parse(&c, file, text, bytes, why);
         free(text);
         if (!ok)
             return false;

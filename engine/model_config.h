@@ -53,12 +53,18 @@ struct model_config {
 /* model_config_load reads the five JSON files of a diffusers folder. */
 bool model_config_load(struct model_config *ret, const char *model_dir, struct engine_error *why);
 
-/* Parsers of one file's text each, for tests and the fuzzer. */
-bool model_config_parse_index(struct model_config *c, const char *json, size_t bytes, struct engine_error *why);
-bool model_config_parse_text_encoder(struct text_encoder_config *c, const char *json, size_t bytes, struct engine_error *why);
-bool model_config_parse_transformer(struct transformer_config *c, const char *json, size_t bytes, struct engine_error *why);
-bool model_config_parse_vae(struct vae_config *c, const char *json, size_t bytes, struct engine_error *why);
-bool model_config_parse_scheduler(struct scheduler_config *c, const char *json, size_t bytes, struct engine_error *why);
+/* model_config_parse reads the text of one of them, for tests and the fuzzer. What it fills is changed on success only. */
+enum model_config_file {
+    MODEL_CONFIG_INDEX,        /* model_index.json */
+    MODEL_CONFIG_TEXT_ENCODER, /* text_encoder/config.json */
+    MODEL_CONFIG_TRANSFORMER,
+    MODEL_CONFIG_VAE,
+    MODEL_CONFIG_SCHEDULER,    /* scheduler/scheduler_config.json */
+    MODEL_CONFIG_FILES,
+};
+bool model_config_parse(struct model_config *c, enum model_config_file file, const char *json, size_t bytes,
+                        struct engine_error *why);
+const char *model_config_file_name(enum model_config_file file); /* "vae/config.json" */
 
 /* "klein-4b", "klein-9b" or "klein-custom", and its licence ("Apache-2.0", "FLUX Non-Commercial",
  * "unknown"), told from the dimensions. */

@@ -13,44 +13,28 @@ static void must(bool condition)
         abort();
 }
 
-static bool parse(struct model_config *c, int file, const char *text, size_t bytes, struct engine_error *why)
-{
-    switch (file) {
-    case 0:
-        return model_config_parse_index(c, text, bytes, why);
-    case 1:
-        return model_config_parse_text_encoder(&c->text, text, bytes, why);
-    case 2:
-        return model_config_parse_transformer(&c->transformer, text, bytes, why);
-    case 3:
-        return model_config_parse_vae(&c->vae, text, bytes, why);
-    default:
-        return model_config_parse_scheduler(&c->scheduler, text, bytes, why);
-    }
-}
-
 /* What the model's code divides by, indexes with or allocates. */
-static void check(const struct model_config *c, int file)
+static void check(const struct model_config *c, enum model_config_file file)
 {
     const struct text_encoder_config *text = &c->text;
     const struct transformer_config *t = &c->transformer;
     const struct vae_config *v = &c->vae;
-    if (file == 0)
+    if (file == MODEL_CONFIG_INDEX)
         must(strlen(c->pipeline) < sizeof c->pipeline && c->pipeline[0]);
-    if (file == 1) {
+    if (file == MODEL_CONFIG_TEXT_ENCODER) {
         must(text->num_attention_heads % text->num_key_value_heads == 0 && text->head_dim % 2 == 0 && text->head_dim <= 512);
         must(text->num_hidden_layers >= MODEL_CONFIG_TEXT_LAYERS && text->hidden_size <= 16384 && text->vocab_size <= 4000000);
         must(text->rms_norm_eps > 0 && text->rope_theta >= 1);
     }
-    if (file == 2) {
+    if (file == MODEL_CONFIG_TRANSFORMER) {
         must(t->hidden == t->num_attention_heads * t->attention_head_dim && t->hidden > 0 && t->mlp_hidden > 0);
         must(t->axes_dims_rope[0] + t->axes_dims_rope[1] + t->axes_dims_rope[2] + t->axes_dims_rope[3] == t->attention_head_dim);
         must(t->in_channels == 128 && t->timestep_guidance_channels % 2 == 0 && t->num_layers <= 256 && t->eps > 0);
     }
-    for (int i = 0; file == 3 && i < 4; i++)
+    for (int i = 0; file == MODEL_CONFIG_VAE && i < 4; i++)
         must(v->decoder_block_out_channels[i] > 0 && v->decoder_block_out_channels[i] % v->norm_num_groups == 0);
-    must(file != 3 || v->layers_per_block <= MODEL_CONFIG_LAYERS_PER_BLOCK_MAX);
-    must(file != 4 || c->scheduler.num_train_timesteps == 1000);
+    must(file != MODEL_CONFIG_VAE || v->layers_per_block <= MODEL_CONFIG_LAYERS_PER_BLOCK_MAX);
+    must(file != MODEL_CONFIG_SCHEDULER || c->scheduler.num_train_timesteps == 1000);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -59,8 +43,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct engine_error why = {0};
     if (size < 1)
         return 0;
-    int file = data[0] % 5;
-    if (parse(&c, file, (const char *)data + 1, size - 1, &why))
+    enum model_config_file file = data[0] % MODEL_CONFIG_FILES;
+    if (model_config_parse(&c, file, (const char *)data + 1, size - 1, &why))
         check(&c, file);
     else
         must(why.text[0] && why.fault == ENGINE_BAD_MODEL);

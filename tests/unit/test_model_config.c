@@ -18,38 +18,23 @@
 
 #define POCKET "tests/golden/models/pocket"
 
-enum file { INDEX, TEXT, TRANSFORMER, VAE, SCHEDULER };
+#define INDEX MODEL_CONFIG_INDEX
+#define TEXT MODEL_CONFIG_TEXT_ENCODER
+#define TRANSFORMER MODEL_CONFIG_TRANSFORMER
+#define VAE MODEL_CONFIG_VAE
+#define SCHEDULER MODEL_CONFIG_SCHEDULER
 
-static const char *const names[] = {"model_index.json", "text_encoder/config.json", "transformer/config.json",
-                                    "vae/config.json", "scheduler/scheduler_config.json"};
-
-static bool parse(enum file file, struct model_config *c, const char *text, size_t bytes, struct engine_error *why)
-{
-    switch (file) {
-    case INDEX:
-        return model_config_parse_index(c, text, bytes, why);
-    case TEXT:
-        return model_config_parse_text_encoder(&c->text, text, bytes, why);
-    case TRANSFORMER:
-        return model_config_parse_transformer(&c->transformer, text, bytes, why);
-    case VAE:
-        return model_config_parse_vae(&c->vae, text, bytes, why);
-    default:
-        return model_config_parse_scheduler(&c->scheduler, text, bytes, why);
-    }
-}
-
-static json_t *good(enum file file)
+static json_t *good(enum model_config_file file)
 {
     char path[256];
-    snprintf(path, sizeof path, "%s/%s", POCKET, names[file]);
+    snprintf(path, sizeof path, "%s/%s", POCKET, model_config_file_name(file));
     json_t *root = json_load_file(path, 0, NULL);
     assert_non_null(root);
     return root;
 }
 
 /* A good file with one key set to a JSON value, or without it when the value is NULL. */
-static char *changed(enum file file, const char *key, const char *value)
+static char *changed(enum model_config_file file, const char *key, const char *value)
 {
     json_t *root = good(file);
     if (value) {
@@ -64,20 +49,22 @@ static char *changed(enum file file, const char *key, const char *value)
     return text;
 }
 
-static void expect(enum file file, const char *key, const char *value, const char *says)
+static void expect(enum model_config_file file, const char *key, const char *value, const char *says)
 {
     struct model_config c, untouched;
     struct engine_error why = {0};
     char *text = changed(file, key, value);
     memset(&c, 0x5a, sizeof c);
     memset(&untouched, 0x5a, sizeof untouched);
-    bool ok = parse(file, &c, text, strlen(text), &why);
+    bool ok = model_config_parse(&c, file, text, strlen(text), &why);
     if (says && ok)
-        fail_msg("%s: '%s' = %s was accepted", names[file], key, value ? value : "nothing");
+        fail_msg("%s: '%s' = %s was accepted", model_config_file_name(file), key, value ? value : "nothing");
     if (!says && !ok)
-        fail_msg("%s: '%s' = %s: %s", names[file], key, value ? value : "nothing", why.text);
-    if (says && (!strstr(why.text, says) || !strstr(why.text, names[file]) || why.fault != ENGINE_BAD_MODEL))
+        fail_msg("%s: '%s' = %s: %s", model_config_file_name(file), key, value ? value : "nothing", why.text);
+    if (says && (!strstr(why.text, says) || !strstr(why.text, model_config_file_name(file)) || why.fault != ENGINE_BAD_MODEL))
         fail_msg("'%s' does not say '%s' (%s = %s)", why.text, says, key, value ? value : "nothing");
+    if (says)
+        assert_memory_equal(&c, &untouched, sizeof c);
     free(text);
 }
 
@@ -138,7 +125,7 @@ static void another_architecture_is_refused_by_name(void **state)
 static void what_the_engine_does_not_do_is_refused(void **state)
 {
     (void)state;
-    static const struct { enum file file; const char *key, *value, *says; } cases[] = {
+    static const struct { enum model_config_file file; const char *key, *value, *says; } cases[] = {
         {TEXT, "rope_scaling", "{\"type\":\"yarn\"}", "'rope_scaling' is set"},
         {TEXT, "attention_bias", "true", "'attention_bias' is set"},
         {TEXT, "use_sliding_window", "true", "'use_sliding_window' is set"},
@@ -160,7 +147,7 @@ static void what_the_engine_does_not_do_is_refused(void **state)
 static void every_number_is_bounded(void **state)
 {
     (void)state;
-    static const struct { enum file file; const char *key, *below, *above; bool is_real; } numbers[] = {
+    static const struct { enum model_config_file file; const char *key, *below, *above; bool is_real; } numbers[] = {
         {TEXT, "hidden_size", "7", "16385", false},
         {TEXT, "intermediate_size", "7", "65537", false},
         {TEXT, "num_hidden_layers", "26", "257", false},
@@ -230,20 +217,20 @@ static void what_is_no_json_object_is_refused(void **state)
     (void)state;
     static const char *const texts[] = {"", "[]", "null", "{", "{\"a\":1,\"a\":2}", "{\"a\":\"\xff\"}", "\xef\xbb\xbf{}", "{}x"};
     struct model_config c;
-    for (int file = 0; file < 5; file++) {
+    for (enum model_config_file file = 0; file < MODEL_CONFIG_FILES; file++) {
         for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
             struct engine_error why = {0};
-            assert_false(parse((enum file)file, &c, texts[i], strlen(texts[i]), &why));
+            assert_false(model_config_parse(&c, file, texts[i], strlen(texts[i]), &why));
             assert_int_equal(why.fault, ENGINE_BAD_MODEL);
-            assert_non_null(strstr(why.text, names[file]));
+            assert_non_null(strstr(why.text, model_config_file_name(file)));
         }
         static char deep[100000], many[100000] = "{\"a\":[";
         struct engine_error why;
         memset(deep, '[', sizeof deep);
-        assert_false(parse((enum file)file, &c, deep, sizeof deep, &why));
+        assert_false(model_config_parse(&c, file, deep, sizeof deep, &why));
         assert_non_null(strstr(why.text, "nested deeper than the accepted 16"));
         memset(many + 6, ',', sizeof many - 6);
-        assert_false(parse((enum file)file, &c, many, sizeof many, &why));
+        assert_false(model_config_parse(&c, file, many, sizeof many, &why));
         assert_non_null(strstr(why.text, "JSON values, accepted: at most"));
     }
 }
@@ -252,10 +239,10 @@ static void what_is_no_json_object_is_refused(void **state)
 
 static char dir[64];
 
-static void write_config(enum file file, const char *text)
+static void write_config(enum model_config_file file, const char *text)
 {
     char path[256];
-    snprintf(path, sizeof path, "%s/%s", dir, names[file]);
+    snprintf(path, sizeof path, "%s/%s", dir, model_config_file_name(file));
     FILE *f = fopen(path, "w");
     assert_non_null(f);
     fputs(text, f);
@@ -278,21 +265,21 @@ static void a_folder_is_refused_by_the_file_that_is_wrong(void **state)
     snprintf(dir, sizeof dir, "/tmp/kiln-config.XXXXXX");
     assert_non_null(mkdtemp(dir));
     expect_load("a model is a folder in the diffusers layout");
-    for (int file = 0; file < 5; file++) {
-        char *text = changed((enum file)file, "_none", NULL);
-        snprintf(path, sizeof path, "%s/%.*s", dir, (int)strcspn(names[file], "/"), names[file]);
+    for (enum model_config_file file = 0; file < MODEL_CONFIG_FILES; file++) {
+        char *text = changed(file, "_none", NULL);
+        snprintf(path, sizeof path, "%s/%.*s", dir, (int)strcspn(model_config_file_name(file), "/"), model_config_file_name(file));
         if (file)
             mkdir(path, 0755);
-        write_config((enum file)file, text);
+        write_config(file, text);
         free(text);
-        expect_load(file < 4 ? names[file + 1] : NULL);
+        expect_load(file < 4 ? model_config_file_name(file + 1) : NULL);
     }
     char *narrow = changed(TRANSFORMER, "joint_attention_dim", "99");
     write_config(TRANSFORMER, narrow);
     free(narrow);
     expect_load("'joint_attention_dim' is 99, but 3 hidden states of the text encoder are 96 wide");
     write_config(VAE, "");
-    snprintf(path, sizeof path, "%s/%s", dir, names[SCHEDULER]);
+    snprintf(path, sizeof path, "%s/%s", dir, model_config_file_name(SCHEDULER));
     unlink(path);
     mkdir(path, 0755);
     expect_load("vae/config.json: not valid JSON");
