@@ -4,22 +4,23 @@
  *   keys packed:   [b, kv head][key panel][cells of d][NR]       S = Q K^T is rows x panel
  *   values packed: [b, kv head][key block][d panel][cells of KEYS][NR]   O += P V
  *
- * P is rounded to the dtype of the values before the second product, as the fused kernels of torch do. The blocks
- * start at row 0 and key 0 always, so a row's bits depend on its inputs only. */
+ * P is rounded to the dtype of the values before the second product, as the fused kernels of torch do, and is not
+ * packed: the micro-kernel reads its rows as they are. The blocks start at row 0 and key 0 always, so a row's bits
+ * depend on its inputs only. */
 #include "cpu_ops.h"
 #include "gemm.h"
 
 #include <math.h>
 
-#define KEYS 256             /* keys per block; a multiple of every NR */
-#define ROWS (GEMM_MR * 16)  /* query rows per task */
+#define KEYS 256        /* keys per block; a multiple of every NR */
+#define ROWS GEMM_ROWS  /* query rows per task */
 
 struct job {
     struct kern *k;
     struct tensor out, q, key, value;
     float scale;
     struct kern_mask mask;
-    int64_t rows, keys, heads, kv_heads, d, blocks, key_panels, key_blocks, d_cells, d_panels;
+    int64_t rows, keys, heads, kv_heads, d, blocks, key_panels, key_blocks, d_cells, d_words, d_panels;
     uint32_t *packed_keys, *packed_values;
     enum tensor_dtype dtype;
 };
@@ -44,7 +45,7 @@ static void pack_keys(void *context, int64_t index, int thread)
         int64_t key = panel * GEMM_NR + i;
         rows[i] = key < j->keys ? cpu_row(keys, key) : NULL;
     }
-    gemm_pack(j->packed_keys + index * j->d_cells * GEMM_NR, rows, GEMM_NR, j->d, j->dtype);
+    gemm_pack_columns(j->packed_keys + index * j->d_cells * GEMM_NR, rows, j->d, j->dtype);
 }
 
 static void pack_values(void *context, int64_t index, int thread)
@@ -63,11 +64,10 @@ static void pack_values(void *context, int64_t index, int thread)
 }
 
 struct state { /* of one task, in its thread's scratch */
-    uint32_t *q;      /* packed queries [tiles][d cells][MR] */
-    float *scores;    /* [KEYS / NR][tiles][MR][NR] */
-    void *p;          /* probabilities [ROWS][KEYS] in the dtype */
-    uint32_t *packed; /* the same, packed [tiles][KEYS cells][MR] */
-    float *sums;      /* output so far [d panels][tiles][MR][NR] */
+    uint32_t *q;   /* packed queries [tiles][d words][MR] */
+    float *scores; /* [KEYS / NR][tiles][MR][NR] */
+    uint32_t *p;   /* probabilities [ROWS][words of KEYS] */
+    float *sums;   /* output so far [d panels][tiles][MR][NR] */
     float *top, *total;
 };
 
@@ -79,18 +79,22 @@ static int64_t visible(const struct job *j, int64_t r, int64_t first, int64_t li
     return count < 0 ? 0 : count < KEYS ? count : KEYS;
 }
 
+/* Probabilities of one row are words of A (see gemm.h): pairs of bf16, or f32 that have been rounded. */
+VEC_INLINE void store_probabilities(uint32_t *row, enum tensor_dtype dtype, int64_t i, vf v)
+{
+    bool is_pairs = dtype == TENSOR_BF16 && gemm_words(KEYS, dtype) < KEYS;
+    vec_store(row, is_pairs ? TENSOR_BF16 : TENSOR_F32, i, VEC, vec_round(v, dtype));
+}
+
 /* One row of a block: new maximum, probabilities, and what to multiply the output so far by. */
 static float soften(const struct job *j, struct state *s, int64_t row, int64_t tiles, int64_t count)
 {
-    size_t bytes = tensor_dtype_bytes(j->dtype);
-    char *p = (char *)s->p + (size_t)(row * KEYS) * bytes;
+    uint32_t *p = s->p + row * gemm_words(KEYS, j->dtype);
     const float *base = s->scores + row / GEMM_MR * GEMM_TILE + row % GEMM_MR * GEMM_NR;
-    vf best = vec_splat(-INFINITY), scale = vec_splat(j->scale);
+    vf best = vec_splat(-INFINITY), scale = vec_splat(j->scale), nothing = best;
     for (int64_t i = 0; i < count; i += VEC) {
         vf v = vec_load(base + i / GEMM_NR * tiles * GEMM_TILE + i % GEMM_NR, TENSOR_F32, 0, VEC) * scale;
-        for (int64_t t = count - i; t < VEC; t++)
-            v[t] = -INFINITY;
-        best = vec_max(v, best);
+        best = vec_max(vec_select(vec_first(count - i), v, nothing), best);
     }
     float old = s->top[row], top = vec_max_all(best);
     top = top > old ? top : old;
@@ -100,12 +104,10 @@ static float soften(const struct job *j, struct state *s, int64_t row, int64_t t
         vf v = {0};
         if (i < count) {
             v = vec_load(base + i / GEMM_NR * tiles * GEMM_TILE + i % GEMM_NR, TENSOR_F32, 0, VEC) * scale;
-            v = vec_exp(v - shift);
-            for (int64_t t = count - i; t < VEC; t++)
-                v[t] = 0;
+            v = vec_select(vec_first(count - i), vec_exp(v - shift), (vf){0});
             sum += v;
         }
-        vec_store(p, j->dtype, i, VEC, v);
+        store_probabilities(p, j->dtype, i, v);
     }
     float keep = old == -INFINITY ? 0 : vec_exp(vec_splat(old - base_top))[0];
     s->total[row] = s->total[row] * keep + vec_sum(sum);
@@ -127,28 +129,17 @@ static void rescale(const struct job *j, struct state *s, int64_t row, int64_t t
 static void key_block(const struct job *j, struct state *s, int64_t head, int64_t block, int64_t first_row,
                       int64_t count, int64_t tiles, int64_t limit)
 {
-    int64_t cells = gemm_cells(KEYS, j->dtype), panels = KEYS / GEMM_NR, first_panel = block * panels;
-    size_t bytes = tensor_dtype_bytes(j->dtype);
-    for (int64_t p = 0; p < panels && first_panel + p < j->key_panels; p++)
-        gemm_panel(s->scores + p * tiles * GEMM_TILE, s->q, tiles, j->d_cells,
-                   j->packed_keys + (head * j->key_panels + first_panel + p) * j->d_cells * GEMM_NR, j->dtype,
-                   false);
+    int64_t cells = gemm_cells(KEYS, j->dtype), words = gemm_words(KEYS, j->dtype), first = block * (KEYS / GEMM_NR);
+    int64_t panels = j->key_panels - first < KEYS / GEMM_NR ? j->key_panels - first : KEYS / GEMM_NR;
+    const uint32_t *keys = j->packed_keys + (head * j->key_panels + first) * j->d_cells * GEMM_NR;
+    gemm_product(s->scores, gemm_packed(s->q, j->d_words), tiles, keys, panels, j->d_cells, j->dtype, false);
     for (int64_t r = 0; r < count; r++) {
         int64_t seen = visible(j, first_row + r, block * KEYS, limit);
         rescale(j, s, r, tiles, soften(j, s, r, tiles, seen));
     }
-    for (int64_t t = 0; t < tiles; t++) {
-        const void *rows[GEMM_MR];
-        for (int i = 0; i < GEMM_MR; i++) {
-            int64_t r = t * GEMM_MR + i;
-            rows[i] = r < count ? (char *)s->p + (size_t)(r * KEYS) * bytes : NULL;
-        }
-        gemm_pack(s->packed + t * cells * GEMM_MR, rows, GEMM_MR, KEYS, j->dtype);
-    }
     const uint32_t *values = j->packed_values + (head * j->key_blocks + block) * j->d_panels * cells * GEMM_NR;
-    for (int64_t p = 0; p < j->d_panels; p++)
-        gemm_panel(s->sums + p * tiles * GEMM_TILE, s->packed, tiles, cells, values + p * cells * GEMM_NR, j->dtype,
-                   true);
+    gemm_product(s->sums, (struct gemm_rows){s->p, GEMM_MR * words, words, 1}, tiles, values, j->d_panels, cells, j->dtype,
+                 true);
 }
 
 static void finish(const struct job *j, struct state *s, struct tensor out, int64_t first_row, int64_t count,
@@ -165,26 +156,25 @@ static void finish(const struct job *j, struct state *s, struct tensor out, int6
     }
 }
 
+/* The state in the thread's scratch; output so far and the probabilities of rows that do not exist are zero. */
 static bool carve(const struct job *j, int thread, int64_t tiles, struct state *s)
 {
-    int64_t cells = gemm_cells(KEYS, j->dtype);
-    size_t q = (size_t)(tiles * j->d_cells * GEMM_MR) * 4, scores = (size_t)(KEYS / GEMM_NR * tiles * GEMM_TILE) * 4;
-    size_t p = (size_t)ROWS * KEYS * tensor_dtype_bytes(j->dtype), packed = (size_t)(tiles * cells * GEMM_MR) * 4;
-    size_t sums = (size_t)(j->d_panels * tiles * GEMM_TILE) * 4, row = (size_t)ROWS * 4;
-    size_t sizes[] = {scores, sums, p, q, packed, row, row}, total = 0;
-    for (int i = 0; i < 7; i++)
-        total += sizes[i] = (sizes[i] + 63) & ~(size_t)63;
+    size_t sizes[] = {(size_t)(KEYS / GEMM_NR * tiles * GEMM_TILE), (size_t)(j->d_panels * tiles * GEMM_TILE),
+                      (size_t)(ROWS * gemm_words(KEYS, j->dtype)), (size_t)(tiles * j->d_words * GEMM_MR), ROWS, ROWS};
+    void *parts[6];
+    size_t total = 0;
+    for (int i = 0; i < 6; i++)
+        total += sizes[i] = (sizes[i] * 4 + 63) & ~(size_t)63;
     char *m = cpu_scratch(j->k, thread, total);
     if (!m)
         return false;
-    void *parts[7];
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < 6; i++) {
         parts[i] = m;
         m += sizes[i];
     }
-    *s = (struct state){.scores = parts[0], .sums = parts[1], .p = parts[2], .q = parts[3], .packed = parts[4],
-                        .top = parts[5], .total = parts[6]};
-    memset(s->sums, 0, sizes[1]);
+    *s = (struct state){.scores = parts[0], .sums = parts[1], .p = parts[2], .q = parts[3], .top = parts[4],
+                        .total = parts[5]};
+    memset(s->sums, 0, sizes[1] + sizes[2]);
     return true;
 }
 
@@ -204,7 +194,7 @@ static void run(void *context, int64_t index, int thread)
             int64_t r = t * GEMM_MR + i;
             rows[i] = r < count ? cpu_row(q, first + r) : NULL;
         }
-        gemm_pack(s.q + t * j->d_cells * GEMM_MR, rows, GEMM_MR, j->d, j->dtype);
+        gemm_pack_rows(s.q + t * j->d_words * GEMM_MR, rows, j->d, j->dtype);
     }
     for (int64_t r = 0; r < ROWS; r++)
         s.top[r] = -INFINITY, s.total[r] = 0;
@@ -227,6 +217,7 @@ void CPU_NAME(attention_apply)(struct kern *k, struct tensor out, struct tensor 
     j.key_panels = gemm_panels(j.keys);
     j.key_blocks = (j.keys + KEYS - 1) / KEYS;
     j.d_cells = gemm_cells(j.d, j.dtype);
+    j.d_words = gemm_words(j.d, j.dtype);
     j.d_panels = gemm_panels(j.d);
     int64_t kv = batch * j.kv_heads, cells = gemm_cells(KEYS, j.dtype);
     size_t mark = kern_mark(k);

@@ -3,14 +3,12 @@
 #include "cpu_ops.h"
 #include "gemm.h"
 
-#define PIXELS_PER_TASK (GEMM_MR * 16)
-
 struct job {
     struct kern *k;
     struct tensor out, x;
     const struct kern_weight *w;
     int stride, pad;
-    int64_t pixels, cells;
+    int64_t pixels, cells, words;
 };
 
 /* The k input values under output pixel p (counted over the batch), zeros outside the picture. */
@@ -34,18 +32,19 @@ static void gather_pixel(const struct job *j, int64_t p, char *to)
 static void run(void *context, int64_t task, int thread)
 {
     const struct job *j = context;
-    int64_t first = task * PIXELS_PER_TASK;
-    int64_t count = j->pixels - first < PIXELS_PER_TASK ? j->pixels - first : PIXELS_PER_TASK;
+    int64_t first = task * GEMM_ROWS;
+    int64_t count = j->pixels - first < GEMM_ROWS ? j->pixels - first : GEMM_ROWS;
     int64_t tiles = gemm_tiles(count);
     size_t row_bytes = ((size_t)j->w->k * tensor_dtype_bytes(j->x.dtype) + 63) & ~(size_t)63;
-    size_t packed_bytes = (size_t)(tiles * j->cells * GEMM_MR) * 4, tile_bytes = (size_t)(tiles * GEMM_TILE) * 4;
+    int64_t panels = gemm_panels(j->w->n);
+    size_t packed_bytes = (size_t)(tiles * j->words * GEMM_MR) * 4, tile_bytes = (size_t)(panels * tiles * GEMM_TILE) * 4;
     char *memory = cpu_scratch(j->k, thread, packed_bytes + tile_bytes + GEMM_MR * row_bytes + 256);
     if (!memory)
         return;
     float *c = (float *)memory;
     uint32_t *packed = (uint32_t *)(memory + tile_bytes);
     char *gathered = memory + tile_bytes + ((packed_bytes + 63) & ~(size_t)63);
-    void *out[PIXELS_PER_TASK];
+    void *out[GEMM_ROWS];
     for (int64_t t = 0; t < tiles; t++) {
         const void *rows[GEMM_MR];
         for (int i = 0; i < GEMM_MR; i++) {
@@ -56,13 +55,11 @@ static void run(void *context, int64_t task, int thread)
                 out[p] = cpu_row(j->out, first + p);
             }
         }
-        gemm_pack(packed + t * j->cells * GEMM_MR, rows, GEMM_MR, j->w->k, j->w->dtype);
+        gemm_pack_rows(packed + t * j->words * GEMM_MR, rows, j->w->k, j->w->dtype);
     }
-    for (int64_t panel = 0; panel < gemm_panels(j->w->n); panel++) {
-        gemm_panel(c, packed, tiles, j->cells, (const uint32_t *)j->w->data + panel * j->cells * GEMM_NR,
-                   j->w->dtype, false);
-        gemm_store(c, count, out, j->out.dtype, panel * GEMM_NR, j->w->n, j->w->bias);
-    }
+    gemm_product(c, gemm_packed(packed, j->words), tiles, j->w->data, panels, j->cells, j->w->dtype, false);
+    for (int64_t p = 0; p < panels; p++)
+        gemm_store(c + p * tiles * GEMM_TILE, count, out, j->out.dtype, p * GEMM_NR, j->w->n, j->w->bias);
 }
 
 void CPU_NAME(conv_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w,
@@ -71,5 +68,6 @@ void CPU_NAME(conv_apply)(struct kern *k, struct tensor out, struct tensor x, co
     struct job j = {.k = k, .out = out, .x = x, .w = w, .stride = stride, .pad = pad};
     j.pixels = out.shape[0] * out.shape[1] * out.shape[2];
     j.cells = gemm_cells(w->k, w->dtype);
-    cpu_for(k, (j.pixels + PIXELS_PER_TASK - 1) / PIXELS_PER_TASK, run, &j);
+    j.words = gemm_words(w->k, w->dtype);
+    cpu_for(k, (j.pixels + GEMM_ROWS - 1) / GEMM_ROWS, run, &j);
 }

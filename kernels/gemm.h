@@ -2,19 +2,24 @@
  *
  *   C[m,n] = sum_k A[m,k] B[k,n], f32 sums
  *
- *   A is packed in tiles of MR rows:      [k][MR]       one value (f32) or a pair of bf16 (k, k+1) per cell
- *   B is packed in panels of NR columns:  [k][NR]       likewise; this is how weights are stored
- *   a pair is 32 bits, k in the low half; an odd k is filled with zero
+ *   B is packed in panels of NR columns: [cells][NR], a cell being one value (f32) or a pair of bf16 (k, k+1), k in
+ *     the low half, an odd k filled with zero. This is how weights are stored.
+ *   A is packed in tiles of MR rows: [words][MR]. Where the CPU multiplies pairs (AVX512_BF16) a word is a cell of B.
+ *     Elsewhere it is one f32, so that a bf16 row is widened once and not once per panel.
+ *   C is [panel][tile][MR][NR] of f32.
  *
- * The micro-kernel keeps an MR x NR block of C in registers over a run of k. The order of the sum of one
- * C[m,n] is k ascending in runs of GEMM_RUN cells, whatever m, the number of rows or the thread: rows and
- * columns that do not exist are zeros in the packed tile, not another code path. */
+ * The micro-kernel keeps an MR x NR block of C in registers over a run of k. The order of the sum of one C[m,n] is k
+ * ascending (visits to memory between runs do not change it), whatever m, the number of rows or the thread: rows and
+ * columns that do not exist are zeros in the packed tile, not another code path.
+ *
+ * Loops, from outside: run of k, panel, tile. During a run the tiles of A stay in the second-level cache and one
+ * panel of B in the first; C is visited once per run. */
 #ifndef KILN_GEMM_H
 #define KILN_GEMM_H
 
 #include "cpu.h"
 #include "vec.h"
-#ifdef __AVX512F__
+#ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
 
@@ -23,13 +28,16 @@
 #define GEMM_NV 4
 #elif defined(__AVX2__)
 #define GEMM_MR 6
-#define GEMM_NV 1
+#define GEMM_NV 2
 #else
 #define GEMM_MR 2
-#define GEMM_NV 1
+#define GEMM_NV 4
 #endif
 #define GEMM_NR (GEMM_NV * VEC)
-#define GEMM_RUN 1024 /* cells of k between visits to C: a panel of B stays in the second-level cache */
+#define GEMM_TILE (GEMM_MR * GEMM_NR)
+#define GEMM_RUN 256  /* cells of k between visits to C: 16 KiB of a panel 16 wide */
+#define GEMM_BLOCK 16 /* tiles of A that share a visit of a panel */
+#define GEMM_ROWS (GEMM_MR * GEMM_BLOCK)
 #define GEMM_UNROLL _Pragma("GCC unroll 8")
 
 /* Cells along k: pairs for bf16. */
@@ -48,29 +56,105 @@ VEC_INLINE int64_t gemm_tiles(int64_t m)
     return (m + GEMM_MR - 1) / GEMM_MR;
 }
 
-/* gemm_pack writes `wide` rows of k values as cells [cells][wide]; rows[i] NULL is a row of zeros. Serves A (wide =
- * MR) and B given by its columns (wide = NR). Source and cells have one dtype. */
-VEC_INLINE void gemm_pack(uint32_t *to, const void *const *rows, int wide, int64_t k, enum tensor_dtype dtype)
+/* Words of one row of A. */
+VEC_INLINE int64_t gemm_words(int64_t k, enum tensor_dtype dtype)
 {
-    int64_t cells = gemm_cells(k, dtype), whole = dtype == TENSOR_BF16 ? k / 2 : k;
-    for (int64_t c0 = 0; c0 < cells; c0 += 16) {
-        int64_t c1 = c0 + 16 < whole ? c0 + 16 : whole;
-        for (int i = 0; i < wide; i++) {
-            const char *row = rows[i];
-            if (!row) {
-                for (int64_t c = c0; c < c0 + 16 && c < cells; c++)
-                    to[c * wide + i] = 0;
-                continue;
+#ifdef __AVX512BF16__
+    return gemm_cells(k, dtype);
+#else
+    return dtype == TENSOR_BF16 ? 2 * gemm_cells(k, dtype) : k;
+#endif
+}
+
+typedef uint32_t gemm_quad __attribute__((vector_size(16)));
+
+/* The word at index w of a row, and four of them. `widen`: a bf16 becomes an f32. */
+VEC_INLINE uint32_t gemm_word(const char *row, int64_t w, bool widen)
+{
+    uint32_t word;
+    uint16_t half;
+    if (!widen)
+        return memcpy(&word, row + w * 4, 4), word;
+    return memcpy(&half, row + w * 2, 2), (uint32_t)half << 16;
+}
+
+VEC_INLINE gemm_quad gemm_four(const char *row, int64_t w, bool widen)
+{
+    gemm_quad words;
+    if (!row)
+        return (gemm_quad){0};
+    if (!widen)
+        return memcpy(&words, row + w * 4, 16), words;
+    typedef uint16_t four_halves __attribute__((vector_size(8)));
+    four_halves h;
+    return memcpy(&h, row + w * 2, 8), __builtin_convertvector(h, gemm_quad) << 16;
+}
+
+/* Words [0, whole) of two or four rows beside each other, four words at a time by transposing in registers. */
+VEC_INLINE void gemm_transpose(uint32_t *to, const void *const *rows, int count, int wide, int64_t whole, bool widen)
+{
+    int64_t w = 0;
+    for (; w + 4 <= whole; w += 4) {
+        gemm_quad a = gemm_four(rows[0], w, widen), b = gemm_four(rows[1], w, widen);
+        gemm_quad ab = __builtin_shuffle(a, b, (gemm_quad){0, 4, 1, 5}), AB = __builtin_shuffle(a, b, (gemm_quad){2, 6, 3, 7});
+        if (count == 2) {
+            for (int i = 0; i < 2; i++) {
+                memcpy(to + (w + i) * wide, (const char *)&ab + 8 * i, 8);
+                memcpy(to + (w + 2 + i) * wide, (const char *)&AB + 8 * i, 8);
             }
-            for (int64_t c = c0; c < c1; c++)
-                memcpy(&to[c * wide + i], row + c * 4, 4);
-            if (whole < cells && c0 + 16 >= cells) {
-                uint16_t last;
-                memcpy(&last, row + whole * 4, 2);
-                to[whole * wide + i] = last;
-            }
+            continue;
         }
+        gemm_quad c = gemm_four(rows[2], w, widen), d = gemm_four(rows[3], w, widen);
+        gemm_quad cd = __builtin_shuffle(c, d, (gemm_quad){0, 4, 1, 5}), CD = __builtin_shuffle(c, d, (gemm_quad){2, 6, 3, 7});
+        gemm_quad turned[] = {
+            __builtin_shuffle(ab, cd, (gemm_quad){0, 1, 4, 5}), __builtin_shuffle(ab, cd, (gemm_quad){2, 3, 6, 7}),
+            __builtin_shuffle(AB, CD, (gemm_quad){0, 1, 4, 5}), __builtin_shuffle(AB, CD, (gemm_quad){2, 3, 6, 7})};
+        for (int i = 0; i < 4; i++)
+            memcpy(to + (w + i) * wide, &turned[i], 16);
     }
+    for (; w < whole; w++)
+        for (int i = 0; i < count; i++)
+            to[w * wide + i] = rows[i] ? gemm_word(rows[i], w, widen) : 0;
+}
+
+VEC_INLINE void gemm_interleave(uint32_t *to, const void *const *rows, int wide, int64_t whole, bool widen)
+{
+    int i = 0;
+    for (; i + 4 <= wide; i += 4)
+        gemm_transpose(to + i, rows + i, 4, wide, whole, widen);
+    for (; i < wide; i += 2)
+        gemm_transpose(to + i, rows + i, 2, wide, whole, widen);
+}
+
+/* The last cell of an odd k: its value in the low half, zero in the high one. */
+VEC_INLINE void gemm_odd_cell(uint32_t *to, const void *const *rows, int wide, int64_t k)
+{
+    for (int i = 0; i < wide; i++)
+        to[i] = rows[i] ? gemm_word((const char *)rows[i] + (k - 1) * 2, 0, true) >> 16 : 0;
+}
+
+/* gemm_pack_columns packs one panel of B from its NR columns, each k values long; NULL is a column of zeros. */
+VEC_INLINE void gemm_pack_columns(uint32_t *to, const void *const *columns, int64_t k, enum tensor_dtype dtype)
+{
+    int64_t whole = dtype == TENSOR_BF16 ? k / 2 : k;
+    gemm_interleave(to, columns, GEMM_NR, whole, false);
+    if (whole < gemm_cells(k, dtype))
+        gemm_odd_cell(to + whole * GEMM_NR, columns, GEMM_NR, k);
+}
+
+/* gemm_pack_rows packs one tile of A from its MR rows; NULL is a row of zeros. */
+VEC_INLINE void gemm_pack_rows(uint32_t *to, const void *const *rows, int64_t k, enum tensor_dtype dtype)
+{
+#ifdef __AVX512BF16__
+    int64_t whole = dtype == TENSOR_BF16 ? k / 2 : k;
+    gemm_interleave(to, rows, GEMM_MR, whole, false);
+    if (whole < gemm_cells(k, dtype))
+        gemm_odd_cell(to + whole * GEMM_MR, rows, GEMM_MR, k);
+#else
+    gemm_interleave(to, rows, GEMM_MR, k, dtype == TENSOR_BF16);
+    if (k < gemm_words(k, dtype))
+        memset(to + k * GEMM_MR, 0, GEMM_MR * sizeof *to);
+#endif
 }
 
 /* gemm_pack_kn packs B given by its rows (k of them, `stride` elements apart) into one panel of columns [n0, n0 + NR)
@@ -93,92 +177,98 @@ VEC_INLINE void gemm_pack_kn(uint32_t *to, const void *data, int64_t stride, int
     }
 }
 
-#define GEMM_TILE (GEMM_MR * GEMM_NR)
+/* Where the micro-kernel finds A, in words: tile t begins at data + t * tile, its row i is `row` further, the next
+ * word `step` further. Packed tiles have row 1 and step MR; plain rows of a matrix have step 1. */
+struct gemm_rows {
+    const uint32_t *data;
+    int64_t tile, row, step;
+};
 
-VEC_INLINE void gemm_micro_f32(int64_t cells, const uint32_t *a, const uint32_t *b, float *tile, bool add)
+VEC_INLINE struct gemm_rows gemm_packed(const uint32_t *data, int64_t words)
 {
-    vf c[GEMM_MR][GEMM_NV];
-    GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++)
+    return (struct gemm_rows){data, words * GEMM_MR, 1, GEMM_MR};
+}
+
+/* c += one word of each row times the columns b. */
+VEC_INLINE void gemm_multiply(vf c[GEMM_MR][GEMM_NV], const uint32_t *a, int64_t row, const vf b[GEMM_NV])
+{
+    GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++) {
+        float x;
+        memcpy(&x, a + i * row, 4);
+        vf s = vec_splat(x);
         GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
-            c[i][j] = add ? vec_load(tile, TENSOR_F32, i * GEMM_NR + j * VEC, VEC) : (vf){0};
-    for (int64_t k = 0; k < cells; k++, a += GEMM_MR, b += GEMM_NR) {
-        vf wide[GEMM_NV];
-        GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
-            wide[j] = vec_load(b, TENSOR_F32, j * VEC, VEC);
-        GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++) {
-            float x;
-            memcpy(&x, a + i, 4);
-            vf s = vec_splat(x);
-            GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
-                c[i][j] += s * wide[j];
-        }
+            c[i][j] += s * b[j];
     }
-    GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++)
-        GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
-            vec_store(tile, TENSOR_F32, i * GEMM_NR + j * VEC, VEC, c[i][j]);
 }
 
 #ifdef __AVX512BF16__
-VEC_INLINE void gemm_micro_bf16(int64_t cells, const uint32_t *a, const uint32_t *b, float *tile, bool add)
+VEC_INLINE void gemm_multiply_pair(vf c[GEMM_MR][GEMM_NV], struct gemm_rows a, const uint32_t *word, const uint32_t *b)
 {
-    __m512 c[GEMM_MR][GEMM_NV];
-    GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++)
+    __m512bh wide[GEMM_NV];
+    GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
+        wide[j] = (__m512bh)_mm512_loadu_si512(b + j * VEC);
+    GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++) {
+        int pair;
+        memcpy(&pair, word + i * a.row, 4);
+        __m512bh s = (__m512bh)_mm512_set1_epi32(pair);
         GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
-            c[i][j] = add ? _mm512_loadu_ps(tile + i * GEMM_NR + j * VEC) : _mm512_setzero_ps();
-    for (int64_t k = 0; k < cells; k++, a += GEMM_MR, b += GEMM_NR) {
-        __m512bh wide[GEMM_NV];
-        GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
-            wide[j] = (__m512bh)_mm512_loadu_si512(b + j * VEC);
-        GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++) {
-            __m512bh s = (__m512bh)_mm512_set1_epi32((int)a[i]);
-            GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
-                c[i][j] = _mm512_dpbf16_ps(c[i][j], s, wide[j]);
-        }
+            c[i][j] = (vf)_mm512_dpbf16_ps((__m512)c[i][j], s, wide[j]);
     }
-    GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++)
-        GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
-            _mm512_storeu_ps(tile + i * GEMM_NR + j * VEC, c[i][j]);
 }
 #else
-VEC_INLINE void gemm_micro_bf16(int64_t cells, const uint32_t *a, const uint32_t *b, float *tile, bool add)
+/* Two words of A, f32 each, against a pair of bf16: the low halves first, then the high ones. */
+VEC_INLINE void gemm_multiply_pair(vf c[GEMM_MR][GEMM_NV], struct gemm_rows a, const uint32_t *word, const uint32_t *b)
+{
+    vf half[GEMM_NV];
+    GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
+        half[j] = (vf)((vu)vec_load(b, TENSOR_F32, j * VEC, VEC) << 16);
+    gemm_multiply(c, word, a.row, half);
+    GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
+        half[j] = (vf)((vu)vec_load(b, TENSOR_F32, j * VEC, VEC) & 0xffff0000u);
+    gemm_multiply(c, word + a.step, a.row, half);
+}
+#endif
+
+VEC_INLINE void gemm_micro(float *tile, struct gemm_rows a, const uint32_t *word, const uint32_t *b, int64_t cells,
+                           enum tensor_dtype dtype, bool add)
 {
     vf c[GEMM_MR][GEMM_NV];
+    int64_t per_cell = gemm_words(2, dtype) / gemm_cells(2, dtype);
     GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++)
         GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
             c[i][j] = add ? vec_load(tile, TENSOR_F32, i * GEMM_NR + j * VEC, VEC) : (vf){0};
-    for (int64_t k = 0; k < cells; k++, a += GEMM_MR, b += GEMM_NR) {
-        vf low[GEMM_NV], high[GEMM_NV];
-        GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++) {
-            vu pair = (vu)vec_load(b, TENSOR_F32, j * VEC, VEC);
-            low[j] = (vf)(pair << 16);
-            high[j] = (vf)(pair & 0xffff0000u);
+    for (int64_t k = 0; k < cells; k++, word += per_cell * a.step, b += GEMM_NR) {
+        if (dtype == TENSOR_BF16) {
+            gemm_multiply_pair(c, a, word, b);
+            continue;
         }
-        GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++) {
-            vf s = vec_splat(tensor_f32_of((uint16_t)a[i])), t = vec_splat(tensor_f32_of((uint16_t)(a[i] >> 16)));
-            GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++) {
-                c[i][j] += s * low[j];
-                c[i][j] += t * high[j];
-            }
-        }
+        vf wide[GEMM_NV];
+        GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
+            wide[j] = vec_load(b, TENSOR_F32, j * VEC, VEC);
+        gemm_multiply(c, word, a.row, wide);
     }
     GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++)
         GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
             vec_store(tile, TENSOR_F32, i * GEMM_NR + j * VEC, VEC, c[i][j]);
 }
-#endif
 
-/* gemm_panel: tiles [tile count][MR][NR] (+)= packed rows (tiles `tile_cells` cells of MR apart) times one panel. */
-VEC_INLINE void gemm_panel(float *c, const uint32_t *a, int64_t tiles, int64_t cells, const uint32_t *b,
-                           enum tensor_dtype dtype, bool add)
+/* gemm_product: C (+)= tiles of A times panels of B; dtype is that of B. */
+VEC_INLINE void gemm_product(float *c, struct gemm_rows a, int64_t tiles, const uint32_t *b, int64_t panels,
+                             int64_t cells, enum tensor_dtype dtype, bool add)
 {
+    int64_t per_cell = gemm_words(2, dtype) / gemm_cells(2, dtype);
     for (int64_t run = 0; run < cells; run += GEMM_RUN) {
         int64_t length = cells - run < GEMM_RUN ? cells - run : GEMM_RUN;
-        for (int64_t t = 0; t < tiles; t++) {
-            const uint32_t *from = a + (t * cells + run) * GEMM_MR;
-            if (dtype == TENSOR_BF16)
-                gemm_micro_bf16(length, from, b + run * GEMM_NR, c + t * GEMM_TILE, add || run > 0);
-            else
-                gemm_micro_f32(length, from, b + run * GEMM_NR, c + t * GEMM_TILE, add || run > 0);
+        const uint32_t *word = a.data + run * per_cell * a.step;
+        for (int64_t p = 0; p < panels; p++) {
+            const uint32_t *panel = b + (p * cells + run) * GEMM_NR;
+            for (int64_t t = 0; t < tiles; t++) {
+                float *tile = c + (p * tiles + t) * GEMM_TILE;
+                if (dtype == TENSOR_BF16)
+                    gemm_micro(tile, a, word + t * a.tile, panel, length, TENSOR_BF16, add || run > 0);
+                else
+                    gemm_micro(tile, a, word + t * a.tile, panel, length, TENSOR_F32, add || run > 0);
+            }
         }
     }
 }

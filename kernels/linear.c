@@ -1,11 +1,12 @@
 /* linear.c - matrix times rows. Weights are packed once into panels; rows are packed once per call; then every
- * (panel, block of rows) is a task of its own, with its sums in that thread's scratch. */
+ * (block of columns, block of rows) is a task of its own, with its sums in that thread's scratch. Tasks that share
+ * columns follow each other, so a block of the weight comes from memory once. */
 #include "cpu_ops.h"
 #include "gemm.h"
 
 #include <stdlib.h>
 
-#define ROWS_PER_TASK (GEMM_MR * 256) /* sums of one task: ROWS x NR floats stay in the second-level cache */
+#define PANELS_PER_TASK (128 / GEMM_NR) /* the sums of one task are 48 KiB */
 
 struct packing {
     struct kern_weight *w;
@@ -22,7 +23,7 @@ static void pack_panel(void *context, int64_t panel, int thread)
         rows[i] = n < p->w->n ? cpu_row(p->source, n) : NULL;
     }
     int64_t cells = gemm_cells(p->w->k, p->w->dtype);
-    gemm_pack((uint32_t *)p->w->data + panel * cells * GEMM_NR, rows, GEMM_NR, p->w->k, p->w->dtype);
+    gemm_pack_columns((uint32_t *)p->w->data + panel * cells * GEMM_NR, rows, p->w->k, p->w->dtype);
 }
 
 /* A convolution [n, in, kh, kw] as rows of k = (kh, kw, in); a matrix is itself. Converted to `dtype` when it
@@ -98,7 +99,7 @@ struct product {
     struct tensor out, x;
     const struct kern_weight *w;
     uint32_t *packed;
-    int64_t rows, cells, blocks;
+    int64_t rows, cells, words, blocks;
 };
 
 static void pack_tile(void *context, int64_t tile, int thread)
@@ -110,38 +111,41 @@ static void pack_tile(void *context, int64_t tile, int thread)
         int64_t r = tile * GEMM_MR + i;
         rows[i] = r < p->rows ? cpu_row(p->x, r) : NULL;
     }
-    gemm_pack(p->packed + tile * p->cells * GEMM_MR, rows, GEMM_MR, p->w->k, p->w->dtype);
+    gemm_pack_rows(p->packed + tile * p->words * GEMM_MR, rows, p->w->k, p->w->dtype);
 }
 
 static void multiply(void *context, int64_t task, int thread)
 {
     const struct product *p = context;
-    int64_t panel = task / p->blocks, first = task % p->blocks * ROWS_PER_TASK;
-    int64_t count = p->rows - first < ROWS_PER_TASK ? p->rows - first : ROWS_PER_TASK;
-    int64_t tiles = gemm_tiles(count);
-    float *c = cpu_scratch(p->k, thread, (size_t)(tiles * GEMM_TILE) * 4 + ROWS_PER_TASK * sizeof(void *));
+    int64_t first = task % p->blocks * GEMM_ROWS, count = p->rows - first < GEMM_ROWS ? p->rows - first : GEMM_ROWS;
+    int64_t panel = task / p->blocks * PANELS_PER_TASK, panels = gemm_panels(p->w->n) - panel, tiles = gemm_tiles(count);
+    if (panels > PANELS_PER_TASK)
+        panels = PANELS_PER_TASK;
+    float *c = cpu_scratch(p->k, thread, (size_t)(panels * tiles * GEMM_TILE) * sizeof *c);
     if (!c)
         return;
-    void **out = (void **)(c + tiles * GEMM_TILE);
+    gemm_product(c, gemm_packed(p->packed + first * p->words, p->words), tiles,
+                 (const uint32_t *)p->w->data + panel * p->cells * GEMM_NR, panels, p->cells, p->w->dtype, false);
+    void *out[GEMM_ROWS];
     for (int64_t r = 0; r < count; r++)
         out[r] = cpu_row(p->out, first + r);
-    gemm_panel(c, p->packed + first / GEMM_MR * p->cells * GEMM_MR, tiles, p->cells,
-               (const uint32_t *)p->w->data + panel * p->cells * GEMM_NR, p->w->dtype, false);
-    gemm_store(c, count, out, p->out.dtype, panel * GEMM_NR, p->w->n, p->w->bias);
+    for (int64_t i = 0; i < panels; i++)
+        gemm_store(c + i * tiles * GEMM_TILE, count, out, p->out.dtype, (panel + i) * GEMM_NR, p->w->n, p->w->bias);
 }
 
 void CPU_NAME(linear_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
 {
     struct product p = {.k = k, .out = out, .x = x, .w = w, .rows = x.shape[0]};
     p.cells = gemm_cells(w->k, w->dtype);
-    p.blocks = (p.rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
+    p.words = gemm_words(w->k, w->dtype);
+    p.blocks = (p.rows + GEMM_ROWS - 1) / GEMM_ROWS;
     if (p.rows == 0)
         return;
     size_t mark = kern_mark(k);
-    p.packed = kern_temp(k, TENSOR_F32, 1, (int64_t[]){gemm_tiles(p.rows) * p.cells * GEMM_MR}).data;
+    p.packed = kern_temp(k, TENSOR_F32, 1, (int64_t[]){gemm_tiles(p.rows) * p.words * GEMM_MR}).data;
     if (p.packed) {
         cpu_for(k, gemm_tiles(p.rows), pack_tile, &p);
-        cpu_for(k, gemm_panels(w->n) * p.blocks, multiply, &p);
+        cpu_for(k, (gemm_panels(w->n) + PANELS_PER_TASK - 1) / PANELS_PER_TASK * p.blocks, multiply, &p);
     }
     kern_rewind(k, mark);
 }

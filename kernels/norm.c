@@ -64,9 +64,7 @@ static void layer_rows(void *context, int64_t first, int64_t end)
         vf mean = vec_splat(vec_sum(sum) / (float)width);
         for (int64_t i = 0; i < width; i += VEC) {
             vf v = vec_load(x, d, i, width - i) - mean;
-            if (width - i < VEC) /* the zero-filled lanes are no elements */
-                for (int64_t t = width - i; t < VEC; t++)
-                    v[t] = 0;
+            v = vec_select(vec_first(width - i), v, (vf){0}); /* the zero-filled lanes are no elements */
             squares += v * v;
         }
         vf rstd = vec_splat(1.0f / sqrtf(vec_sum(squares) / (float)width + j->eps));

@@ -1,6 +1,7 @@
-/* vec.h - sixteen floats at a time, in whatever registers this compilation has.
+/* vec.h - VEC floats at a time: one register of this compilation (4 in SSE, 8 in AVX2, 16 in AVX-512).
  *
- * GCC's vector types compile to SSE, AVX2 or AVX-512. A tail of a row is the same code on a zero-filled
+ * GCC's vector types, as wide as the registers and not wider: a type of two registers is kept in memory by
+ * GCC 12, which made every kernel several times slower. A tail of a row is the same code on a zero-filled
  * vector, so an element's bits do not depend on where in a row or vector it stands. */
 #ifndef KILN_VEC_H
 #define KILN_VEC_H
@@ -9,16 +10,39 @@
 
 #include "tensor.h"
 
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef uint16_t vh __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
 #define VEC 16
+#elif defined(__AVX2__)
+#define VEC 8
+#else
+#define VEC 4
+#endif
+typedef float vf __attribute__((vector_size(VEC * 4)));
+typedef int32_t vi __attribute__((vector_size(VEC * 4)));
+typedef uint32_t vu __attribute__((vector_size(VEC * 4)));
+typedef uint16_t vh __attribute__((vector_size(VEC * 2)));
 #define VEC_INLINE static inline __attribute__((always_inline))
 
 VEC_INLINE vf vec_splat(float x)
 {
-    return (vf){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+    return x - (vf){0}; /* minus, so that -0 stays -0 */
+}
+
+/* All bits set in the first n lanes. */
+VEC_INLINE vi vec_first(int64_t n)
+{
+    const int32_t lanes[2 * VEC] = {
+        -1, -1, -1, -1,
+#if VEC >= 8
+        -1, -1, -1, -1,
+#endif
+#if VEC >= 16
+        -1, -1, -1, -1, -1, -1, -1, -1,
+#endif
+    };
+    vi mask;
+    memcpy(&mask, lanes + VEC - (n < 0 ? 0 : n < VEC ? n : VEC), sizeof mask);
+    return mask;
 }
 
 VEC_INLINE vf vec_of_bf16(vh h)
@@ -40,7 +64,7 @@ VEC_INLINE vf vec_round(vf x, enum tensor_dtype dtype)
     return dtype == TENSOR_BF16 ? (vf)(vec_round_bits(x) & 0xffff0000u) : x;
 }
 
-/* The n <= 16 elements at index i of a row; beyond n zeros. */
+/* The first n (at most VEC) elements at index i of a row; beyond n zeros. */
 VEC_INLINE vf vec_load(const void *row, enum tensor_dtype dtype, int64_t i, int64_t n)
 {
     if (dtype == TENSOR_F32) {
