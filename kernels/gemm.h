@@ -35,7 +35,7 @@
 #endif
 #define GEMM_NR (GEMM_NV * VEC)
 #define GEMM_TILE (GEMM_MR * GEMM_NR)
-#define GEMM_RUN 256  /* cells of k between visits to C: 16 KiB of a panel 16 wide */
+#define GEMM_RUN 512  /* values of k between visits to C; a run of a panel 16 wide is 16 KiB in bf16, 32 KiB in f32 */
 #define GEMM_BLOCK 16 /* tiles of A that share a visit of a panel */
 #define GEMM_ROWS (GEMM_MR * GEMM_BLOCK)
 #define GEMM_UNROLL _Pragma("GCC unroll 8")
@@ -257,8 +257,9 @@ VEC_INLINE void gemm_product(float *c, struct gemm_rows a, int64_t tiles, const 
                              int64_t cells, enum tensor_dtype dtype, bool add)
 {
     int64_t per_cell = gemm_words(2, dtype) / gemm_cells(2, dtype);
-    for (int64_t run = 0; run < cells; run += GEMM_RUN) {
-        int64_t length = cells - run < GEMM_RUN ? cells - run : GEMM_RUN;
+    int64_t step = gemm_cells(GEMM_RUN, dtype);
+    for (int64_t run = 0; run < cells; run += step) {
+        int64_t length = cells - run < step ? cells - run : step;
         const uint32_t *word = a.data + run * per_cell * a.step;
         for (int64_t p = 0; p < panels; p++) {
             const uint32_t *panel = b + (p * cells + run) * GEMM_NR;
