@@ -1,5 +1,9 @@
 /* lifecycle.c - signals become a count and a readable pipe, so that loops see them where they poll; a pid file is a lock
- * that the kernel gives back when the process ends, however it ends. */
+ * that the kernel gives back when the process ends, however it ends.
+ *
+ * The lock is one of an open file description (F_OFD_SETLK): like flock it outlives a close of another descriptor of the
+ * file, and unlike flock others can ask for it (F_OFD_GETLK) without taking it for a moment. With flock a program that
+ * asks "does it run already?" at the wrong instant makes the one that starts believe that it does. */
 #include "lifecycle.h"
 
 #include <errno.h>
@@ -10,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -73,6 +76,11 @@ static pid_t read_pid(int fd)
     return pread(fd, text, sizeof text - 1, 0) > 0 ? (pid_t)atol(text) : 0;
 }
 
+static struct flock whole_file(short type)
+{
+    return (struct flock){.l_type = type, .l_whence = SEEK_SET};
+}
+
 bool lifecycle_pid_file(const char *path, char *why, unsigned long why_bytes)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
@@ -80,8 +88,12 @@ bool lifecycle_pid_file(const char *path, char *why, unsigned long why_bytes)
         snprintf(why, why_bytes, "pid file %s: %s", path, strerror(errno));
         return false;
     }
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-        snprintf(why, why_bytes, "already running with pid %ld (%s)", (long)read_pid(fd), path);
+    struct flock lock = whole_file(F_WRLCK);
+    if (fcntl(fd, F_OFD_SETLK, &lock) != 0) {
+        if (errno == EAGAIN || errno == EACCES)
+            snprintf(why, why_bytes, "already running with pid %ld (%s)", (long)read_pid(fd), path);
+        else
+            snprintf(why, why_bytes, "pid file %s cannot be locked: %s", path, strerror(errno));
         close(fd);
         return false;
     }
@@ -100,7 +112,9 @@ pid_t lifecycle_pid_alive(const char *path)
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return 0;
-    pid_t pid = flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK ? read_pid(fd) : 0;
+    struct flock lock = whole_file(F_WRLCK);
+    bool is_held = fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+    pid_t pid = is_held ? read_pid(fd) : 0;
     close(fd);
     return pid;
 }
@@ -144,6 +158,7 @@ static void child_run(struct lifecycle_child *c)
     if (c->before)
         c->before(c->context);
     execv(c->argv[0], c->argv);
+    dprintf(STDERR_FILENO, "%s cannot be started: %s: %s\n", c->name, c->argv[0], strerror(errno));
     _exit(127);
 }
 
@@ -163,8 +178,9 @@ static void child_start(struct lifecycle_child *c)
 
 static void child_reap(struct lifecycle_child *c)
 {
-    int status;
-    if (waitpid(c->pid, &status, WNOHANG) != c->pid)
+    int status = 0;
+    pid_t got = waitpid(c->pid, &status, WNOHANG);
+    if (got == 0 || (got < 0 && errno != ECHILD)) /* ECHILD: somebody else has waited for it; it is gone all the same */
         return;
     int64_t now = clock_ms();
     c->last_status = status;

@@ -1,4 +1,7 @@
-/* log.c - one event, one line, one write(2): lines of several threads and processes do not mix. */
+/* log.c - one event, one line, one write(2): lines of several threads and processes do not mix.
+ *
+ * What a caller forgot to quote may hold line ends and worse; it cannot forge a second event, because control characters
+ * become blanks here. A line that is too long says so by ending in "...". */
 #include "log.h"
 
 #include <errno.h>
@@ -82,21 +85,55 @@ static size_t stamp(char *to, size_t bytes)
     return n + (size_t)snprintf(to + n, bytes - n, ".%03dZ", (int)(now.tv_nsec / 1000000));
 }
 
+/* utf8_length: bytes of the character at c, 0 when it is none. */
+static size_t utf8_length(const unsigned char *c)
+{
+    static const unsigned least[] = {0, 0, 0x80, 0x800, 0x10000};
+    size_t length = *c < 0x80 ? 1 : *c >= 0xf0 && *c < 0xf8 ? 4 : *c >= 0xe0 && *c < 0xf0 ? 3 : *c >= 0xc0 && *c < 0xe0 ? 2 : 0;
+    unsigned code = length > 1 ? *c & (0x7f >> length) : *c;
+    for (size_t i = 1; i < length; i++) {
+        if ((c[i] & 0xc0) != 0x80)
+            return 0;
+        code = code << 6 | (c[i] & 0x3f);
+    }
+    bool is_ok = length && code >= least[length] && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff);
+    return is_ok ? length : 0;
+}
+
+/* cut_end: where text of n bytes can end without half a character. */
+static size_t cut_end(const char *text, size_t n)
+{
+    size_t back = 0;
+    while (back < 3 && back < n && ((unsigned char)text[n - back - 1] & 0xc0) == 0x80)
+        back++;
+    if (back < n && utf8_length((const unsigned char *)text + n - back - 1) == back + 1)
+        return n;
+    return back < n && (unsigned char)text[n - back - 1] >= 0xc0 ? n - back - 1 : n;
+}
+
 void log_event(enum log_level level, const char *event, const char *format, ...)
 {
     if (level < state.least)
         return;
-    char line[LINE_MAX_BYTES];
-    size_t n = stamp(line, sizeof line);
-    n += (size_t)snprintf(line + n, sizeof line - n, " %s %s %s ", level_names[level], state.program, event);
+    char line[LINE_MAX_BYTES + 8]; /* room for "..." and the line end */
+    size_t n = stamp(line, LINE_MAX_BYTES);
+    n += (size_t)snprintf(line + n, LINE_MAX_BYTES - n, " %s %s %.64s ", level_names[level], state.program, event);
     va_list args;
     va_start(args, format);
-    int wanted = vsnprintf(line + n, sizeof line - n - 1, format, args);
+    int wanted = vsnprintf(line + n, LINE_MAX_BYTES - n, format, args);
     va_end(args);
-    size_t room = sizeof line - n - 2;
-    n += wanted < 0 ? 0 : (size_t)wanted < room ? (size_t)wanted : room;
+    size_t room = LINE_MAX_BYTES - n - 1;
+    bool is_cut = wanted > 0 && (size_t)wanted > room;
+    n += wanted < 0 ? 0 : is_cut ? room : (size_t)wanted;
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)line[i] < ' ' || line[i] == 127)
+            line[i] = ' ';
     while (n && line[n - 1] == ' ')
         n--;
+    if (is_cut) {
+        n = cut_end(line, n);
+        n += (size_t)snprintf(line + n, sizeof line - n, "...");
+    }
     line[n++] = '\n';
     write_all(STDERR_FILENO, line, n);
     if (state.file >= 0)
@@ -105,9 +142,12 @@ void log_event(enum log_level level, const char *event, const char *format, ...)
 
 static bool is_plain(const char *text)
 {
-    for (const unsigned char *c = (const unsigned char *)text; *c; c++)
-        if (*c <= ' ' || *c == '"' || *c == '\\' || *c == '=' || *c == 127)
+    const unsigned char *c = (const unsigned char *)text;
+    for (size_t length; *c; c += length) {
+        length = utf8_length(c);
+        if (length == 0 || *c <= ' ' || *c == '"' || *c == '\\' || *c == '=' || *c == 127)
             return false;
+    }
     return *text && strlen(text) <= QUOTE_TEXT_MAX;
 }
 
@@ -124,7 +164,9 @@ const char *log_quote(const char *text)
         return to;
     }
     to[n++] = '"';
-    for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
+    size_t length;
+    for (const unsigned char *c = (const unsigned char *)text; *c; c += length ? length : 1) {
+        length = utf8_length(c);
         if (n > QUOTE_TEXT_MAX - 8) {
             n += (size_t)snprintf(to + n, QUOTE_BYTES - n, "...");
             break;
@@ -135,8 +177,12 @@ const char *log_quote(const char *text)
             n += (size_t)snprintf(to + n, QUOTE_BYTES - n, "\\n");
         else if (*c < ' ' || *c == 127)
             n += (size_t)snprintf(to + n, QUOTE_BYTES - n, "\\u%04x", *c);
-        else
-            to[n++] = (char)*c;
+        else if (length == 0)
+            n += (size_t)snprintf(to + n, QUOTE_BYTES - n, "\\ufffd"); /* a path may hold any byte, a JSON string may not */
+        else {
+            memcpy(to + n, c, length);
+            n += length;
+        }
     }
     to[n++] = '"';
     to[n] = 0;

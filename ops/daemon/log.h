@@ -2,8 +2,9 @@
  *
  *   log_event(LOG_INFO, "lease_expired", "task=%" PRIu64 " worker=%s", task, log_quote(worker));
  *   2026-11-24T02:30:00.123Z info coordinator lease_expired task=17 worker=w1
- * Values with spaces, quotes or control characters are written as JSON strings by log_quote. Lines are written
- * with one write(2), to stderr and, if asked, to a file. Thread-safe. */
+ * Values with spaces, quotes, control characters or bytes that are no UTF-8 are written as JSON strings by log_quote.
+ * Lines are written with one write(2), to stderr and, if asked, to a file; at most 8 KiB, then "...". Control characters
+ * that nobody quoted become blanks: an event is one line whatever it quotes. Thread-safe. */
 #ifndef KILN_LOG_H
 #define KILN_LOG_H
 

@@ -5,6 +5,8 @@
 #include "metric.h"
 
 #include <arpa/inet.h>
+#include <assert.h>
+#include <math.h>
 #include <microhttpd.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -43,8 +45,16 @@ static bool is_same_text(const char *a, const char *b)
     return a == b || (a && b && strcmp(a, b) == 0);
 }
 
+/* A name is written in the source: a wrong one would make the whole page unreadable to Prometheus. */
+static bool is_name(const char *name)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_:0123456789";
+    return *name && strspn(name, letters) == strlen(name) && (*name < '0' || *name > '9');
+}
+
 static struct metric *add(enum kind kind, const char *name, const char *help, const char *labels)
 {
+    assert(is_name(name));
     pthread_mutex_lock(&registry_lock);
     struct metric *m = first;
     while (m && !(strcmp(m->name, name) == 0 && is_same_text(m->labels, labels)))
@@ -56,6 +66,7 @@ static struct metric *add(enum kind kind, const char *name, const char *help, co
         last = &m->next;
     }
     pthread_mutex_unlock(&registry_lock);
+    assert(!m || m->kind == kind);
     return m ? m : &lost;
 }
 
@@ -71,10 +82,13 @@ struct metric *metric_gauge(const char *name, const char *help, const char *labe
 
 struct metric *metric_histogram(const char *name, const char *help, const char *labels, const double *bounds, int count)
 {
+    assert(count >= 1 && count <= BOUNDS_MAX);
+    for (int i = 1; i < count; i++)
+        assert(bounds[i] > bounds[i - 1]);
     struct metric *m = add(HISTOGRAM, name, help, labels);
     pthread_mutex_lock(&m->lock);
-    if (m->bound_count == 0) {
-        m->bound_count = count < BOUNDS_MAX ? count : BOUNDS_MAX;
+    if (m != &lost && m->bound_count == 0) {
+        m->bound_count = count;
         memcpy(m->bounds, bounds, (size_t)m->bound_count * sizeof *bounds);
     }
     pthread_mutex_unlock(&m->lock);
@@ -111,6 +125,28 @@ double metric_value(const struct metric *m)
 
 /* --- the page ---------------------------------------------------------------------------------------- */
 
+/* Prometheus spells what printf would write as "inf" and "nan" its own way. */
+static void print_number(FILE *f, double value)
+{
+    if (isnan(value))
+        fputs("NaN\n", f);
+    else if (isinf(value))
+        fputs(value > 0 ? "+Inf\n" : "-Inf\n", f);
+    else
+        fprintf(f, "%.17g\n", value);
+}
+
+static void print_help(FILE *f, const struct metric *m)
+{
+    fprintf(f, "# HELP %s ", m->name);
+    for (const char *c = m->help; *c; c++) {
+        if (*c == '\\' || *c == '\n')
+            fputc('\\', f);
+        fputc(*c == '\n' ? 'n' : *c, f);
+    }
+    fputc('\n', f);
+}
+
 static void print_histogram(FILE *f, struct metric *m)
 {
     pthread_mutex_lock(&m->lock);
@@ -124,7 +160,8 @@ static void print_histogram(FILE *f, struct metric *m)
         else
             fprintf(f, "%s_bucket{%s%sle=\"+Inf\"} %llu\n", m->name, labels, comma, (unsigned long long)total);
     }
-    fprintf(f, "%s_sum%s%s%s %.17g\n", m->name, open, labels, close, m->sum);
+    fprintf(f, "%s_sum%s%s%s ", m->name, open, labels, close);
+    print_number(f, m->sum);
     fprintf(f, "%s_count%s%s%s %llu\n", m->name, open, labels, close, (unsigned long long)total);
     pthread_mutex_unlock(&m->lock);
 }
@@ -133,10 +170,11 @@ static void print_series(FILE *f, struct metric *m)
 {
     if (m->kind == HISTOGRAM)
         print_histogram(f, m);
-    else if (m->labels)
-        fprintf(f, "%s{%s} %.17g\n", m->name, m->labels, metric_value(m));
-    else
-        fprintf(f, "%s %.17g\n", m->name, metric_value(m));
+    else {
+        const char *open = m->labels ? "{" : "", *close = m->labels ? "}" : "";
+        fprintf(f, "%s%s%s%s ", m->name, open, m->labels ? m->labels : "", close);
+        print_number(f, metric_value(m));
+    }
 }
 
 static bool is_first_of_family(const struct metric *m)
@@ -159,7 +197,8 @@ char *metric_text(void)
     for (struct metric *m = first; m; m = m->next) {
         if (!is_first_of_family(m))
             continue;
-        fprintf(f, "# HELP %s %s\n# TYPE %s %s\n", m->name, m->help, m->name, types[m->kind]);
+        print_help(f, m);
+        fprintf(f, "# TYPE %s %s\n", m->name, types[m->kind]);
         for (struct metric *s = m; s; s = s->next)
             if (strcmp(s->name, m->name) == 0)
                 print_series(f, s);
@@ -205,9 +244,11 @@ static enum MHD_Result answer(void *context, struct MHD_Connection *connection, 
 bool metric_serve(uint16_t port, bool (*ready)(void *), void *context, uint16_t *ret_port, char *why, unsigned long why_bytes)
 {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    assert(!server.daemon);
     server.ready = ready;
     server.context = context;
-    server.daemon = MHD_start_daemon(MHD_USE_INTERNAL_POLLING_THREAD, port, NULL, NULL, answer, NULL, MHD_OPTION_SOCK_ADDR,
+    /* AUTO: not select(), which fails once the process has a thousand descriptors open. */
+    server.daemon = MHD_start_daemon(MHD_USE_AUTO | MHD_USE_INTERNAL_POLLING_THREAD, port, NULL, NULL, answer, NULL, MHD_OPTION_SOCK_ADDR,
                                      (struct sockaddr *)&address, MHD_OPTION_CONNECTION_LIMIT, 16u,
                                      MHD_OPTION_CONNECTION_TIMEOUT, 10u, MHD_OPTION_END);
     if (!server.daemon) {

@@ -1,7 +1,9 @@
 /* metric.h - counters, gauges and histograms, served as Prometheus text on a loopback port (/metrics, /healthz, /readyz).
  *
- * Metrics are static objects that register themselves once; updates are atomic and cheap. Names end in
- * _total, _seconds, _bytes as Prometheus asks; promtool checks the page in the tests. libmicrohttpd is named here only. */
+ * A series is registered once and lives as long as the process: the same name and labels give the same object again. Name
+ * and help must outlive the process (literals), labels are copied and stand on the page as they are. Updates are
+ * atomic and cheap. Names end in _total, _seconds, _bytes as Prometheus asks; promtool checks the page in the tests.
+ * libmicrohttpd is named here only. */
 #ifndef KILN_METRIC_H
 #define KILN_METRIC_H
 
@@ -12,7 +14,7 @@ struct metric; /* one series, maybe with labels */
 
 struct metric *metric_counter(const char *name, const char *help, const char *labels); /* labels: NULL or "kind=\"retry\"" */
 struct metric *metric_gauge(const char *name, const char *help, const char *labels);
-struct metric *metric_histogram(const char *name, const char *help, const char *labels, const double *bounds, int count);
+struct metric *metric_histogram(const char *name, const char *help, const char *labels, const double *bounds, int count); /* bounds: 1 to 32, rising */
 void metric_add(struct metric *m, double value);
 void metric_set(struct metric *m, double value);
 void metric_observe(struct metric *m, double value);
