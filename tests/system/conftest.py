@@ -1,0 +1,61 @@
+"""Fixtures: the smallest model once, a farm that tests of one module share, farms of a test's own. A failed test shows the
+ends of all logs."""
+
+import pytest
+
+import speck
+from farm import Base, Farm, LooseFarm
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if report.failed:
+        for farm in Base.alive:
+            report.sections.append((f"logs of {farm.root}", farm.show()))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The smallest model: a picture takes some hundredths of a second."""
+    folder = tmp_path_factory.mktemp("model") / "speck"
+    return speck.make(folder)
+
+
+@pytest.fixture(scope="module")
+def farm(model):
+    """A farm that the module's tests share, each with campaigns of its own."""
+    shared = Farm(model)
+    try:
+        shared.up("--workers", "2", "--threads", "1")
+        yield shared
+    finally:
+        shared.close()
+
+
+def maker(kind, model):
+    made = []
+
+    def make(chosen=model, **how):
+        made.append(kind(chosen, **how))
+        return made[-1]
+
+    return make, made
+
+
+@pytest.fixture
+def new_farm(model):
+    """A function that makes homes; `kiln up` is the test's to call."""
+    make, made = maker(Farm, model)
+    yield make
+    for farm in made:
+        farm.close()
+
+
+@pytest.fixture
+def new_loose_farm(model):
+    """A function that makes a database and a folder; the programs are the test's to start."""
+    make, made = maker(LooseFarm, model)
+    yield make
+    for farm in made:
+        farm.close()
