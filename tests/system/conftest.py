@@ -4,7 +4,7 @@ ends of all logs."""
 import pytest
 
 import speck
-from farm import Base, Farm, LooseFarm
+from farm import Base, Farm, LooseFarm, Server
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -33,29 +33,38 @@ def farm(model):
         shared.close()
 
 
-def maker(kind, model):
-    made = []
-
-    def make(chosen=model, **how):
-        made.append(kind(chosen, **how))
-        return made[-1]
-
-    return make, made
+@pytest.fixture(scope="session")
+def server():
+    """A PostgreSQL for all tests that leave it alone."""
+    shared = Server()
+    yield shared
+    shared.close()
 
 
 @pytest.fixture
 def new_farm(model):
     """A function that makes homes; `kiln up` is the test's to call."""
-    make, made = maker(Farm, model)
+    made = []
+
+    def make(chosen=model, **how):
+        made.append(Farm(chosen, **how))
+        return made[-1]
+
     yield make
     for farm in made:
         farm.close()
 
 
 @pytest.fixture
-def new_loose_farm(model):
-    """A function that makes a database and a folder; the programs are the test's to start."""
-    make, made = maker(LooseFarm, model)
+def new_loose_farm(model, server):
+    """A function that makes a database and a folder; the programs are the test's to start. own_server=True: a PostgreSQL that
+    the test may stop."""
+    made = []
+
+    def make(chosen=model, **how):
+        made.append(LooseFarm(chosen, server, **how))
+        return made[-1]
+
     yield make
     for farm in made:
         farm.close()

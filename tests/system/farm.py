@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import pathlib
-import pwd
 import random
 import re
 import shutil
@@ -48,11 +47,6 @@ def is_alive(pid):
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (OSError, IndexError):
         return False
-
-
-def pg_program(name):
-    folders = ["/usr/lib/postgresql/15/bin", *sorted(map(str, pathlib.Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)]
-    return next((f"{f}/{name}" for f in folders if os.access(f"{f}/{name}", os.X_OK)), shutil.which(name))
 
 
 def environment(home):
@@ -156,7 +150,7 @@ class Base:
         assert (status["total"], status["done"], status["failed"], status["ready"], status["running"]) == (total, total, 0, 0, 0)
         images = self.images(name)
         assert len(images) == total
-        assert len({(i["row"], i["variation"]) for i in images}) == total
+        assert len({i["path"] for i in images}) == len({i["task"] for i in images}) == total
         for image in images:
             assert sha256(image["path"]) == image["sha256"], image
             assert os.path.getsize(image["path"]) == image["bytes"], image
@@ -232,26 +226,54 @@ class Farm(Base):
         self.forget()
 
 
+class Server:
+    """A PostgreSQL by tests/sql/pg_server; each farm gets a database of its own in it."""
+
+    def __init__(self):
+        self.root = pathlib.Path(tempfile.mkdtemp(prefix="kiln-sys-pg-", dir="/tmp"))
+        self.root.chmod(0o755)
+        self.uri = self.control("start")
+        self.count = 0
+
+    def control(self, verb, *words):
+        run = subprocess.run([PG_SERVER, verb, self.root / "cluster", *words], capture_output=True, text=True, timeout=PATIENCE_S,
+                             env=environment(self.root))
+        assert run.returncode == 0, f"pg_server {verb}: {run.stdout}{run.stderr}"
+        return run.stdout.strip().splitlines()[-1] if run.stdout.strip() else ""
+
+    def make_database(self):
+        import psycopg
+        self.count += 1
+        name = f"farm_{self.count}"
+        with psycopg.connect(self.uri, autocommit=True) as connection:
+            connection.execute(f"create database {name}")
+        return self.uri.replace(":///kiln?", f":///{name}?")
+
+    def close(self):
+        self.control("drop")
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
 class LooseFarm(Base):
     """Programs without a supervisor: the test decides what runs, what dies and what comes back."""
 
-    def __init__(self, model, name="speck"):
+    def __init__(self, model, server, name="speck", own_server=False):
         super().__init__()
         self.model = f"{name}={model}"
-        self.cluster = self.root / "postgres"
+        self.server = Server() if own_server else server
+        self.is_owner = own_server
         self.endpoint = f"ipc://{self.root}/socket"
         self.state_file = self.root / "coordinator.json"
         self.programs = {}  # name: (argv, environment, Popen)
-        self.database = self.pg("start")
+        self.database = self.server.make_database()
         self.words = ["--database", self.database]
 
     # --- PostgreSQL
 
     def pg(self, verb, *words):
-        run = subprocess.run([PG_SERVER, verb, self.cluster, *words], capture_output=True, text=True, timeout=PATIENCE_S,
-                             env=environment(self.home))
-        assert run.returncode == 0, f"pg_server {verb}: {run.stdout}{run.stderr}"
-        return run.stdout.strip().splitlines()[-1] if run.stdout.strip() else ""
+        """start, stop, restart; of a server that is this farm's alone."""
+        assert self.is_owner, "this server is shared: make the farm with own_server=True"
+        self.server.control(verb, *words)
 
     def sql(self, text, *values):
         import psycopg
@@ -283,11 +305,11 @@ class LooseFarm(Base):
         process = self.start("coordinator", BIN / "kiln-coordinator", "--bind", self.endpoint, "--database", self.database, "--migrate",
                              "--state-file", self.state_file, "--metrics-port", "0", *words, env=env)
         if wait:
-            wait_until(self.state_file.exists, "the coordinator wrote its state file")
+            wait_until(lambda: self.state().get("database_state") == "up", "the coordinator has its database")
         return process
 
     def state(self):
-        return json.loads(self.state_file.read_text())
+        return json.loads(self.state_file.read_text()) if self.state_file.exists() else {}
 
     def worker(self, name, *words, env=None, threads=1, batch=4):
         return self.start(name, BIN / "kiln-worker", "--connect", self.endpoint, "--model", self.model, "--name", name,
@@ -316,7 +338,8 @@ class LooseFarm(Base):
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        self.pg("drop")
+        if self.is_owner:
+            self.server.close()
         self.forget()
 
 
@@ -329,17 +352,6 @@ def prompts(count, seed=0):
 
 def text_of(count, seed=0):
     return "\n".join(prompts(count, seed)) + "\n"
-
-
-def is_root():
-    return os.geteuid() == 0
-
-
-def postgres_user():
-    try:
-        return pwd.getpwnam("postgres")
-    except KeyError:
-        return None
 
 
 def metric(page, name, **labels):

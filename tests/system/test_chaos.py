@@ -24,7 +24,7 @@ def parti(farm):
 
 
 def open_farm(new_loose_farm, workers):
-    farm = new_loose_farm()
+    farm = new_loose_farm(own_server=True)
     farm.coordinator("--staged-ms", "5000")
     summary = parti(farm)
     assert summary["added"] == ROWS
@@ -82,7 +82,7 @@ def test_a_night_of_kill_9_and_database_crashes_gives_the_same_images_as_a_quiet
 
 def test_a_database_that_is_away_costs_time_only(new_loose_farm):
     """Workers go on until their credit is used up, keep the results on disk, and all settles when it is back."""
-    farm = new_loose_farm()
+    farm = new_loose_farm(own_server=True)
     farm.coordinator()
     for name in WORKERS[:2]:
         farm.worker(name, batch=4, env={"KILN_FAULT": "slow-ms:100"})

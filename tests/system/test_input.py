@@ -23,7 +23,7 @@ FILES = [
     ("unbalanced", "csv", b'prompt,seed\nfox,1\n"owl,2\nbear,3\n', ["unbalanced.csv:3", "unbalanced quotes"]),
     ("stray-quote", "csv", b'prompt,seed\nfo"x,1\n', ["stray-quote.csv:2"]),
     ("too-many", "csv", b"prompt,seed\nfox,1\nred, blue,2\n", ["too-many.csv:3", "3 fields", "2"]),
-    ("two-columns", "csv", b"prompt,seed,Prompt\nfox,1,owl\n", ["two-columns.csv:1", "prompt"]),
+    ("two-columns", "csv", b"prompt,seed,Prompt\nfox,1,owl\n", ["two-columns.csv:1", "columns 1 and 3", "Prompt"]),
     ("no-prompt", "csv", b"text,seed\nfox,1\n", ["no-prompt.csv:1", "prompt"]),
     ("empty-prompt", "csv", b"prompt,seed\nfox,1\n,2\n", ["empty-prompt.csv:3", "empty"]),
     ("not-json", "jsonl", b'{"prompt":"fox"}\n{"prompt":\n', ["not-json.jsonl:2", "JSON"]),

@@ -14,7 +14,7 @@ from farm import metric, text_of, wait_until
 
 @pytest.fixture
 def pages(new_loose_farm):
-    farm = new_loose_farm()
+    farm = new_loose_farm(own_server=True)
     farm.coordinator()
     farm.worker("w1", "--metrics-port", "0")
     port = wait_until(lambda: re.search(r"http://127\.0\.0\.1:(\d+)/metrics", farm.log("w1")), "the worker names its page")[1]

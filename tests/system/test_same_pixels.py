@@ -28,7 +28,7 @@ def test_the_same_row_gives_the_same_pixels_alone_in_a_batch_on_any_threads_and_
         farm.submit(name, text, "--steps", "2", suffix="jsonl")
         farm.worker(name, batch=batch, threads=threads)
         farm.wait_done(name)
-        seen[name] = {i["row"]: pixels(i["path"]) for i in farm.assert_whole(name, 3)}
+        seen[name] = {i["row"] - 1: pixels(i["path"]) for i in farm.assert_whole(name, 3)}
         farm.kill(name, 15)
         assert farm.wait_end(name) == 0
     for i, row in enumerate(rows):

@@ -54,7 +54,7 @@ def test_a_prompt_too_long_that_slips_through_fails_by_itself(new_loose_farm):
     assert "1 failed" in run.stdout + run.stderr or farm.status("long")["failed"] == 1
     (failure,) = farm.lines("failures", "long")
     assert list(failure) == ["task", "campaign", "row", "variation", "prompt", "kind", "reason", "worker", "attempt"]
-    assert failure["kind"] == "refuse" and "512" in failure["reason"] and failure["row"] == 1 and failure["attempt"] == 1
+    assert failure["kind"] == "refuse" and "512" in failure["reason"] and failure["row"] == 2 and failure["attempt"] == 1
     assert farm.status("long")["done"] == 2
     farm.run("retry", "long")
     farm.wait_for("long", failed=1)
