@@ -202,8 +202,8 @@ static void hear_result(struct coordinator *c, struct fleet_worker *w, const str
 /* An image that did not fit: this worker gets half as many of this shape at once, already in the next turn. */
 static void lower_cap(struct coordinator *c, const struct fleet_held *h)
 {
-    if (h->shape < 0 || h->batch_size < 1)
-        return;
+    if (h->shape <= 0)
+        return; /* from before this coordinator, or one of too many shapes */
     const struct workload_shape *shape = &c->workload.shapes[h->shape];
     struct dispatch_worker view = {.batch_max = h->batch_size, .caps = h->worker->caps, .cap_count = h->worker->cap_count};
     int before = dispatch_batch(&view, shape->model, shape->pixels), cap = h->batch_size > 1 ? h->batch_size / 2 : 1;

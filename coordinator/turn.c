@@ -232,7 +232,7 @@ static bool assign(struct coordinator *c, struct fleet_worker *w, const struct w
         if (w->held_count == 0)
             w->step_ms = now_ms;
         hold_all(c, w, g, claimed, count, now_ms);
-        w->model = c->workload.shapes[g->shape].model;
+        w->model = c->workload.items[g - c->workload.groups].model;
         return true;
     }
     /* What cannot be written as a message will not be next time either: that counts as an attempt. */

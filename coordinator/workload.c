@@ -107,8 +107,10 @@ bool workload_offer(struct workload *l, struct fleet *f, const struct task_group
         int model = fleet_name_id(f, offer[i].model);
         int64_t pixels = (int64_t)offer[i].width * offer[i].height;
         char *out_dir = strdup(offer[i].out_dir);
-        if (!out_dir)
+        if (!out_dir) {
+            drop_groups(l); /* nothing to do until the next offer */
             return false;
+        }
         struct workload_group *g = &l->groups[l->group_count];
         *g = (struct workload_group){offer[i], shape_of(l, model, pixels, offer[i].steps)};
         g->row.out_dir = out_dir;
