@@ -30,6 +30,17 @@ static char folder[] = "/tmp/kiln-test-up.XXXXXX", home[64], output[1 << 16];
 
 /* --- running ------------------------------------------------------------------------------------------------- */
 
+/* What a file holds, in `output`. */
+static const char *read_file(const char *path)
+{
+    FILE *f = fopen(path, "r");
+    size_t length = f ? fread(output, 1, sizeof output - 1, f) : 0;
+    output[length] = 0;
+    if (f)
+        fclose(f);
+    return output;
+}
+
 /* Runs `kiln WORDS`, stdout and stderr to `output`; the exit code. */
 static int run(const char *format, ...)
 {
@@ -41,11 +52,7 @@ static int run(const char *format, ...)
     snprintf(command, sizeof command, "timeout 120 %s %s >%s/output 2>&1", kiln, words, folder);
     int status = system(command);
     snprintf(command, sizeof command, "%s/output", folder);
-    FILE *f = fopen(command, "r");
-    size_t length = f ? fread(output, 1, sizeof output - 1, f) : 0;
-    output[length] = 0;
-    if (f)
-        fclose(f);
+    read_file(command);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
@@ -321,11 +328,8 @@ static void start_that_fails_says_why_and_leaves_nothing(void **state)
     EXPECT(0, "up --detach --database private"); /* ... and back */
 }
 
-static void interrupt_in_the_foreground_is_down(void **state)
+static pid_t in_foreground(const char *path)
 {
-    (void)state;
-    char path[128];
-    snprintf(path, sizeof path, "%s/foreground", folder);
     pid_t pid = fork();
     if (pid == 0) {
         int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
@@ -334,17 +338,46 @@ static void interrupt_in_the_foreground_is_down(void **state)
         execl(kiln, kiln, "up", "--model", "pocket=engine/pocket/model", NULL);
         _exit(127);
     }
-    for (int waited = 0; run("workers --json") != 0 || lines() == 0 || !pid_of("worker-1"); waited += 100) {
+    return pid;
+}
+
+static void interrupt_in_the_foreground_is_down(void **state)
+{
+    (void)state;
+    char path[128];
+    int status = 0;
+    snprintf(path, sizeof path, "%s/foreground", folder);
+    pid_t pid = in_foreground(path);
+    for (int waited = 0; !strstr(read_file(path), "kiln is up"); waited += 50) {
         if (waited > WAIT_MS)
-            fail_msg("kiln up does not come up");
-        rest_ms(100);
+            fail_msg("kiln up does not come up: %s", output);
+        rest_ms(50);
     }
     pid_t worker = pid_of("worker-1");
-    int status = 0;
+    assert_true(is_alive(worker));
     assert_int_equal(kill(pid, SIGINT), 0);
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    assert_non_null(strstr(read_file(path), "kiln is down"));
     assert_false(is_alive(worker));
+    assert_int_equal(files_in_run(), 1);
+}
+
+/* Impatience while it starts: what was started is stopped, and the code says that a signal did it. */
+static void interrupt_while_starting_leaves_nothing(void **state)
+{
+    (void)state;
+    char path[128];
+    int status = 0;
+    snprintf(path, sizeof path, "%s/foreground", folder);
+    pid_t pid = in_foreground(path), server = 0;
+    for (int waited = 0; !(server = pid_of("postgres")) && waited < WAIT_MS; waited += 5)
+        rest_ms(5);
+    assert_true(server > 0);
+    assert_int_equal(kill(pid, SIGINT), 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 128 + SIGINT);
+    assert_false(is_alive(server));
     assert_int_equal(files_in_run(), 1);
 }
 
@@ -387,6 +420,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(strangers_with_a_reused_pid_are_left_alone),
         cmocka_unit_test_teardown(start_that_fails_says_why_and_leaves_nothing, down_after),
         cmocka_unit_test(interrupt_in_the_foreground_is_down),
+        cmocka_unit_test(interrupt_while_starting_leaves_nothing),
     };
     return cmocka_run_group_tests(tests, start, stop);
 }
