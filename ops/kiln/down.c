@@ -2,10 +2,12 @@
 #include "down.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include "clock.h"
@@ -21,7 +23,16 @@ static bool ask(pid_t pid, bool force)
     return kill(pid, SIGTERM) == 0 && (!force || kill(pid, SIGINT) == 0);
 }
 
-static int await(struct command_call *call, const char *pid_file, pid_t pid)
+/* The supervisor removes its pid file a moment before it ends; its lock goes with the process itself. */
+static bool is_held(int fd)
+{
+    if (flock(fd, LOCK_SH | LOCK_NB) != 0)
+        return errno == EWOULDBLOCK;
+    flock(fd, LOCK_UN);
+    return false;
+}
+
+static int await(struct command_call *call, int pid_fd, pid_t pid)
 {
     struct progress bar;
     struct progress_now now = PROGRESS_UNKNOWN;
@@ -30,7 +41,7 @@ static int await(struct command_call *call, const char *pid_file, pid_t pid)
     progress_begin(&bar, stderr, "kiln down", "s");
     now.note = "waiting for workers to finish their batch (--force does not wait)";
     now.per_second = 0;
-    while (lifecycle_pid_alive(pid_file) == pid) {
+    while (pid_fd >= 0 && is_held(pid_fd)) {
         struct pollfd signal = {.fd = lifecycle_fd(), .events = POLLIN};
         now.done = (clock_ms() - began_ms) / 1000;
         if (now.done >= 1)
@@ -67,14 +78,16 @@ static int down_run(struct command_call *call)
     if (access(pid_file, X_OK) != 0 && errno == EACCES) /* what runs there cannot be seen from here */
         return command_refuse(call, "%s is closed to this user: run kiln down as its owner", pid_file);
     home_path(&call->home, pid_file, sizeof pid_file, "run/kiln.pid");
+    int pid_fd = open(pid_file, O_RDONLY | O_CLOEXEC), code = COMMAND_DONE;
     pid_t pid = lifecycle_pid_alive(pid_file);
-    if (pid) {
-        if (!ask(pid, force) && errno != ESRCH)
-            return command_refuse(call, "kiln with pid %ld cannot be told to stop: %s", (long)pid, strerror(errno));
-        int code = await(call, pid_file, pid);
-        if (code != COMMAND_DONE)
-            return code;
-    }
+    if (pid && !ask(pid, force) && errno != ESRCH)
+        code = command_refuse(call, "kiln with pid %ld cannot be told to stop: %s", (long)pid, strerror(errno));
+    else if (pid)
+        code = await(call, pid_fd, pid);
+    if (pid_fd >= 0)
+        close(pid_fd);
+    if (code != COMMAND_DONE)
+        return code;
     if (!leftover_stop(&call->home, force ? 0 : PATIENCE_S, tell, call, &count, why, sizeof why))
         return lifecycle_stop_count() ? 128 + lifecycle_stop_signal() : command_refuse(call, "%s", why);
     if (pid || count)

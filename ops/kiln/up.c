@@ -36,6 +36,7 @@
 
 #define TURN_MS 100
 #define HEARD_EVERY_MS 300    /* how often the database is asked for new workers */
+#define LOCK_TRIES 25         /* half a second */
 #define LEFTOVER_PATIENCE_S 30
 #define POSTGRES_STARTS 5     /* after a crash, old processes may hold its memory for a moment */
 #define TOLD_AGAIN_MS 20000   /* a program that was told to leave at once */
@@ -395,18 +396,22 @@ static int start_workers(struct up *u)
 
 /* --- starting --------------------------------------------------------------------------------------------------------- */
 
-/* The lock must be on the file that is there: the one before may have removed its own between our open and lock. */
+/* The lock must be on the file that is there: the one before may have removed its own between our open and lock. And who
+ * only asks whether kiln is up holds the lock for a moment. */
 static bool lock(struct up *u, char *why, size_t why_bytes)
 {
     char path[HOME_PATH_MAX];
     home_path(u->home, path, sizeof path, "run/kiln.pid");
-    for (int i = 0; i < 5; i++) {
-        if (!lifecycle_pid_file(path, why, why_bytes))
-            return false;
-        if (lifecycle_pid_alive(path) == getpid())
+    for (int i = 0; i < LOCK_TRIES; i++) {
+        bool is_locked = lifecycle_pid_file(path, why, why_bytes);
+        pid_t holder = lifecycle_pid_alive(path);
+        if (is_locked && holder == getpid())
             return true;
+        if (!is_locked && holder)
+            return false;
+        snprintf(why, why_bytes, "%s is locked and removed again and again by somebody", path);
+        clock_sleep_ms(20);
     }
-    snprintf(why, why_bytes, "%s is removed again and again by somebody", path);
     return false;
 }
 

@@ -209,7 +209,7 @@ void up_child_last_words(const struct up_child *c, char *ret, size_t bytes)
     fclose(f);
     text[length] = 0;
     /* Who was killed said nothing about it: what it last did is no reason. */
-    const int least = WIFSIGNALED(c->process.last_status) ? 2 : 1;
+    const int least = WIFSIGNALED(c->process.last_status) ? 3 : 1;
     char *rest = NULL, *best = NULL;
     for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
         if (gravity(line) >= least && (!best || gravity(line) >= gravity(best)))
