@@ -7,7 +7,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include "clock.h"
@@ -23,16 +22,8 @@ static bool ask(pid_t pid, bool force)
     return kill(pid, SIGTERM) == 0 && (!force || kill(pid, SIGINT) == 0);
 }
 
-/* The supervisor removes its pid file a moment before it ends; its lock goes with the process itself. */
-static bool is_held(int fd)
-{
-    if (flock(fd, LOCK_SH | LOCK_NB) != 0)
-        return errno == EWOULDBLOCK;
-    flock(fd, LOCK_UN);
-    return false;
-}
-
-static int await(struct command_call *call, int pid_fd, pid_t pid)
+/* pid_file must name the file itself: the supervisor removes the name a moment before it ends, and holds its lock to the end. */
+static int await(struct command_call *call, const char *pid_file, pid_t pid)
 {
     struct progress bar;
     struct progress_now now = PROGRESS_UNKNOWN;
@@ -41,7 +32,7 @@ static int await(struct command_call *call, int pid_fd, pid_t pid)
     progress_begin(&bar, stderr, "kiln down", "s");
     now.note = "waiting for workers to finish their batch (--force does not wait)";
     now.per_second = 0;
-    while (pid_fd >= 0 && is_held(pid_fd)) {
+    while (lifecycle_pid_alive(pid_file) == pid) {
         struct pollfd signal = {.fd = lifecycle_fd(), .events = POLLIN};
         now.done = (clock_ms() - began_ms) / 1000;
         if (now.done >= 1)
@@ -79,11 +70,13 @@ static int down_run(struct command_call *call)
         return command_refuse(call, "%s is closed to this user: run kiln down as its owner", pid_file);
     home_path(&call->home, pid_file, sizeof pid_file, "run/kiln.pid");
     int pid_fd = open(pid_file, O_RDONLY | O_CLOEXEC), code = COMMAND_DONE;
-    pid_t pid = lifecycle_pid_alive(pid_file);
+    if (pid_fd >= 0)
+        snprintf(pid_file, sizeof pid_file, "/proc/self/fd/%d", pid_fd);
+    pid_t pid = pid_fd >= 0 ? lifecycle_pid_alive(pid_file) : 0;
     if (pid && !ask(pid, force) && errno != ESRCH)
         code = command_refuse(call, "kiln with pid %ld cannot be told to stop: %s", (long)pid, strerror(errno));
     else if (pid)
-        code = await(call, pid_fd, pid);
+        code = await(call, pid_file, pid);
     if (pid_fd >= 0)
         close(pid_fd);
     if (code != COMMAND_DONE)

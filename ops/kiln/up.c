@@ -396,8 +396,8 @@ static int start_workers(struct up *u)
 
 /* --- starting --------------------------------------------------------------------------------------------------------- */
 
-/* The lock must be on the file that is there: the one before may have removed its own between our open and lock. And who
- * only asks whether kiln is up holds the lock for a moment. */
+/* The lock must be on the file that is there: the one before may have removed its own between our open and lock, and it may
+ * end between our lock and our asking. */
 static bool lock(struct up *u, char *why, size_t why_bytes)
 {
     char path[HOME_PATH_MAX];
