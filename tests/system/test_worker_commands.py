@@ -156,3 +156,16 @@ def test_lying_weights_are_refused_by_the_name_of_the_tensor(tmp_path, change, s
     rewrite(model / "transformer/diffusion_pytorch_model.safetensors", change)
     run = worker("render", "--model", model, "--prompt", "x", "--seed", 1, "--size", "64x64", "--out", tmp_path / "x.png")
     assert run.returncode == 2 and said in run.stderr, run.stderr
+
+
+def test_a_variance_below_zero_is_refused_and_not_drawn(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(POCKET, model)
+
+    def negative(header, values):
+        end = header["bn.running_var"]["data_offsets"][1]
+        values[end - 1] |= 0x80  # the sign of the last one, whatever the dtype
+
+    rewrite(model / "vae/diffusion_pytorch_model.safetensors", negative)
+    run = worker("render", "--model", model, "--prompt", "x", "--seed", 1, "--size", "64x64", "--out", tmp_path / "x.png")
+    assert run.returncode == 2 and "'bn.running_var' has the variance -" in run.stderr, run.stderr
