@@ -325,6 +325,51 @@ static void what_is_written_is_read_again(void **state)
     assert_int_equal(why.fault, ENGINE_IO);
 }
 
+static size_t resident_bytes(void)
+{
+    unsigned long pages[2] = {0};
+    FILE *f = fopen("/proc/self/statm", "r");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%lu %lu", &pages[0], &pages[1]), 2);
+    fclose(f);
+    return pages[1] * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+static uint64_t sum_of(const struct safetensors_entry *e)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < e->bytes; i++)
+        sum += ((const uint8_t *)e->data)[i];
+    return sum;
+}
+
+/* A model is held once, in the kernels' layout: what was read leaves memory, and comes back unchanged when asked for. */
+static void pages_that_are_done_leave_memory_and_can_be_read_again(void **state)
+{
+    (void)state;
+    enum { BYTES = 32 << 20 };
+    char path[256];
+    uint8_t *values = malloc(BYTES);
+    for (size_t i = 0; i < BYTES; i++)
+        values[i] = (uint8_t)(i * 2654435761u >> 24);
+    struct safetensors *s;
+    struct engine_error why;
+    snprintf(path, sizeof path, "%s/large.safetensors", dir);
+    const struct safetensors_item item = {"x", tensor_1d(values, TENSOR_U8, BYTES)};
+    assert_true(safetensors_write(path, &item, 1, &why) && safetensors_open_file(&s, path, &why));
+    free(values);
+    const struct safetensors_entry *e = safetensors_find(s, "x");
+    uint64_t sum = sum_of(e);
+    size_t before = resident_bytes();
+    safetensors_advise(e, SAFETENSORS_DONE);
+    assert_true(resident_bytes() + BYTES / 2 < before);
+    assert_true(sum_of(e) == sum);
+    safetensors_advise(e, SAFETENSORS_ROWS);
+    assert_true(resident_bytes() + BYTES / 2 < before);
+    assert_true(sum_of(e) == sum);
+    safetensors_close(s);
+}
+
 static int make_dir(void **state)
 {
     (void)state;
@@ -352,6 +397,7 @@ int main(void)
         cmocka_unit_test(what_is_no_readable_file_is_refused_and_nothing_waits),
         cmocka_unit_test(a_cut_or_damaged_file_never_crashes),
         cmocka_unit_test(what_is_written_is_read_again),
+        cmocka_unit_test(pages_that_are_done_leave_memory_and_can_be_read_again),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
