@@ -1,0 +1,78 @@
+/* quant.h - number formats of weight files: what a block of bytes means in f32 and bf16.
+ *
+ * One table says it all: quant_info(format) gives name, values and bytes of a block and the function that decodes one.
+ * A quant_matrix is a weight as its file holds it; rows are decoded when they are needed, so that what came quantised
+ * stays quantised. Definitions, all with f32 arithmetic in the order written and one rounding per operation:
+ *
+ *   F32 F16 BF16       themselves
+ *   Q8_0               32 values      d q                     d is f16
+ *   Q4_0  Q5_0         32             d (q - 8), d (q - 16)
+ *   Q4_1  Q5_1         32             d q + m                 d, m are f16
+ *   Q2_K  Q4_K  Q5_K   256            (d s) q - (dmin t)      s, t: 4 or 6 bit per 16 or 32 values
+ *   Q3_K  Q6_K         256            (d s) q                 s: 6 bit less 32, 8 bit; per 16 values
+ *   FP8_E4M3           1              scale e4m3              scale: one f32 for the tensor
+ *   NVFP4              16             (scale e4m3) e2m1       e4m3: one per block, in a tensor of its own
+ *
+ * The first ten groups are GGUF's; their reference is `dequantize` of the Python package gguf, which agrees to the bit.
+ * FP8 and NVFP4 are those of the published klein files: engine-spec 2.8. */
+#ifndef KILN_QUANT_H
+#define KILN_QUANT_H
+
+#include "engine_error.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum quant_format {
+    QUANT_F32, QUANT_F16, QUANT_BF16,
+    QUANT_Q8_0, QUANT_Q4_0, QUANT_Q4_1, QUANT_Q5_0, QUANT_Q5_1,
+    QUANT_Q2_K, QUANT_Q3_K, QUANT_Q4_K, QUANT_Q5_K, QUANT_Q6_K,
+    QUANT_FP8_E4M3, QUANT_NVFP4,
+};
+#define QUANT_FORMAT_COUNT 15
+
+struct quant_info {
+    const char *name;    /* "Q4_K" */
+    int values, bytes;   /* of one block */
+    void (*decode)(float *to, const uint8_t *block); /* FP8, NVFP4: without any scale */
+};
+const struct quant_info *quant_info(enum quant_format format);
+bool quant_find(enum quant_format *ret, const char *name); /* by name, upper case */
+
+/* quant_bytes is what n rows of k values take; false when k is no whole number of blocks or the size overflows. */
+bool quant_bytes(size_t *ret, enum quant_format format, int64_t n, int64_t k);
+
+/* A [n, k] weight as in the file; all memory is the caller's. */
+struct quant_matrix {
+    enum quant_format format;
+    int64_t n, k;
+    const void *data;             /* rows of whole blocks; any alignment */
+    float scale;                  /* FP8_E4M3: weight_scale; NVFP4: weight_scale_2; others: unused */
+    const uint8_t *block_scales;  /* NVFP4: e4m3, [n, k / 16] */
+    bool is_swizzled;             /* NVFP4: block_scales are in tiles, see quant_block_scale_at */
+    bool low_first;               /* NVFP4: value 2i is the low nibble (ModelOpt); the klein files have it high */
+};
+
+/* quant_check: do the memory sizes fit the matrix, is the scale usable? Every matrix from a file passes here first. */
+bool quant_check(const struct quant_matrix *m, size_t data_bytes, size_t block_scale_bytes, struct engine_error *why);
+
+/* Rows [first, first + count) of a checked matrix, to[count, k] contiguous. bf16 is the f32 value rounded to nearest even. */
+void quant_rows_f32(float *to, const struct quant_matrix *m, int64_t first, int64_t count);
+void quant_rows_bf16(uint16_t *to, const struct quant_matrix *m, int64_t first, int64_t count);
+
+/* quant_is_finite: no value of these rows is NaN or infinite (told from scales and codes, without decoding when the
+ * format allows it). */
+bool quant_is_finite(const struct quant_matrix *m, int64_t first, int64_t count);
+
+/* quant_block_scale_at is where the scale of (row, block) is: row-major, or swizzled: rows padded to 128, columns to 4,
+ * tiles of 128 x 4 stored row-major, inside a tile at (row % 32) * 16 + (row % 128 / 32) * 4 + column % 4.
+ * quant_block_scale_bytes is the size of all of them. */
+size_t quant_block_scale_at(const struct quant_matrix *m, int64_t row, int64_t block);
+bool quant_block_scale_bytes(size_t *ret, const struct quant_matrix *m);
+
+/* Single values. e4m3 is the "fn" kind: no infinities, largest 448, codes 0x7f and 0xff are NaN. */
+float quant_f32_of_f16(uint16_t h);
+float quant_f32_of_e4m3(uint8_t code);
+float quant_f32_of_e2m1(uint8_t code); /* low four bits */
+
+#endif
