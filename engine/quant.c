@@ -311,8 +311,8 @@ bool quant_check(const struct quant_matrix *m, size_t data_bytes, size_t block_s
     const struct quant_info *f = &formats[m->format];
     size_t want;
     if (!quant_bytes(&want, m->format, m->n, m->k))
-        return engine_error_set(why, ENGINE_BAD_MODEL, "[%lld,%lld] as %s: want rows of a whole number of %d values, and a size that memory can have",
-                                (long long)m->n, (long long)m->k, f->name, f->values);
+        return engine_error_set(why, ENGINE_BAD_MODEL, "[%lld,%lld] as %s: want rows of a whole number of %d values, and a "
+                                "size that memory can have", (long long)m->n, (long long)m->k, f->name, f->values);
     if (data_bytes != want)
         return engine_error_set(why, ENGINE_BAD_MODEL, "%zu bytes, [%lld,%lld] as %s needs %zu", data_bytes, (long long)m->n,
                                 (long long)m->k, f->name, want);
