@@ -195,7 +195,7 @@ static void golden_adapters_change_what_diffusers_changed(void **state)
         }
         lora_close(l);
     }
-    assert_true(files >= 2);
+    assert_true(files >= 1);
     json_decref(golden);
 }
 

@@ -1,0 +1,50 @@
+/* reference.h - from the pixels of a reference image to the pixels the VAE sees, equal to diffusers in every byte.
+ *
+ *   1. alpha is dropped (not blended): diffusers' load_image converts to RGB that way, before anything else
+ *   2. above 1024 x 1024 pixels: s = sqrt(2^20 / (w h)), resized to floor(w s) x floor(h s) with Lanczos of 3 lobes
+ *   3. centre crop to multiples of 16, the odd pixel stays at the right and at the bottom
+ *   4. reference_value: the number in [-1, 1] that a byte becomes
+ *
+ * Accepted are images of at least 64 pixels a side, at most 8 times as long as wide (engine-spec 8.1). The resampling is
+ * Pillow's for 8-bit images: horizontal pass first, rounded to bytes between the passes, weights in fixed point with 22
+ * bits - so the result is exact, on every machine, and independent of threads. (Up to version 12; Pillow 13 begins with the
+ * columns of some tall images, which changes a few levels.)
+ *
+ * The pixels come upright: who decodes files applies the EXIF orientation, as diffusers' load_image does. */
+#ifndef KILN_REFERENCE_H
+#define KILN_REFERENCE_H
+
+#include "engine_error.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define REFERENCE_SIDE_MIN 64
+#define REFERENCE_SIDE_MAX 16384
+#define REFERENCE_ASPECT_MAX 8
+#define REFERENCE_PIXELS_MAX (1024 * 1024)
+#define REFERENCE_STEP 16
+
+/* What happens to an image of a given size. */
+struct reference_layout {
+    int scaled_width, scaled_height; /* after step 2; the given size when nothing is resized */
+    int left, top, width, height;    /* the crop: what the VAE sees */
+};
+bool reference_layout_of(struct reference_layout *ret, int width, int height, struct engine_error *why);
+
+/* reference_prepare does steps 1 to 3. pixels: height rows of width pixels of 3 (RGB) or 4 (RGBA) bytes. *ret is
+ * layout->height rows of layout->width RGB pixels, malloc'ed. */
+bool reference_prepare(uint8_t **ret, struct reference_layout *layout, const uint8_t *pixels, int channels, int width, int height,
+                       struct engine_error *why);
+
+/* reference_resize is step 2 for RGB pixels and any target size: *ret is malloc'ed. False: no memory. */
+bool reference_resize(uint8_t **ret, int to_width, int to_height, const uint8_t *rgb, int width, int height);
+
+/* 2 (v / 255) - 1, each operation rounded to f32 as torch does it. */
+static inline float reference_value(uint8_t v)
+{
+    float unit = (float)v / 255.0f;
+    return 2.0f * unit - 1.0f; /* the product is exact */
+}
+
+#endif
