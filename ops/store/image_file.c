@@ -187,6 +187,57 @@ static void put_exif(struct json_text *t, const char *parameters)
     free(comment.data);
 }
 
+/* --- orientation: cameras store what the sensor saw and note in EXIF how it was held ------------------------------- */
+
+struct tiff {
+    const uint8_t *data;
+    size_t bytes;
+    bool is_big_endian;
+};
+
+static uint32_t tiff_number(const struct tiff *t, size_t at, size_t bytes)
+{
+    uint32_t value = 0;
+    if (at > t->bytes || bytes > t->bytes - at)
+        return 0;
+    for (size_t i = 0; i < bytes; i++)
+        value = value << 8 | t->data[at + (t->is_big_endian ? i : bytes - 1 - i)];
+    return value;
+}
+
+/* The Orientation tag (0x0112, a SHORT) of the first folder: 1 to 8. Anything else - no tag, a damaged folder, a value
+ * nobody defined - is 1, upright: pictures are not refused for what is written beside them. */
+static int exif_orientation(const void *exif, size_t bytes)
+{
+    struct tiff t = {.data = exif, .bytes = bytes};
+    if (bytes >= 6 && memcmp(exif, "Exif\0", 6) == 0)
+        t.data += 6, t.bytes -= 6;
+    if (t.bytes < 8 || (memcmp(t.data, "II*\0", 4) != 0 && memcmp(t.data, "MM\0*", 4) != 0))
+        return 1;
+    t.is_big_endian = *t.data == 'M';
+    size_t folder = tiff_number(&t, 4, 4), count = tiff_number(&t, folder, 2);
+    for (size_t i = 0; i < count && folder + 2 + 12 * i < t.bytes; i++) {
+        size_t entry = folder + 2 + 12 * i;
+        if (tiff_number(&t, entry, 2) != 0x0112)
+            continue;
+        uint32_t value = tiff_number(&t, entry + 2, 2) == 3 ? tiff_number(&t, entry + 8, 2) : 0;
+        return value >= 1 && value <= 8 ? (int)value : 1;
+    }
+    return 1;
+}
+
+/* Where pixel (x, y) of the upright picture is in the stored one. Orientations from 5 on exchange the sides. */
+static size_t stored_at(int orientation, int x, int y, int width, int height)
+{
+    bool is_turned = orientation >= 5;
+    bool flip_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+    bool flip_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+    int from_x = is_turned ? y : x, from_y = is_turned ? x : y;
+    from_x = flip_x ? width - 1 - from_x : from_x;
+    from_y = flip_y ? height - 1 - from_y : from_y;
+    return (size_t)from_y * (size_t)width + (size_t)from_x;
+}
+
 /* --- PNG --------------------------------------------------------------------------------------------- */
 
 static bool is_ascii(const char *s)
@@ -289,7 +340,35 @@ struct decoded {
     uint8_t *rgb;
     char *record;
     int width, height;
+    int orientation; /* of EXIF; 0: not looked for yet, or none */
 };
+
+static bool set_upright(struct decoded *d, char *why, size_t why_bytes)
+{
+    if (d->orientation <= 1)
+        return true;
+    int width = d->orientation >= 5 ? d->height : d->width, height = d->orientation >= 5 ? d->width : d->height;
+    uint8_t *upright = malloc((size_t)width * (size_t)height * 3);
+    if (!upright)
+        return refuse(why, why_bytes, "no memory to turn %dx%d pixels", d->width, d->height);
+    uint8_t *to = upright;
+    for (int y = 0; y < height; y++)
+        for (int x = 0; x < width; x++, to += 3)
+            memcpy(to, d->rgb + 3 * stored_at(d->orientation, x, y, d->width, d->height), 3);
+    free(d->rgb);
+    d->rgb = upright;
+    d->width = width;
+    d->height = height;
+    return true;
+}
+
+/* The chunk may stand behind the pixels. A file that ends there, or is damaged there, has none. */
+static int png_orientation(spng_ctx *png)
+{
+    struct spng_exif exif;
+    bool has_exif = spng_decode_chunks(png) == 0 && spng_get_exif(png, &exif) == 0;
+    return has_exif ? exif_orientation(exif.data, exif.length) : 0;
+}
 
 static bool decode_png(struct decoded *d, bool want_record, const void *data, size_t bytes, char *why, size_t why_bytes)
 {
@@ -318,6 +397,7 @@ static bool decode_png(struct decoded *d, bool want_record, const void *data, si
     d->width = (int)header.width;
     d->height = (int)header.height;
     ok = !want_record || png_record(png, &d->record, why, why_bytes);
+    d->orientation = png_orientation(png);
     goto done;
 damaged:
     refuse(why, why_bytes, "PNG: %s", spng_strerror(error));
@@ -464,11 +544,20 @@ static char *jpeg_record(const struct jpeg_decompress_struct *jpeg)
     return NULL;
 }
 
+static int jpeg_orientation(const struct jpeg_decompress_struct *jpeg)
+{
+    for (jpeg_saved_marker_ptr m = jpeg->marker_list; m; m = m->next)
+        if (m->marker == JPEG_APP0 + 1 && m->data_length >= 6 && memcmp(m->data, "Exif\0", 6) == 0)
+            return exif_orientation(m->data, m->data_length);
+    return 0;
+}
+
 /* Runs under decode_jpg's trap: what it takes is in `d`, where the trap leaves it to the caller. */
 static bool jpeg_pixels(struct jpeg_decompress_struct *jpeg, struct decoded *d, bool want_record, char *why, size_t why_bytes)
 {
     if (want_record)
         jpeg_save_markers(jpeg, RECORD_MARKER, 0xffff);
+    jpeg_save_markers(jpeg, JPEG_APP0 + 1, 0xffff);
     jpeg_read_header(jpeg, TRUE);
     if (!size_ok(jpeg->image_width, jpeg->image_height, why, why_bytes))
         return false;
@@ -486,6 +575,7 @@ static bool jpeg_pixels(struct jpeg_decompress_struct *jpeg, struct decoded *d, 
     }
     if (want_record)
         d->record = jpeg_record(jpeg);
+    d->orientation = jpeg_orientation(jpeg);
     jpeg_finish_decompress(jpeg);
     return true;
 }
@@ -582,6 +672,16 @@ static char *webp_record(const void *data, size_t bytes)
     return record;
 }
 
+static int webp_orientation(const void *data, size_t bytes)
+{
+    WebPData file = {data, bytes}, chunk;
+    WebPMux *mux = WebPMuxCreate(&file, 0);
+    bool has_exif = mux && WebPMuxGetChunk(mux, "EXIF", &chunk) == WEBP_MUX_OK;
+    int orientation = has_exif ? exif_orientation(chunk.bytes, chunk.size) : 0;
+    WebPMuxDelete(mux);
+    return orientation;
+}
+
 static bool decode_webp(struct decoded *d, bool want_record, const void *data, size_t bytes, char *why, size_t why_bytes)
 {
     WebPBitstreamFeatures features;
@@ -601,6 +701,7 @@ static bool decode_webp(struct decoded *d, bool want_record, const void *data, s
         return refuse(why, why_bytes, "WebP: the pixels are damaged or cut off");
     if (want_record)
         d->record = webp_record(data, bytes);
+    d->orientation = webp_orientation(data, bytes);
     return true;
 }
 
@@ -643,6 +744,7 @@ bool image_file_decode(uint8_t **ret_rgb, int *ret_width, int *ret_height, char 
         ok = decode_webp(&d, want_record, data, bytes, why, why_bytes);
     else
         ok = refuse(why, why_bytes, "neither PNG, JPEG nor WebP: the first bytes are those of none of them");
+    ok = ok && set_upright(&d, why, why_bytes);
     if (!ok) {
         free(d.rgb);
         free(d.record);

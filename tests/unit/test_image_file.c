@@ -311,6 +311,90 @@ static void lying_sizes_are_refused_before_memory_is_taken(void **state)
     assert_non_null(strstr(why, "neither PNG"));
 }
 
+static size_t from_base64(uint8_t *to, const char *text)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    size_t count = 0;
+    uint32_t bits = 0;
+    int held = 0;
+    for (; *text && *text != '='; text++) {
+        bits = bits << 6 | (uint32_t)(strchr(digits, *text) - digits);
+        held += 6;
+        if (held >= 8) {
+            held -= 8;
+            to[count++] = (uint8_t)(bits >> held);
+        }
+    }
+    return count;
+}
+
+/* data/orientations.json is made by golden/orientations.py; upright pixels are Pillow's. A photo taken with the phone held
+ * upright is edited lying on its side otherwise. */
+static void pictures_are_turned_as_exif_says(void **state)
+{
+    (void)state;
+    json_error_t at;
+    json_t *rows = json_load_file("tests/unit/data/orientations.json", 0, &at), *row;
+    size_t i;
+    assert_non_null(rows);
+    json_array_foreach(rows, i, row)
+    {
+        static uint8_t file[1 << 14], want[1 << 10];
+        const char *format = json_string_value(json_object_get(row, "format"));
+        size_t bytes = from_base64(file, json_string_value(json_object_get(row, "file")));
+        size_t pixels = from_base64(want, json_string_value(json_object_get(row, "rgb")));
+        int w, h, allowed = strcmp(format, "jpg") == 0 ? 2 : 0; /* another inverse DCT may round once or twice otherwise */
+        uint8_t *got, *exact = malloc(bytes);
+        char why[256];
+        memcpy(exact, file, bytes);
+        if (!image_file_decode(&got, &w, &h, NULL, exact, bytes, why, sizeof why))
+            fail_msg("%s: %s", format, why);
+        assert_int_equal(w, json_integer_value(json_array_get(json_object_get(row, "size"), 0)));
+        assert_int_equal(h, json_integer_value(json_array_get(json_object_get(row, "size"), 1)));
+        assert_int_equal(pixels, w * h * 3);
+        for (size_t p = 0; p < pixels; p++)
+            if (abs(got[p] - want[p]) > allowed)
+                fail_msg("%s with orientation %d: value %zu is %d, want %d", format,
+                         (int)json_integer_value(json_object_get(row, "orientation")), p, got[p], want[p]);
+        free(got);
+        free(exact);
+    }
+    assert_int_equal(i, 24);
+    json_decref(rows);
+}
+
+/* Every byte of the EXIF block changed, and lengths that lie: the picture is decoded, upright or turned. */
+static void damaged_exif_is_no_damage_to_the_picture(void **state)
+{
+    (void)state;
+    json_error_t at;
+    json_t *rows = json_load_file("tests/unit/data/orientations.json", 0, &at), *row;
+    size_t i;
+    json_array_foreach(rows, i, row)
+    {
+        static uint8_t file[1 << 14];
+        size_t bytes = from_base64(file, json_string_value(json_object_get(row, "file")));
+        uint8_t *tiff = memmem(file, bytes, "II*", 4), *other = memmem(file, bytes, "MM\0*", 4);
+        tiff = tiff ? tiff : other;
+        assert_non_null(tiff);
+        if (strcmp(json_string_value(json_object_get(row, "format")), "png") == 0)
+            continue; /* its checksum would refuse the file */
+        for (size_t b = 0; b < 50; b++)
+            for (int value = 0; value < 256; value += 51) {
+                uint8_t before = tiff[b], *got;
+                char why[256];
+                int w, h;
+                tiff[b] = (uint8_t)value;
+                if (!image_file_decode(&got, &w, &h, NULL, file, bytes, why, sizeof why))
+                    fail_msg("byte %zu of EXIF: %s", b, why);
+                assert_true((w == 7 && h == 4) || (w == 4 && h == 7));
+                tiff[b] = before;
+                free(got);
+            }
+    }
+    json_decref(rows);
+}
+
 static void formats_are_known_by_name_and_ending(void **state)
 {
     (void)state;
@@ -335,6 +419,8 @@ int main(void)
         cmocka_unit_test(record_longer_than_a_jpeg_segment_is_kept_whole),
         cmocka_unit_test(damaged_files_are_refused_or_decoded),
         cmocka_unit_test(lying_sizes_are_refused_before_memory_is_taken),
+        cmocka_unit_test(pictures_are_turned_as_exif_says),
+        cmocka_unit_test(damaged_exif_is_no_damage_to_the_picture),
         cmocka_unit_test(formats_are_known_by_name_and_ending),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
