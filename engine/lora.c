@@ -101,7 +101,8 @@ static bool strip(const char **text, const char *const *prefixes)
  * beginning of "transformer_blocks" as well. */
 static void bare_module(char ret[TENSOR_NAMES_BYTES_MAX], bool *is_flat, const char *name, size_t length)
 {
-    static const char *const dotted[] = {"base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", NULL};
+    static const char *const dotted[] = {"base_model.model.", "model.diffusion_model.", "diffusion_model.",
+                                         "transformer.", NULL};
     static const char *const flat[] = {"lora_unet_", "lora_transformer_", "lycoris_", NULL};
     static const char *const cut[] = {"sformer_blocks.", NULL};
     char text[TENSOR_NAMES_BYTES_MAX];
@@ -111,7 +112,8 @@ static void bare_module(char ret[TENSOR_NAMES_BYTES_MAX], bool *is_flat, const c
     while (!*is_flat && strip(&rest, dotted))
         ;
     bool is_cut = !*is_flat && strip(&rest, cut);
-    if (snprintf(ret, TENSOR_NAMES_BYTES_MAX, "%s%s", is_cut ? "transformer_blocks." : "", rest) >= TENSOR_NAMES_BYTES_MAX)
+    if (snprintf(ret, TENSOR_NAMES_BYTES_MAX, "%s%s", is_cut ? "transformer_blocks." : "", rest) >=
+        TENSOR_NAMES_BYTES_MAX)
         ret[0] = 0;
 }
 
@@ -127,18 +129,20 @@ static int linears_of(struct tensor_names_place places[TENSOR_NAMES_PIECES_MAX],
     return count && tensor_names_shape(shape, config, places[0].name) == 2 ? count : 0;
 }
 
-static bool list_unknown(const struct lora *l, const char *const *unknown, size_t count, size_t of, struct engine_error *why)
+static bool list_unknown(const struct lora *l, const char *const *unknown, size_t count, size_t of,
+                         struct engine_error *why)
 {
     char text[640] = "";
     size_t used = 0;
     for (size_t i = 0; i < count && i < UNKNOWN_SHOWN && used < sizeof text; i++)
         used += (size_t)snprintf(text + used, sizeof text - used, "%s'%.120s'", i ? ", " : "", unknown[i]);
-    return engine_error_set(why, ENGINE_BAD_MODEL, "%s: %zu of %zu keys match no linear of the transformer: %s%s", l->name, count, of,
-                            text, count > UNKNOWN_SHOWN ? ", .." : "");
+    return engine_error_set(why, ENGINE_BAD_MODEL, "%s: %zu of %zu keys match no linear of the transformer: %s%s",
+                            l->name, count, of, text, count > UNKNOWN_SHOWN ? ", .." : "");
 }
 
 /* All keys, or an error that lists those nothing is known about. */
-static bool read_keys(struct key *keys, const struct lora *l, const struct transformer_config *config, struct engine_error *why)
+static bool read_keys(struct key *keys, const struct lora *l, const struct transformer_config *config,
+                      struct engine_error *why)
 {
     size_t of = safetensors_count(l->files), unknown = 0;
     const char *names[UNKNOWN_SHOWN];
@@ -206,17 +210,19 @@ static bool check_shape(const struct safetensors_entry *e, int64_t n, int64_t k,
         snprintf(rows, sizeof rows, "%lld", (long long)n);
     if (k)
         snprintf(columns, sizeof columns, "%lld", (long long)k);
-    return engine_error_set(why, ENGINE_BAD_MODEL, "%s: '%s': shape %s, want [%s,%s]; is it an adapter of another model?", e->file,
-                            e->name, shape_text(got, sizeof got, e), rows, columns);
+    return engine_error_set(why, ENGINE_BAD_MODEL,
+                            "%s: '%s': shape %s, want [%s,%s]; is it an adapter of another model?", e->file, e->name,
+                            shape_text(got, sizeof got, e), rows, columns);
 }
 
-static bool want_factors(const struct lora_target *t, const struct key *key, const enum lora_factor *wanted, size_t count,
-                         struct engine_error *why)
+static bool want_factors(const struct lora_target *t, const struct key *key, const enum lora_factor *wanted,
+                         size_t count, struct engine_error *why)
 {
     for (size_t i = 0; i < count; i++)
         if (!t->factor[wanted[i]])
-            return engine_error_set(why, ENGINE_BAD_MODEL, "%s: module '%.*s': factors are missing (%s needs %zu)", key->entry->file,
-                                    (int)key->module_length, key->entry->name, lora_kind_name(t), count);
+            return engine_error_set(why, ENGINE_BAD_MODEL, "%s: module '%.*s': factors are missing (%s needs %zu)",
+                                    key->entry->file, (int)key->module_length, key->entry->name, lora_kind_name(t),
+                                    count);
     return true;
 }
 
@@ -235,7 +241,8 @@ static bool check_loha(struct lora_target *t, const struct key *key, int64_t row
     if (!want_factors(t, key, wanted, 4, why) || !check_shape(t->factor[LORA_W1_B], 0, t->k, why))
         return false;
     t->rank = t->factor[LORA_W1_B]->shape[0];
-    return check_shape(t->factor[LORA_W1_A], rows, t->rank, why) && check_shape(t->factor[LORA_W2_A], rows, t->rank, why) &&
+    return check_shape(t->factor[LORA_W1_A], rows, t->rank, why) &&
+           check_shape(t->factor[LORA_W2_A], rows, t->rank, why) &&
            check_shape(t->factor[LORA_W2_B], t->rank, t->k, why);
 }
 
@@ -245,8 +252,8 @@ static bool check_side(struct lora_target *t, const struct key *key, enum lora_f
 {
     const struct safetensors_entry *w = t->factor[whole], *a = t->factor[whole + 1], *b = t->factor[whole + 2];
     if (w ? a || b : !a || !b)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "%s: module '%.*s': want lokr_w%d, or its _a and _b", key->entry->file,
-                                (int)key->module_length, key->entry->name, whole == LORA_W1 ? 1 : 2);
+        return engine_error_set(why, ENGINE_BAD_MODEL, "%s: module '%.*s': want lokr_w%d, or its _a and _b",
+                                key->entry->file, (int)key->module_length, key->entry->name, whole == LORA_W1 ? 1 : 2);
     if (w) {
         *n = w->shape[0], *k = w->shape[1];
         return check_shape(w, 0, 0, why);
@@ -265,10 +272,11 @@ static bool check_lokr(struct lora_target *t, const struct key *key, int64_t row
         return false;
     if (n1 * n2 == rows && k1 * k2 == t->k) /* each at most RANK_MAX */
         return true;
-    return engine_error_set(why, ENGINE_BAD_MODEL,
-                            "%s: module '%.*s': [%lld,%lld] x [%lld,%lld] is not [%lld,%lld]; is it an adapter of another model?",
-                            key->entry->file, (int)key->module_length, key->entry->name, (long long)n1, (long long)k1, (long long)n2,
-                            (long long)k2, (long long)rows, (long long)t->k);
+    return engine_error_set(
+        why, ENGINE_BAD_MODEL,
+        "%s: module '%.*s': [%lld,%lld] x [%lld,%lld] is not [%lld,%lld]; is it an adapter of another model?",
+        key->entry->file, (int)key->module_length, key->entry->name, (long long)n1, (long long)k1, (long long)n2,
+        (long long)k2, (long long)rows, (long long)t->k);
 }
 
 static bool check_magnitude(struct lora_target *t, int64_t rows, struct engine_error *why)
@@ -280,11 +288,13 @@ static bool check_magnitude(struct lora_target *t, int64_t rows, struct engine_e
     bool by_row = (m->rank == 1 || (m->rank == 2 && m->shape[1] == 1)) && m->shape[0] == rows;
     t->is_column_wise = !by_row && m->rank == 2 && m->shape[0] == 1 && m->shape[1] == t->k;
     if (t->is_column_wise && t->pieces > 1)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "%s: '%s': a magnitude for each column of a fused module, accepted: one for "
-                                "each row", m->file, m->name);
+        return engine_error_set(why, ENGINE_BAD_MODEL,
+                                "%s: '%s': a magnitude for each column of a fused module, accepted: one for "
+                                "each row",
+                                m->file, m->name);
     return by_row || t->is_column_wise ||
-           engine_error_set(why, ENGINE_BAD_MODEL, "%s: '%s': shape %s, want [%lld], [%lld,1] or [1,%lld]", m->file, m->name,
-                            shape_text(got, sizeof got, m), (long long)rows, (long long)rows, (long long)t->k);
+           engine_error_set(why, ENGINE_BAD_MODEL, "%s: '%s': shape %s, want [%lld], [%lld,1] or [1,%lld]", m->file,
+                            m->name, shape_text(got, sizeof got, m), (long long)rows, (long long)rows, (long long)t->k);
 }
 
 /* --- alpha ------------------------------------------------------------------------------------------------- */
@@ -306,7 +316,8 @@ static bool read_alpha(const struct safetensors_entry *e, double *ret, struct en
         quant_rows_f32(&f, &m, 0, 1);
         *ret = (double)f;
     }
-    return isfinite(*ret) || engine_error_set(why, ENGINE_BAD_MODEL, "%s: '%s' is not one finite number", e->file, e->name);
+    return isfinite(*ret) ||
+           engine_error_set(why, ENGINE_BAD_MODEL, "%s: '%s' is not one finite number", e->file, e->name);
 }
 
 static json_t *metadata_of(const struct lora *l, const char *key)
@@ -335,8 +346,10 @@ static bool module_number(const struct lora *l, const char *module, const char *
     json_object_foreach(metadata_of(l, patterns), pattern, value)
     {
         if (strpbrk(pattern, "$*+?()[]{}|\\"))
-            return engine_error_set(why, ENGINE_BAD_MODEL, "%s: lora_adapter_metadata: %s has '%.100s', accepted: names of modules, not "
-                                    "regular expressions", l->name, patterns, pattern);
+            return engine_error_set(why, ENGINE_BAD_MODEL,
+                                    "%s: lora_adapter_metadata: %s has '%.100s', accepted: names of modules, not "
+                                    "regular expressions",
+                                    l->name, patterns, pattern);
         if (pattern_matches(pattern, module)) {
             found = value;
             break;
@@ -347,7 +360,8 @@ static bool module_number(const struct lora *l, const char *module, const char *
         return true;
     *ret = json_number_value(found);
     return json_is_number(found) ||
-           engine_error_set(why, ENGINE_BAD_MODEL, "%s: lora_adapter_metadata: %s of '%s' is no number", l->name, key, module);
+           engine_error_set(why, ENGINE_BAD_MODEL, "%s: lora_adapter_metadata: %s of '%s' is no number", l->name, key,
+                            module);
 }
 
 static bool read_scale(struct lora_target *t, const struct lora *l, const struct key *key, struct engine_error *why)
@@ -360,8 +374,8 @@ static bool read_scale(struct lora_target *t, const struct lora *l, const struct
         !module_number(l, module, "rank_pattern", "r", &rank, why))
         return false;
     if (!isnan(rank) && t->kind == LORA_PLAIN && rank != (double)t->rank)
-        return engine_error_set(why, ENGINE_BAD_MODEL, "%s: module '%s': rank %lld, lora_adapter_metadata says %g", l->name, module,
-                                (long long)t->rank, rank);
+        return engine_error_set(why, ENGINE_BAD_MODEL, "%s: module '%s': rank %lld, lora_adapter_metadata says %g",
+                                l->name, module, (long long)t->rank, rank);
     bool is_rooted = json_is_true(metadata_of(l, "use_rslora"));
     if (t->factor[LORA_ALPHA]) {
         is_rooted = false;
@@ -370,7 +384,8 @@ static bool read_scale(struct lora_target *t, const struct lora *l, const struct
     }
     double over = is_rooted ? sqrt((double)t->rank) : (double)t->rank;
     t->scale = isnan(alpha) || !t->rank ? 1 : (float)(alpha / over);
-    return isfinite(t->scale) || engine_error_set(why, ENGINE_BAD_MODEL, "%s: module '%s': alpha %g is too large", l->name, module, alpha);
+    return isfinite(t->scale) ||
+           engine_error_set(why, ENGINE_BAD_MODEL, "%s: module '%s': alpha %g is too large", l->name, module, alpha);
 }
 
 static bool read_metadata(struct lora *l, struct engine_error *why)
@@ -406,7 +421,8 @@ static bool gather(struct lora_target *t, const struct key *keys, size_t count, 
     for (size_t i = 0; i < count; i++) {
         const struct safetensors_entry *e = keys[i].entry;
         if (t->factor[keys[i].factor] || (keys[i].has_kind && has_kind && keys[i].kind != t->kind))
-            return engine_error_set(why, ENGINE_BAD_MODEL, "%s: '%s': the module has another such factor, or is of another kind", e->file,
+            return engine_error_set(why, ENGINE_BAD_MODEL,
+                                    "%s: '%s': the module has another such factor, or is of another kind", e->file,
                                     e->name);
         t->factor[keys[i].factor] = e;
         if (keys[i].has_kind) {
@@ -477,7 +493,8 @@ static bool sort_targets(struct lora *l, struct engine_error *why)
     return true;
 }
 
-static bool read_modules(struct lora *l, struct key *keys, const struct transformer_config *config, struct engine_error *why)
+static bool read_modules(struct lora *l, struct key *keys, const struct transformer_config *config,
+                         struct engine_error *why)
 {
     size_t count = safetensors_count(l->files);
     if (!count)
@@ -495,8 +512,8 @@ static bool read_modules(struct lora *l, struct key *keys, const struct transfor
 }
 
 /* Takes over `files`. */
-static bool finish(struct lora **ret, struct safetensors *files, const char *name, const struct transformer_config *config,
-                   struct engine_error *why)
+static bool finish(struct lora **ret, struct safetensors *files, const char *name,
+                   const struct transformer_config *config, struct engine_error *why)
 {
     struct lora *l = calloc(1, sizeof *l);
     struct key *keys = calloc(safetensors_count(files) + 1, sizeof *keys);
@@ -521,7 +538,8 @@ bool lora_open(struct lora **ret, const char *path, const struct transformer_con
     return safetensors_open_file(&files, path, why) && finish(ret, files, slash ? slash + 1 : path, config, why);
 }
 
-bool lora_parse(struct lora **ret, const void *data, size_t bytes, const struct transformer_config *config, struct engine_error *why)
+bool lora_parse(struct lora **ret, const void *data, size_t bytes, const struct transformer_config *config,
+                struct engine_error *why)
 {
     struct safetensors *files;
     return safetensors_parse(&files, data, bytes, why) && finish(ret, files, "memory", config, why);

@@ -20,11 +20,13 @@
 
 bool reference_layout_of(struct reference_layout *ret, int width, int height, struct engine_error *why)
 {
-    if (width < REFERENCE_SIDE_MIN || height < REFERENCE_SIDE_MIN || width > REFERENCE_SIDE_MAX || height > REFERENCE_SIDE_MAX)
-        return engine_error_set(why, ENGINE_BAD_REQUEST, "a reference image of %dx%d, accepted: %d to %d pixels a side", width, height,
-                                REFERENCE_SIDE_MIN, REFERENCE_SIDE_MAX);
+    if (width < REFERENCE_SIDE_MIN || height < REFERENCE_SIDE_MIN || width > REFERENCE_SIDE_MAX ||
+        height > REFERENCE_SIDE_MAX)
+        return engine_error_set(why, ENGINE_BAD_REQUEST, "a reference image of %dx%d, accepted: %d to %d pixels a side",
+                                width, height, REFERENCE_SIDE_MIN, REFERENCE_SIDE_MAX);
     if (width > REFERENCE_ASPECT_MAX * height || height > REFERENCE_ASPECT_MAX * width)
-        return engine_error_set(why, ENGINE_BAD_REQUEST, "a reference image of %dx%d, accepted: one side at most %d times the other", width,
+        return engine_error_set(why, ENGINE_BAD_REQUEST,
+                                "a reference image of %dx%d, accepted: one side at most %d times the other", width,
                                 height, REFERENCE_ASPECT_MAX);
     struct reference_layout l = {.scaled_width = width, .scaled_height = height};
     if ((int64_t)width * height > REFERENCE_PIXELS_MAX) {
@@ -193,8 +195,8 @@ static void crop(uint8_t *rgb, const struct reference_layout *l)
                 rgb + ((size_t)(l->top + y) * (size_t)l->scaled_width + (size_t)l->left) * 3, (size_t)l->width * 3);
 }
 
-bool reference_prepare(uint8_t **ret, struct reference_layout *layout, const uint8_t *pixels, int channels, int width, int height,
-                       struct engine_error *why)
+bool reference_prepare(uint8_t **ret, struct reference_layout *layout, const uint8_t *pixels, int channels, int width,
+                       int height, struct engine_error *why)
 {
     assert(channels == 3 || channels == 4);
     struct reference_layout l;

@@ -37,7 +37,8 @@ bool image_file_format_of(const char *name, enum image_format *ret); /* "png" "j
 const char *image_file_format_name(enum image_format f);
 bool image_file_encode(void **ret, size_t *ret_bytes, enum image_format format, const uint8_t *rgb,
                        const struct image_record *record, char *why, size_t why_bytes);
-/* image_file_decode reads pixels (RGB8, alpha dropped, upright: turned as the EXIF orientation says) and, when ret_record_json is not NULL, kiln's record (malloc'ed, NULL if none).
+/* image_file_decode reads pixels (RGB8, alpha dropped, upright: turned as the EXIF orientation says) and, when
+ * ret_record_json is not NULL, kiln's record (malloc'ed, NULL if none).
  * Any bytes may be given: damaged and oversized images are refused (IMAGE_FILE_SIDE_MAX, IMAGE_FILE_PIXELS_MAX). */
 bool image_file_decode(uint8_t **ret_rgb, int *ret_width, int *ret_height, char **ret_record_json, const void *data,
                        size_t bytes, char *why, size_t why_bytes);

@@ -8,9 +8,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const struct transformer_config tiny = {.hidden = 16, .attention_head_dim = 16, .num_attention_heads = 1, .num_layers = 1,
-                                                   .num_single_layers = 1, .joint_attention_dim = 24, .in_channels = 8,
-                                                   .mlp_hidden = 48, .timestep_guidance_channels = 8};
+    static const struct transformer_config tiny = {.hidden = 16,
+                                                   .attention_head_dim = 16,
+                                                   .num_attention_heads = 1,
+                                                   .num_layers = 1,
+                                                   .num_single_layers = 1,
+                                                   .joint_attention_dim = 24,
+                                                   .in_channels = 8,
+                                                   .mlp_hidden = 48,
+                                                   .timestep_guidance_channels = 8};
     struct lora *l = NULL;
     struct engine_error why = {0};
     if (!lora_parse(&l, data, size, &tiny, &why)) {
@@ -20,11 +26,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     for (size_t i = 0; i < lora_count(l); i++) {
         const struct lora_target *t = lora_at(l, i);
-        float *delta = malloc((size_t)(t->n * t->k) * sizeof *delta), *base = calloc((size_t)(t->n * t->k), sizeof *base);
+        float *delta = malloc((size_t)(t->n * t->k) * sizeof *delta),
+              *base = calloc((size_t)(t->n * t->k), sizeof *base);
         if (!lora_delta(delta, t, lora_needs_base(t) ? base : NULL, &why) || lora_find(l, t->name) != t)
             abort();
         if (lora_is_low_rank(t)) {
-            float *down = malloc((size_t)(t->rank * t->k) * sizeof *down), *up = malloc((size_t)(t->n * t->rank) * sizeof *up);
+            float *down = malloc((size_t)(t->rank * t->k) * sizeof *down),
+                  *up = malloc((size_t)(t->n * t->rank) * sizeof *up);
             lora_down(down, t);
             if (!lora_up(up, t, &why))
                 abort();

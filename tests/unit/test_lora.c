@@ -17,12 +17,24 @@
 
 #include <cmocka.h>
 
-static const struct transformer_config tiny = {.hidden = 16, .attention_head_dim = 16, .num_attention_heads = 1, .num_layers = 1,
-                                               .num_single_layers = 1, .joint_attention_dim = 24, .in_channels = 8, .mlp_hidden = 48,
+static const struct transformer_config tiny = {.hidden = 16,
+                                               .attention_head_dim = 16,
+                                               .num_attention_heads = 1,
+                                               .num_layers = 1,
+                                               .num_single_layers = 1,
+                                               .joint_attention_dim = 24,
+                                               .in_channels = 8,
+                                               .mlp_hidden = 48,
                                                .timestep_guidance_channels = 8};
-static const struct transformer_config pocket = {.hidden = 64, .attention_head_dim = 32, .num_attention_heads = 2, .num_layers = 2,
-                                                 .num_single_layers = 3, .joint_attention_dim = 96, .in_channels = 128,
-                                                 .mlp_hidden = 192, .timestep_guidance_channels = 256};
+static const struct transformer_config pocket = {.hidden = 64,
+                                                 .attention_head_dim = 32,
+                                                 .num_attention_heads = 2,
+                                                 .num_layers = 2,
+                                                 .num_single_layers = 3,
+                                                 .joint_attention_dim = 96,
+                                                 .in_channels = 128,
+                                                 .mlp_hidden = 192,
+                                                 .timestep_guidance_channels = 256};
 
 static struct safetensors *expected;
 
@@ -81,7 +93,8 @@ static size_t expect_deltas(const struct lora *l, const char *kind)
         assert_true(lora_delta(got, t, lora_needs_base(t) ? base : NULL, &why));
         for (int64_t v = 0; v < t->n * t->k; v++)
             if (!(fabsf(got[v] - want[v]) <= TOLERANCE))
-                fail_msg("%s: '%s': value %lld is %g, want %g", kind, t->name, (long long)v, (double)got[v], (double)want[v]);
+                fail_msg("%s: '%s': value %lld is %g, want %g", kind, t->name, (long long)v, (double)got[v],
+                         (double)want[v]);
         free(got), free(base), free(want);
     }
     size_t wanted = 0;
@@ -188,7 +201,8 @@ static void golden_adapters_change_what_diffusers_changed(void **state)
                 wave += (double)delta[v] * cos((double)v); /* changes with every order of rows or columns */
             }
             double size = sqrt(squares), want = json_number_value(json_array_get(row, 0));
-            if (fabs(size - want) > 1e-6 * want || fabs(wave - json_number_value(json_array_get(row, 1))) > 1e-6 * want * 128)
+            if (fabs(size - want) > 1e-6 * want ||
+                fabs(wave - json_number_value(json_array_get(row, 1))) > 1e-6 * want * 128)
                 fail_msg("%s: '%s': size %.9g and wave %.9g, want %.9g and %.9g", file, name, size, wave, want,
                          json_number_value(json_array_get(row, 1)));
             free(delta);
@@ -293,7 +307,8 @@ static void keys_that_match_nothing_are_listed(void **state)
     put_pair(&f, "transformer.transformer_blocks.7.attn.to_q", 16, 16); /* a block this model does not have */
     put(&f, "transformer.transformer_blocks.0.attn.to_q.diff", 16, 16);
     put(&f, "transformer.transformer_blocks.0.attn.norm_q.alpha", 1, 1);
-    expect_refused(&f, "6 of 8 keys match no linear of the transformer: 'lora_te_text_model_encoder_layers_0_mlp_fc1.lora_A.weight', ");
+    expect_refused(&f, "6 of 8 keys match no linear of the transformer: "
+                       "'lora_te_text_model_encoder_layers_0_mlp_fc1.lora_A.weight', ");
     put_pair(&f, "transformer.transformer_blocks.0.attn.to_q", 16, 16);
     put(&f, "unrelated", 1, 1);
     expect_refused(&f, "1 of 3 keys match no linear of the transformer: 'unrelated'");
@@ -303,12 +318,16 @@ static void keys_that_match_nothing_are_listed(void **state)
 static void modules_are_found_under_every_prefix(void **state)
 {
     (void)state;
-    static const char *const modules[] = {"transformer.transformer_blocks.0.attn.to_q", "diffusion_model.transformer_blocks.0.attn.to_q",
-                                          "base_model.model.transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_q",
+    static const char *const modules[] = {"transformer.transformer_blocks.0.attn.to_q",
+                                          "diffusion_model.transformer_blocks.0.attn.to_q",
+                                          "base_model.model.transformer_blocks.0.attn.to_q",
+                                          "transformer_blocks.0.attn.to_q",
                                           "base_model.model.transformer.transformer_blocks.0.attn.to_q",
                                           "model.diffusion_model.transformer_blocks.0.attn.to_q",
-                                          "lora_unet_transformer_blocks_0_attn_to_q", "lora_transformer_transformer_blocks_0_attn_to_q",
-                                          "lycoris_transformer_blocks_0_attn_to_q", "diffusion_model.sformer_blocks.0.attn.to_q"};
+                                          "lora_unet_transformer_blocks_0_attn_to_q",
+                                          "lora_transformer_transformer_blocks_0_attn_to_q",
+                                          "lycoris_transformer_blocks_0_attn_to_q",
+                                          "diffusion_model.sformer_blocks.0.attn.to_q"};
     for (size_t i = 0; i < sizeof modules / sizeof *modules; i++) {
         struct file f = {0};
         struct lora *l;
@@ -378,7 +397,8 @@ static void files_that_make_no_sense_are_refused(void **state)
     put(&f, "transformer.proj_out.lora_A.weight", 2, 16);
     expect_refused(&f, "factors are missing (lora needs 2)");
     put_pair(&f, "transformer.proj_out", 16, 16);
-    expect_refused(&f, "'transformer.proj_out.lora_B.weight': shape [16,2], want [8,2]; is it an adapter of another model?");
+    expect_refused(
+        &f, "'transformer.proj_out.lora_B.weight': shape [16,2], want [8,2]; is it an adapter of another model?");
     put_pair(&f, "transformer.proj_out", 8, 17);
     expect_refused(&f, "shape [2,17], want [any,16]");
     put(&f, "transformer.proj_out.lora_A.weight", 2, 16), put(&f, "transformer.proj_out.lora_B.weight", 8, 3);

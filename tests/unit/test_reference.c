@@ -102,7 +102,8 @@ static void files_give_the_pixels_of_diffusers(void **state)
         struct engine_error why;
         uint8_t *rgb = read_image(text(row, "file"), &width, &height), *got;
         assert_true(reference_resize(&got, at(row, "scaled", 0), at(row, "scaled", 1), rgb, width, height));
-        expect_digest(got, (size_t)at(row, "scaled", 0) * (size_t)at(row, "scaled", 1) * 3, text(row, "scaled_rgb_sha256"), text(row, "file"));
+        expect_digest(got, (size_t)at(row, "scaled", 0) * (size_t)at(row, "scaled", 1) * 3,
+                      text(row, "scaled_rgb_sha256"), text(row, "file"));
         free(got);
         assert_true(reference_prepare(&got, &l, rgb, 3, width, height, &why));
         assert_true(l.width == at(row, "cropped", 0) && l.height == at(row, "cropped", 1));
@@ -174,18 +175,12 @@ static void sizes_have_limits_with_sentences(void **state)
         int width, height;
         const char *word; /* NULL: accepted */
     } cases[] = {
-        {64, 64, NULL},
-        {63, 64, "63x64, accepted: 64 to 16384 pixels a side"},
-        {64, 63, "64x63"},
-        {0, 0, "0x0"},
-        {-5, 100, "-5x100"},
-        {16385, 16385, "16385x16385"},
-        {512, 64, NULL},
-        {513, 64, "513x64, accepted: one side at most 8 times the other"},
-        {64, 513, "64x513"},
-        {16384, 2048, NULL},
-        {16384, 2047, "8 times"},
-        {1024, 1024, NULL},
+        {64, 64, NULL},           {63, 64, "63x64, accepted: 64 to 16384 pixels a side"},
+        {64, 63, "64x63"},        {0, 0, "0x0"},
+        {-5, 100, "-5x100"},      {16385, 16385, "16385x16385"},
+        {512, 64, NULL},          {513, 64, "513x64, accepted: one side at most 8 times the other"},
+        {64, 513, "64x513"},      {16384, 2048, NULL},
+        {16384, 2047, "8 times"}, {1024, 1024, NULL},
         {16384, 16384, NULL},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -208,7 +203,8 @@ static void bytes_become_numbers_as_torch_makes_them(void **state)
     static const struct {
         uint8_t byte;
         float value;
-    } pairs[] = {{0, -1}, {255, 1}, {1, -0x1.fbfbfcp-1f}, {127, -0x1.0101p-8f}, {128, 0x1.0102p-8f}, {51, -0x1.333334p-1f}};
+    } pairs[] = {
+        {0, -1}, {255, 1}, {1, -0x1.fbfbfcp-1f}, {127, -0x1.0101p-8f}, {128, 0x1.0102p-8f}, {51, -0x1.333334p-1f}};
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
         assert_memory_equal(&(float){reference_value(pairs[i].byte)}, &pairs[i].value, 4);
 }

@@ -46,14 +46,31 @@ static void add_once(struct names *n, const char *name)
 
 static void transformer_names(struct names *n, int doubles, int singles)
 {
-    static const char *const once[] = {"x_embedder", "context_embedder", "time_guidance_embed.timestep_embedder.linear_1",
-                                       "time_guidance_embed.timestep_embedder.linear_2", "double_stream_modulation_img.linear",
-                                       "double_stream_modulation_txt.linear", "single_stream_modulation.linear",
-                                       "norm_out.linear", "proj_out"};
-    static const char *const twice[] = {"attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj",
-                                        "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "attn.norm_q", "attn.norm_k",
-                                        "attn.norm_added_q", "attn.norm_added_k", "ff.linear_in", "ff.linear_out",
-                                        "ff_context.linear_in", "ff_context.linear_out"};
+    static const char *const once[] = {"x_embedder",
+                                       "context_embedder",
+                                       "time_guidance_embed.timestep_embedder.linear_1",
+                                       "time_guidance_embed.timestep_embedder.linear_2",
+                                       "double_stream_modulation_img.linear",
+                                       "double_stream_modulation_txt.linear",
+                                       "single_stream_modulation.linear",
+                                       "norm_out.linear",
+                                       "proj_out"};
+    static const char *const twice[] = {"attn.to_q",
+                                        "attn.to_k",
+                                        "attn.to_v",
+                                        "attn.to_out.0",
+                                        "attn.add_q_proj",
+                                        "attn.add_k_proj",
+                                        "attn.add_v_proj",
+                                        "attn.to_add_out",
+                                        "attn.norm_q",
+                                        "attn.norm_k",
+                                        "attn.norm_added_q",
+                                        "attn.norm_added_k",
+                                        "ff.linear_in",
+                                        "ff.linear_out",
+                                        "ff_context.linear_in",
+                                        "ff_context.linear_out"};
     static const char *const single[] = {"to_qkv_mlp_proj", "to_out", "norm_q", "norm_k"};
     n->count = 0;
     for (size_t i = 0; i < 9; i++)
@@ -68,9 +85,10 @@ static void transformer_names(struct names *n, int doubles, int singles)
 
 static void text_encoder_names(struct names *n, int layers, bool has_head)
 {
-    static const char *const members[] = {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
-                                          "self_attn.v_proj", "self_attn.o_proj", "self_attn.q_norm", "self_attn.k_norm",
-                                          "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"};
+    static const char *const members[] = {
+        "input_layernorm",  "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+        "self_attn.o_proj", "self_attn.q_norm",         "self_attn.k_norm", "mlp.gate_proj",    "mlp.up_proj",
+        "mlp.down_proj"};
     n->count = 0;
     add(n, "model.embed_tokens.weight");
     add(n, "model.norm.weight");
@@ -97,13 +115,16 @@ static void add_members(struct names *n, const char *block, const char *members)
     }
 }
 
-static void add_side(struct names *n, const char *side, const char *blocks, int resnets, const char *sampler, const bool *has_shortcut)
+static void add_side(struct names *n, const char *side, const char *blocks, int resnets, const char *sampler,
+                     const bool *has_shortcut)
 {
     char block[128];
     for (int i = 0; i < 4; i++) {
         for (int r = 0; r < resnets; r++) {
             snprintf(block, sizeof block, "%s.%s.%d.resnets.%d", side, blocks, i, r);
-            add_members(n, block, r == 0 && has_shortcut[i] ? "norm1 conv1 norm2 conv2 conv_shortcut" : "norm1 conv1 norm2 conv2");
+            add_members(n, block,
+                        r == 0 && has_shortcut[i] ? "norm1 conv1 norm2 conv2 conv_shortcut"
+                                                  : "norm1 conv1 norm2 conv2");
         }
         snprintf(block, sizeof block, "%s.%s.%d.%s.0", side, blocks, i, sampler);
         if (i < 3)
@@ -145,7 +166,8 @@ static int expect_one_to_one(const struct names *ours, const struct tensor_names
         int homes = 0;
         for (int b = 0; b < count; b++)
             if (strcmp(back[b].name, ours->text[i]) == 0) {
-                assert_true(back[b].piece == there.piece && back[b].pieces == there.pieces && back[b].change == there.change);
+                assert_true(back[b].piece == there.piece && back[b].pieces == there.pieces &&
+                            back[b].change == there.change);
                 homes++;
             }
         if (homes != 1)
@@ -172,9 +194,11 @@ static void every_transformer_tensor_has_one_place(void **state)
         assert_int_equal(n.count, models[i].ours);
         static const char *const prefixes[] = {"", "model.diffusion_model.", "diffusion_model."};
         for (size_t p = 0; p < 3; p++) {
-            assert_int_equal(expect_one_to_one(&n, &(struct tensor_names){TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, prefixes[p]}),
-                             models[i].bfl);
-            assert_int_equal(expect_one_to_one(&n, &(struct tensor_names){TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_DIFFUSERS, prefixes[p]}),
+            assert_int_equal(
+                expect_one_to_one(&n, &(struct tensor_names){TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, prefixes[p]}),
+                models[i].bfl);
+            assert_int_equal(expect_one_to_one(&n, &(struct tensor_names){TENSOR_NAMES_TRANSFORMER,
+                                                                          TENSOR_NAMES_DIFFUSERS, prefixes[p]}),
                              models[i].ours);
         }
     }
@@ -188,10 +212,24 @@ static void shapes_add_up_to_the_published_parameters(void **state)
         struct transformer_config config;
         int64_t parameters;
     } models[] = {
-        {{.hidden = 3072, .attention_head_dim = 128, .num_layers = 5, .num_single_layers = 20, .joint_attention_dim = 7680,
-          .in_channels = 128, .mlp_hidden = 9216, .timestep_guidance_channels = 256}, INT64_C(3875544576)},
-        {{.hidden = 4096, .attention_head_dim = 128, .num_layers = 8, .num_single_layers = 24, .joint_attention_dim = 12288,
-          .in_channels = 128, .mlp_hidden = 12288, .timestep_guidance_channels = 256}, INT64_C(9078581248)},
+        {{.hidden = 3072,
+          .attention_head_dim = 128,
+          .num_layers = 5,
+          .num_single_layers = 20,
+          .joint_attention_dim = 7680,
+          .in_channels = 128,
+          .mlp_hidden = 9216,
+          .timestep_guidance_channels = 256},
+         INT64_C(3875544576)},
+        {{.hidden = 4096,
+          .attention_head_dim = 128,
+          .num_layers = 8,
+          .num_single_layers = 24,
+          .joint_attention_dim = 12288,
+          .in_channels = 128,
+          .mlp_hidden = 12288,
+          .timestep_guidance_channels = 256},
+         INT64_C(9078581248)},
     };
     int64_t shape[2];
     for (size_t i = 0; i < 2; i++) {
@@ -220,9 +258,11 @@ static void every_text_encoder_tensor_has_one_place(void **state)
     for (int has_head = 0; has_head < 2; has_head++) {
         text_encoder_names(&n, 36, has_head);
         assert_int_equal(n.count, 398 + has_head);
-        static const enum tensor_names_scheme schemes[] = {TENSOR_NAMES_DIFFUSERS, TENSOR_NAMES_BARE, TENSOR_NAMES_LLAMA};
+        static const enum tensor_names_scheme schemes[] = {TENSOR_NAMES_DIFFUSERS, TENSOR_NAMES_BARE,
+                                                           TENSOR_NAMES_LLAMA};
         for (size_t i = 0; i < 3; i++)
-            assert_int_equal(expect_one_to_one(&n, &(struct tensor_names){TENSOR_NAMES_TEXT_ENCODER, schemes[i], ""}), n.count);
+            assert_int_equal(expect_one_to_one(&n, &(struct tensor_names){TENSOR_NAMES_TEXT_ENCODER, schemes[i], ""}),
+                             n.count);
     }
 }
 
@@ -233,7 +273,8 @@ static void every_vae_tensor_has_one_place(void **state)
     vae_names(&n);
     assert_int_equal(n.count, 251);
     assert_int_equal(expect_one_to_one(&n, &(struct tensor_names){TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, ""}), 251);
-    assert_int_equal(expect_one_to_one(&n, &(struct tensor_names){TENSOR_NAMES_VAE, TENSOR_NAMES_DIFFUSERS, "vae."}), 251);
+    assert_int_equal(expect_one_to_one(&n, &(struct tensor_names){TENSOR_NAMES_VAE, TENSOR_NAMES_DIFFUSERS, "vae."}),
+                     251);
 }
 
 /* Pairs read off the published tables, one for each rule that could be wrong. */
@@ -255,25 +296,26 @@ static void names_are_those_of_the_published_files(void **state)
          "double_blocks.0.txt_mlp.2.weight", 0, 1, TENSOR_NAMES_AS_IS},
         {TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, "single_transformer_blocks.19.attn.norm_k.weight",
          "single_blocks.19.norm.key_norm.scale", 0, 1, TENSOR_NAMES_AS_IS},
-        {TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, "norm_out.linear.weight", "final_layer.adaLN_modulation.1.weight", 0, 1,
-         TENSOR_NAMES_SWAP_HALVES},
+        {TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, "norm_out.linear.weight", "final_layer.adaLN_modulation.1.weight",
+         0, 1, TENSOR_NAMES_SWAP_HALVES},
         {TENSOR_NAMES_TEXT_ENCODER, TENSOR_NAMES_LLAMA, "model.layers.35.post_attention_layernorm.weight",
          "blk.35.ffn_norm.weight", 0, 1, TENSOR_NAMES_AS_IS},
-        {TENSOR_NAMES_TEXT_ENCODER, TENSOR_NAMES_LLAMA, "model.layers.0.self_attn.o_proj.weight", "blk.0.attn_output.weight", 0, 1,
-         TENSOR_NAMES_AS_IS},
-        {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "decoder.up_blocks.0.resnets.2.conv1.weight", "decoder.up.3.block.2.conv1.weight", 0,
-         1, TENSOR_NAMES_AS_IS},
+        {TENSOR_NAMES_TEXT_ENCODER, TENSOR_NAMES_LLAMA, "model.layers.0.self_attn.o_proj.weight",
+         "blk.0.attn_output.weight", 0, 1, TENSOR_NAMES_AS_IS},
+        {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "decoder.up_blocks.0.resnets.2.conv1.weight",
+         "decoder.up.3.block.2.conv1.weight", 0, 1, TENSOR_NAMES_AS_IS},
         {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "decoder.up_blocks.2.resnets.0.conv_shortcut.bias",
          "decoder.up.1.block.0.nin_shortcut.bias", 0, 1, TENSOR_NAMES_AS_IS},
-        {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "decoder.up_blocks.2.upsamplers.0.conv.weight", "decoder.up.1.upsample.conv.weight",
-         0, 1, TENSOR_NAMES_AS_IS},
-        {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "encoder.down_blocks.1.downsamplers.0.conv.bias", "encoder.down.1.downsample.conv.bias",
-         0, 1, TENSOR_NAMES_AS_IS},
+        {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "decoder.up_blocks.2.upsamplers.0.conv.weight",
+         "decoder.up.1.upsample.conv.weight", 0, 1, TENSOR_NAMES_AS_IS},
+        {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "encoder.down_blocks.1.downsamplers.0.conv.bias",
+         "encoder.down.1.downsample.conv.bias", 0, 1, TENSOR_NAMES_AS_IS},
         {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "decoder.mid_block.attentions.0.to_out.0.weight",
          "decoder.mid.attn_1.proj_out.weight", 0, 1, TENSOR_NAMES_SQUEEZE},
-        {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "encoder.mid_block.resnets.1.norm2.bias", "encoder.mid.block_2.norm2.bias", 0, 1,
+        {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "encoder.mid_block.resnets.1.norm2.bias", "encoder.mid.block_2.norm2.bias",
+         0, 1, TENSOR_NAMES_AS_IS},
+        {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "quant_conv.weight", "encoder.quant_conv.weight", 0, 1,
          TENSOR_NAMES_AS_IS},
-        {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "quant_conv.weight", "encoder.quant_conv.weight", 0, 1, TENSOR_NAMES_AS_IS},
         {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, "bn.running_var", "bn.running_var", 0, 1, TENSOR_NAMES_AS_IS},
     };
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
@@ -288,11 +330,18 @@ static void names_are_those_of_the_published_files(void **state)
 static void names_nobody_uses_have_no_place(void **state)
 {
     (void)state;
-    static const char *const wrong[] = {"", "x_embedder", "x_embedder.weight2", "transformer_blocks..attn.to_q.weight",
-                                        "transformer_blocks.01.attn.to_q.weight", "transformer_blocks.-1.attn.to_q.weight",
-                                        "transformer_blocks.99999999999999999999.attn.to_q.weight", "img_in.weight",
-                                        "transformer_blocks.0.attn.to_q.bias", "decoder.up_blocks.0.resnets.0.norm3.weight"};
-    struct tensor_names bfl = {TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, ""}, vae = {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, ""};
+    static const char *const wrong[] = {"",
+                                        "x_embedder",
+                                        "x_embedder.weight2",
+                                        "transformer_blocks..attn.to_q.weight",
+                                        "transformer_blocks.01.attn.to_q.weight",
+                                        "transformer_blocks.-1.attn.to_q.weight",
+                                        "transformer_blocks.99999999999999999999.attn.to_q.weight",
+                                        "img_in.weight",
+                                        "transformer_blocks.0.attn.to_q.bias",
+                                        "decoder.up_blocks.0.resnets.0.norm3.weight"};
+    struct tensor_names bfl = {TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, ""},
+                        vae = {TENSOR_NAMES_VAE, TENSOR_NAMES_BFL, ""};
     struct tensor_names_place p[TENSOR_NAMES_PIECES_MAX];
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         assert_false(tensor_names_in_file(p, &bfl, wrong[i]));
@@ -331,8 +380,8 @@ static void files_are_recognised_by_a_tensor(void **state)
         {"model.diffusion_model.img_in.weight", TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, "model.diffusion_model."},
         {"diffusion_model.x_embedder.weight", TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_DIFFUSERS, "diffusion_model."},
         {"model.embed_tokens.weight", TENSOR_NAMES_TEXT_ENCODER, TENSOR_NAMES_DIFFUSERS, ""},
-        {"text_encoders.qwen3_4b.transformer.model.embed_tokens.weight", TENSOR_NAMES_TEXT_ENCODER, TENSOR_NAMES_DIFFUSERS,
-         "text_encoders.qwen3_4b.transformer."},
+        {"text_encoders.qwen3_4b.transformer.model.embed_tokens.weight", TENSOR_NAMES_TEXT_ENCODER,
+         TENSOR_NAMES_DIFFUSERS, "text_encoders.qwen3_4b.transformer."},
         {"embed_tokens.weight", TENSOR_NAMES_TEXT_ENCODER, TENSOR_NAMES_BARE, ""},
         {"token_embd.weight", TENSOR_NAMES_TEXT_ENCODER, TENSOR_NAMES_LLAMA, ""},
         {"decoder.conv_norm_out.weight", TENSOR_NAMES_VAE, TENSOR_NAMES_DIFFUSERS, ""},
@@ -345,7 +394,8 @@ static void files_are_recognised_by_a_tensor(void **state)
         assert_string_equal(found.prefix, files[i].prefix);
     }
     assert_false(tensor_names_detect(&found, TENSOR_NAMES_TRANSFORMER, is_that, "model.embed_tokens.weight"));
-    assert_false(tensor_names_detect(&found, TENSOR_NAMES_TRANSFORMER, is_that, "input_blocks.0.0.weight")); /* another model */
+    assert_false(
+        tensor_names_detect(&found, TENSOR_NAMES_TRANSFORMER, is_that, "input_blocks.0.0.weight")); /* another model */
 }
 
 static void modules_of_adapters_are_found_in_either_scheme(void **state)
@@ -361,7 +411,8 @@ static void modules_of_adapters_are_found_in_either_scheme(void **state)
         {"double_blocks.1.img_attn.qkv", false, 3, "transformer_blocks.1.attn.to_q.weight", 3},
         {"double_blocks_1_img_attn_qkv", true, 3, "transformer_blocks.1.attn.to_q.weight", 3},
         {"transformer_blocks.1.attn.to_out.0", false, 1, "transformer_blocks.1.attn.to_out.0.weight", 1},
-        {"single_transformer_blocks_12_attn_to_qkv_mlp_proj", true, 1, "single_transformer_blocks.12.attn.to_qkv_mlp_proj.weight", 1},
+        {"single_transformer_blocks_12_attn_to_qkv_mlp_proj", true, 1,
+         "single_transformer_blocks.12.attn.to_qkv_mlp_proj.weight", 1},
         {"single_blocks_0_linear2", true, 1, "single_transformer_blocks.0.attn.to_out.weight", 1},
         {"norm_out.linear", false, 1, "norm_out.linear.weight", 1},
         {"final_layer_adaLN_modulation_1", true, 1, "norm_out.linear.weight", 1},
