@@ -1,0 +1,26 @@
+/* test_gather.c - rows of a table by index: if this breaks, prompts are read as other words. */
+#include "kernel_check.h"
+
+static void rows_arrive_in_the_order_of_the_ids(struct kernel_check *c)
+{
+    static const int64_t widths[] = {1, 5, 16, 33};
+    static const int32_t order[] = {6, 0, 3, 3, 6};
+    for (int s = 0; s < 4; s++)
+        for (int d = 0; d < 2; d++) { /* the table may have the other dtype: exact to f32, rounded to bf16 */
+            struct tensor table = kernel_check_tensor(c, d ? TENSOR_F32 : TENSOR_BF16, 2, (int64_t[]){7, widths[s]});
+            kernel_check_fill(table, 1, 3);
+            struct tensor out = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){5, widths[s]});
+            kern_gather(c->k, kernel_check_strided(c, out, 0), table, tensor_1d((void *)order, TENSOR_I32, 5));
+            kern_gather(c->k, out, kernel_check_strided(c, table, 3), tensor_1d((void *)order, TENSOR_I32, 5));
+            for (int64_t i = 0; i < 5 * widths[s]; i++) {
+                double want = kernel_check_get(table, order[i / widths[s]] * widths[s] + i % widths[s]);
+                assert_true(kernel_check_get(out, i) == kernel_check_round(c->dtype, want));
+            }
+        }
+}
+
+int main(void)
+{
+    static const struct kernel_check_test tests[] = {KERNEL_CHECK_TEST(rows_arrive_in_the_order_of_the_ids)};
+    return kernel_check_main(tests, sizeof tests / sizeof *tests);
+}

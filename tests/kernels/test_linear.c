@@ -1,0 +1,144 @@
+/* test_linear.c - matrix times rows: if this breaks, every layer of every model is wrong, or an image depends on the
+ * batch that it was rendered in. */
+#include "kernel_check.h"
+
+#include <math.h>
+
+static struct tensor none(void)
+{
+    return (struct tensor){0};
+}
+
+/* f32 sums of k products and a bias: each of the k + 1 additions errs by at most U32 of the sum of magnitudes. */
+static void compare(struct kernel_check *c, struct tensor out, struct tensor x, struct tensor w, struct tensor bias)
+{
+    int64_t rows = x.shape[0], k = x.shape[1], n = w.shape[0];
+    double *want = kernel_check_doubles(rows * n), *slack = kernel_check_doubles(rows * n);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < n; j++) {
+            double sum = 0, size = 0;
+            for (int64_t i = 0; i < k; i++) {
+                double product = kernel_check_get(x, r * k + i) * kernel_check_round(c->dtype, kernel_check_get(w, j * k + i));
+                sum += product;
+                size += fabs(product);
+            }
+            double b = bias.data ? kernel_check_get(bias, j) : 0;
+            want[r * n + j] = kernel_check_round(out.dtype, sum + b);
+            slack[r * n + j] = (double)(k + 1) * KERNEL_CHECK_U32 * (size + fabs(b));
+        }
+    kernel_check_compare(c, out, want, slack);
+}
+
+static const int64_t shapes[][3] = { /* rows, n, k: one, odd, around tiles (2, 6), panels (16, 64), blocks (96), runs (512) */
+    {1, 1, 1}, {1, 16, 7}, {2, 3, 2}, {3, 17, 33}, {5, 63, 64}, {6, 64, 16}, {7, 65, 31}, {12, 129, 4},
+    {95, 15, 130}, {96, 16, 511}, {97, 33, 512}, {193, 20, 513}, {13, 300, 1030}};
+
+static void equals_the_definition_at_every_shape(struct kernel_check *c)
+{
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        int64_t rows = shapes[s][0], n = shapes[s][1], k = shapes[s][2];
+        struct tensor x = kernel_check_random(c, 2, (int64_t[]){rows, k}, 1, 1), w = kernel_check_random(c, 2, (int64_t[]){n, k}, 2, 1);
+        struct tensor bias = s % 2 ? kernel_check_random(c, 1, (int64_t[]){n}, 3, 2) : none();
+        struct tensor out = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){rows, n});
+        struct kern_weight *packed = kern_weight_linear(c->k, c->dtype, w, bias);
+        kern_linear(c->k, out, x, packed);
+        kernel_check_done(c->k);
+        compare(c, out, x, w, bias);
+        kern_weight_free(c->k, packed);
+    }
+}
+
+static void a_weight_of_the_other_dtype_is_converted_once(struct kernel_check *c)
+{
+    enum tensor_dtype other = c->dtype == TENSOR_F32 ? TENSOR_BF16 : TENSOR_F32;
+    struct tensor w = kernel_check_tensor(c, other, 2, (int64_t[]){21, 45}), bias = kernel_check_tensor(c, other, 1, (int64_t[]){21});
+    kernel_check_fill(w, 4, 1);
+    kernel_check_fill(bias, 5, 1);
+    struct tensor x = kernel_check_random(c, 2, (int64_t[]){9, 45}, 6, 1), out = kernel_check_tensor(c, TENSOR_F32, 2, (int64_t[]){9, 21});
+    struct kern_weight *packed = kern_weight_linear(c->k, c->dtype, w, bias);
+    kernel_check_fill(w, 99, 1); /* the source may go */
+    struct tensor again = kernel_check_tensor(c, other, 2, (int64_t[]){21, 45});
+    kernel_check_fill(again, 4, 1);
+    kern_linear(c->k, out, x, packed);
+    kernel_check_done(c->k);
+    compare(c, out, x, again, bias);
+    assert_true(kern_weight_bytes(packed) >= 21 * 45 * tensor_dtype_bytes(c->dtype));
+    kern_weight_free(c->k, packed);
+}
+
+static void columns_of_wider_rows_are_read_and_written_in_place(struct kernel_check *c)
+{
+    struct tensor x = kernel_check_random(c, 2, (int64_t[]){11, 35}, 1, 1), w = kernel_check_random(c, 2, (int64_t[]){19, 35}, 2, 1);
+    struct tensor plain = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){11, 19});
+    struct tensor wide = kernel_check_random(c, 2, (int64_t[]){11, 27}, 7, 1), before = kernel_check_strided(c, wide, 3);
+    struct kern_weight *packed = kern_weight_linear(c->k, c->dtype, kernel_check_strided(c, w, 5), none());
+    kern_linear(c->k, plain, x, packed);
+    kern_linear(c->k, tensor_slice(wide, 1, 3, 19), kernel_check_strided(c, x, 7), packed);
+    kernel_check_done(c->k);
+    compare(c, plain, x, w, none());
+    kernel_check_same_bits(tensor_slice(wide, 1, 3, 19), plain);
+    kernel_check_same_bits(tensor_slice(wide, 1, 0, 3), tensor_slice(before, 1, 0, 3)); /* neighbours untouched */
+    kernel_check_same_bits(tensor_slice(wide, 1, 22, 5), tensor_slice(before, 1, 22, 5));
+    kern_weight_free(c->k, packed);
+}
+
+static void a_row_does_not_depend_on_other_rows_or_threads(struct kernel_check *c)
+{
+    struct tensor x = kernel_check_random(c, 2, (int64_t[]){101, 700}, 1, 1), w = kernel_check_random(c, 2, (int64_t[]){150, 700}, 2, 1);
+    struct tensor all = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){101, 150});
+    struct tensor alone = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){1, 150});
+    struct kern *backends[] = {c->k, c->one, c->three};
+    for (int b = 0; b < 3; b++) {
+        struct kern_weight *packed = kern_weight_linear(backends[b], c->dtype, w, none());
+        struct tensor out = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){101, 150});
+        kern_linear(backends[b], b ? out : all, x, packed);
+        if (b)
+            kernel_check_same_bits(out, all);
+        for (int64_t r = 0; r < 101; r += 10) {
+            kern_linear(backends[b], alone, tensor_slice(x, 0, r, 1), packed);
+            kernel_check_same_bits(alone, tensor_slice(all, 0, r, 1));
+        }
+        kern_weight_free(backends[b], packed);
+        kernel_check_done(backends[b]);
+    }
+}
+
+static void nan_and_infinity_reach_their_row_only(struct kernel_check *c)
+{
+    struct tensor x = kernel_check_random(c, 2, (int64_t[]){8, 40}, 1, 1), w = kernel_check_random(c, 2, (int64_t[]){20, 40}, 2, 1);
+    struct tensor good = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){8, 20}), bad = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){8, 20});
+    struct kern_weight *packed = kern_weight_linear(c->k, c->dtype, w, none());
+    kern_linear(c->k, good, x, packed);
+    kernel_check_set(x, 2 * 40 + 39, NAN);
+    kernel_check_set(x, 5 * 40, INFINITY);
+    kern_linear(c->k, bad, x, packed);
+    for (int64_t r = 0; r < 8; r++) {
+        if (r != 2 && r != 5)
+            kernel_check_same_bits(tensor_slice(bad, 0, r, 1), tensor_slice(good, 0, r, 1));
+        for (int64_t j = 0; j < 20; j++)
+            assert_true(r == 2 ? isnan(kernel_check_get(bad, r * 20 + j)) : r == 5 ? isinf(kernel_check_get(bad, r * 20 + j)) : true);
+    }
+    kern_weight_free(c->k, packed);
+}
+
+static void no_rows_are_no_work(struct kernel_check *c)
+{
+    struct tensor w = kernel_check_random(c, 2, (int64_t[]){5, 6}, 2, 1);
+    struct kern_weight *packed = kern_weight_linear(c->k, c->dtype, w, none());
+    kern_linear(c->k, kernel_check_tensor(c, c->dtype, 2, (int64_t[]){0, 5}), kernel_check_tensor(c, c->dtype, 2, (int64_t[]){0, 6}), packed);
+    kernel_check_done(c->k);
+    kern_weight_free(c->k, packed);
+}
+
+int main(void)
+{
+    static const struct kernel_check_test tests[] = {
+        KERNEL_CHECK_TEST(equals_the_definition_at_every_shape),
+        KERNEL_CHECK_TEST(a_weight_of_the_other_dtype_is_converted_once),
+        KERNEL_CHECK_TEST(columns_of_wider_rows_are_read_and_written_in_place),
+        KERNEL_CHECK_TEST(a_row_does_not_depend_on_other_rows_or_threads),
+        KERNEL_CHECK_TEST(nan_and_infinity_reach_their_row_only),
+        KERNEL_CHECK_TEST(no_rows_are_no_work),
+    };
+    return kernel_check_main(tests, sizeof tests / sizeof *tests);
+}
