@@ -134,8 +134,19 @@ void warp_collective(WarpOp *op);
 /* check_copy: is `to` shared and `from` device memory? Else it fails. */
 void check_copy(Where where, const void *to, const void *from);
 
-/* count_access tells the counters of an access that happens out of their sight; does nothing in uncounted builds. */
-void count_access(const void *address, unsigned bytes, bool is_write);
+/* A module compiled with CUDASIM_ONE_WORKER says so when it is loaded. */
+void need_one_worker();
+#ifdef CUDASIM_ONE_WORKER
+namespace
+{
+struct NeedOneWorker {
+    NeedOneWorker()
+    {
+        need_one_worker();
+    }
+} const one_worker_needed;
+} // namespace
+#endif
 
 struct Launch {
     dim3 grid, block;
