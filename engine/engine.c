@@ -168,6 +168,7 @@ bool engine_generate(struct engine *e, const struct engine_request *requests, in
     bool ok = run(e, requests, count, images, watch, why);
     kern_rewind(e->model.kern, mark);
     if (!ok) {
+        kern_recover(e->model.kern); /* a batch that was too large says nothing about the next */
         images_done(images, count);
         return false;
     }

@@ -28,6 +28,7 @@ struct engine_options {
     enum engine_precision precision;
     int threads;                      /* 0: all */
     const char *isa;                  /* see kern_cpu.h; NULL: best */
+    const char *device;               /* "cpu", "cuda", "cuda:1"; NULL: cpu */
 };
 
 #define ENGINE_SIDE_MIN 64

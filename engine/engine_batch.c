@@ -165,10 +165,8 @@ static void encode(struct engine_batch *b, const int *todo, int count, struct te
         token_count[i] = b->token_count[todo[i]];
     }
     int64_t rows = (int64_t)count * ENGINE_TOKENS_MAX;
-    struct tensor device_ids = kern_temp(k, TENSOR_I32, 1, &rows);
     struct tensor embeds = kern_temp(k, m->dtype, 3, (int64_t[]){count, ENGINE_TOKENS_MAX, width});
-    kern_write(k, device_ids, tensor_1d(ids, TENSOR_I32, rows));
-    text_encoder_run(k, &m->peers, &m->config.text, &m->text, embeds, device_ids, token_count);
+    text_encoder_run(k, &m->peers, &m->config.text, &m->text, embeds, tensor_1d(ids, TENSOR_I32, rows), token_count);
     for (int i = 0; i < count; i++) {
         struct tensor one = tensor_rows(tensor_slice(embeds, 0, i, 1)), context = context_of(b, todo[i]);
         transformer_context(k, &m->transformer, context, one);
@@ -186,7 +184,8 @@ static void dump_prompts(struct engine_batch *b, struct tensor embeds)
     static const char *const ids_name[] = {"input_ids", "negative_input_ids"};
     static const char *const embeds_name[] = {"prompt_embeds", "negative_prompt_embeds"};
     for (int pass = 0; pass < b->passes; pass++) { /* tokenised pass after pass */
-        dump(b, ids_name[pass], tensor_2d(b->ids[pass * b->count], TENSOR_I32, b->count, ENGINE_TOKENS_MAX), NULL);
+        b->watch->dump(b->watch->context, ids_name[pass],
+                       tensor_2d(b->ids[pass * b->count], TENSOR_I32, b->count, ENGINE_TOKENS_MAX));
         dump(b, embeds_name[pass], tensor_slice(embeds, 0, pass * b->count, b->count), NULL);
     }
 }

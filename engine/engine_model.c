@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "kern_cpu.h"
+#include "kern_module.h"
 #include "model_file.h"
 
 double engine_model_now_s(void)
@@ -24,16 +25,18 @@ bool engine_model_sync(struct engine_model *m, struct engine_error *why)
     if (kern_sync(m->kern))
         return true;
     const char *text = kern_error(m->kern);
-    bool is_memory = strncmp(text, "no memory", 9) == 0; /* how the backends begin it */
-    return engine_error_set(why, is_memory ? ENGINE_NO_MEMORY : ENGINE_DEVICE, "%s", text);
+    return engine_error_set(why, kern_error_is_memory(text) ? ENGINE_NO_MEMORY : ENGINE_DEVICE, "%s", text);
 }
 
 static bool open_kern(struct engine_model *m, const struct engine_options *o, struct engine_error *why)
 {
-    char text[256];
-    m->kern = kern_cpu_open(&(struct kern_cpu_options){.threads = o->threads, .isa = o->isa}, text, sizeof text);
+    char text[512];
+    if (!o->device || strcmp(o->device, "cpu") == 0)
+        m->kern = kern_cpu_open(&(struct kern_cpu_options){.threads = o->threads, .isa = o->isa}, text, sizeof text);
+    else
+        m->kern = kern_module_open(o->device, text, sizeof text);
     if (!m->kern)
-        return engine_error_set(why, ENGINE_DEVICE, "%s", text);
+        return engine_error_set(why, kern_error_is_memory(text) ? ENGINE_NO_MEMORY : ENGINE_DEVICE, "%s", text);
     m->pool = weights_pool_new(m->kern);
     m->contexts = context_cache_new(m->dtype, TRANSFORMER_TEXT_ROWS, m->config.transformer.hidden);
     if (!m->pool || !m->contexts)

@@ -11,7 +11,9 @@ struct weights_pool {
     struct kern *kern;
     struct kern_weight **packed;
     size_t packed_count;
-    void **memory;
+    struct tensor *vectors; /* of the backend */
+    size_t vector_count;
+    void **memory;          /* of the host */
     size_t memory_count;
 };
 
@@ -29,9 +31,12 @@ void weights_pool_free(struct weights_pool *pool)
         return;
     for (size_t i = 0; i < pool->packed_count; i++)
         kern_weight_free(pool->kern, pool->packed[i]);
+    for (size_t i = 0; i < pool->vector_count; i++)
+        kern_release(pool->kern, pool->vectors[i]);
     for (size_t i = 0; i < pool->memory_count; i++)
         free(pool->memory[i]);
     free(pool->packed);
+    free(pool->vectors);
     free(pool->memory);
     free(pool);
 }
@@ -64,10 +69,33 @@ static bool keep_memory(struct weights *w, void *memory)
     return true;
 }
 
+/* What the backend could not do: not enough memory for it, or the device itself. */
+static void fail_kern(struct weights *w)
+{
+    const char *text = *kern_error(w->kern) ? kern_error(w->kern) : "no memory for weights";
+    fail(w, kern_error_is_memory(text) ? ENGINE_NO_MEMORY : ENGINE_DEVICE, "%s", text);
+}
+
+static struct tensor keep_vector(struct weights *w, struct tensor t)
+{
+    if (!t.data) {
+        fail_kern(w);
+        return (struct tensor){0};
+    }
+    struct tensor *grown = realloc(w->pool->vectors, (w->pool->vector_count + 1) * sizeof *grown);
+    if (!grown) {
+        kern_release(w->kern, t);
+        fail(w, ENGINE_NO_MEMORY, "no memory for weights");
+        return (struct tensor){0};
+    }
+    w->pool->vectors = grown;
+    return grown[w->pool->vector_count++] = t;
+}
+
 static const struct kern_weight *keep_packed(struct weights *w, struct kern_weight *packed)
 {
     if (!packed) {
-        fail(w, ENGINE_NO_MEMORY, "%s", *kern_error(w->kern) ? kern_error(w->kern) : "no memory for weights");
+        fail_kern(w);
         return NULL;
     }
     struct kern_weight **grown = realloc(w->pool->packed, (w->pool->packed_count + 1) * sizeof *grown);
@@ -188,20 +216,13 @@ static struct tensor view(struct weights *w, const struct safetensors_entry *e, 
     return tensor_of(values, TENSOR_F32, e->rank, e->shape);
 }
 
-/* The values of an entry in the compute dtype, in memory of the pool. */
-static struct tensor own_copy(struct weights *w, const struct safetensors_entry *e)
+/* The values of an entry in the compute dtype, in the backend's memory. */
+static struct tensor upload(struct weights *w, const struct safetensors_entry *e)
 {
     void *converted;
-    struct tensor source = view(w, e, &converted);
-    struct tensor t = {0};
-    if (!w->failed) {
-        t = tensor_of(NULL, w->dtype, e->rank, e->shape);
-        void *memory = aligned_alloc(64, (tensor_bytes(t) + 63) & ~(size_t)63);
-        if (keep_memory(w, memory)) {
-            t.data = memory;
-            kern_write(w->kern, t, source);
-        }
-    }
+    struct tensor source = view(w, e, &converted), t = {0};
+    if (!w->failed)
+        t = keep_vector(w, kern_upload(w->kern, w->dtype, source));
     free(converted);
     safetensors_advise(e, SAFETENSORS_DONE);
     return t;
@@ -218,18 +239,36 @@ static struct tensor own_copy(struct weights *w, const struct safetensors_entry 
         va_end(args);                                                                                                  \
     } while (0)
 
+/* The values of an entry in the compute dtype, in host memory the caller frees. */
+static struct tensor host_copy(struct weights *w, const struct safetensors_entry *e)
+{
+    void *converted;
+    struct tensor source = view(w, e, &converted), t = tensor_of(NULL, w->dtype, e->rank, e->shape);
+    if (!w->failed)
+        t.data = malloc(tensor_bytes(t));
+    if (t.data)
+        tensor_convert(t, source);
+    else
+        fail(w, ENGINE_NO_MEMORY, "no memory to convert '%s'", e->name);
+    free(converted);
+    return t;
+}
+
 /* What was copied out of a file need not stay in memory: a model is held once, not twice. */
-static const struct kern_weight *pack(struct weights *w, const struct safetensors_entry *e, struct tensor bias)
+static const struct kern_weight *pack(struct weights *w, const struct safetensors_entry *e,
+                                      const struct safetensors_entry *bias)
 {
     if (!e || w->failed)
         return NULL;
     void *converted;
     struct tensor source = view(w, e, &converted);
+    struct tensor rounded = bias ? host_copy(w, bias) : (struct tensor){0};
     const struct kern_weight *packed = NULL;
     if (!w->failed)
-        packed = keep_packed(w, e->rank == 4 ? kern_weight_conv(w->kern, w->dtype, source, bias)
-                                             : kern_weight_linear(w->kern, w->dtype, source, bias));
+        packed = keep_packed(w, e->rank == 4 ? kern_weight_conv(w->kern, w->dtype, source, rounded)
+                                             : kern_weight_linear(w->kern, w->dtype, source, rounded));
     free(converted);
+    free(rounded.data);
     safetensors_advise(e, SAFETENSORS_DONE);
     return packed;
 }
@@ -237,7 +276,16 @@ static const struct kern_weight *pack(struct weights *w, const struct safetensor
 const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k, const char *format, ...)
 {
     NAME_OF(name, format);
-    return pack(w, find(w, name, 2, (int64_t[]){n, k}), (struct tensor){0});
+    return pack(w, find(w, name, 2, (int64_t[]){n, k}), NULL);
+}
+
+/* bf16 files stay bf16: the backend rounds, where it is faster than here. */
+static enum tensor_dtype stack_dtype(const struct safetensors_entry *const *parts, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (parts[i]->dtype != SAFETENSORS_BF16)
+            return TENSOR_F32;
+    return TENSOR_BF16;
 }
 
 /* One after the other into one matrix; all are known to be there, so that its size is that of real data. */
@@ -248,7 +296,7 @@ static void join(struct weights *w, struct tensor all, const struct safetensors_
         void *converted;
         struct tensor source = view(w, parts[i], &converted);
         if (!w->failed)
-            kern_write(w->kern, tensor_slice(all, 0, at, parts[i]->shape[0]), source);
+            tensor_convert(tensor_slice(all, 0, at, parts[i]->shape[0]), source);
         free(converted);
         safetensors_advise(parts[i], SAFETENSORS_DONE);
         at += parts[i]->shape[0];
@@ -267,7 +315,7 @@ const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t 
     }
     if (w->failed)
         return NULL;
-    struct tensor all = tensor_2d(NULL, w->dtype, total, k);
+    struct tensor all = tensor_2d(NULL, stack_dtype(parts, count), total, k);
     all.data = malloc(tensor_bytes(all));
     if (!all.data) {
         fail(w, ENGINE_NO_MEMORY, "no memory to join '%s' with its neighbours", names[0]);
@@ -280,12 +328,11 @@ const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t 
     return packed;
 }
 
-static struct tensor bias_of(struct weights *w, int64_t n, const char *name)
+static const struct safetensors_entry *bias_of(struct weights *w, int64_t n, const char *name)
 {
     char full[300];
     snprintf(full, sizeof full, "%s.bias", name);
-    const struct safetensors_entry *e = find(w, full, 1, (int64_t[]){n});
-    return e ? own_copy(w, e) : (struct tensor){0};
+    return find(w, full, 1, (int64_t[]){n});
 }
 
 static const struct safetensors_entry *weight_of(struct weights *w, const char *name, int rank, const int64_t *shape)
@@ -313,7 +360,7 @@ struct tensor weights_vector(struct weights *w, int64_t n, const char *format, .
 {
     NAME_OF(name, format);
     const struct safetensors_entry *e = find(w, name, 1, (int64_t[]){n});
-    return e ? own_copy(w, e) : (struct tensor){0};
+    return e ? upload(w, e) : (struct tensor){0};
 }
 
 struct tensor weights_table(struct weights *w, int64_t n, int64_t k, const char *format, ...)
@@ -322,19 +369,18 @@ struct tensor weights_table(struct weights *w, int64_t n, int64_t k, const char 
     const struct safetensors_entry *e = find(w, name, 2, (int64_t[]){n, k});
     if (!e)
         return (struct tensor){0};
-    bool fits = (e->dtype == SAFETENSORS_BF16 && w->dtype == TENSOR_BF16) ||
-                (e->dtype == SAFETENSORS_F32 && w->dtype == TENSOR_F32);
-    if (fits && (uintptr_t)e->data % tensor_dtype_bytes(w->dtype) == 0) {
-        safetensors_advise(e, SAFETENSORS_ROWS); /* the check for NaN read all of it; a prompt reads some rows */
-        return tensor_of((void *)e->data, w->dtype, 2, (int64_t[]){n, k});
-    }
-    return own_copy(w, e);
+    void *converted;
+    struct tensor t = view(w, e, &converted);
+    if (converted && !keep_memory(w, converted))
+        return (struct tensor){0};
+    safetensors_advise(e, SAFETENSORS_ROWS); /* the check for NaN read all of it; a prompt reads some rows */
+    return t;
 }
 
 bool weights_done(struct weights *w, struct engine_error *why)
 {
     if (!w->failed && !kern_sync(w->kern))
-        fail(w, ENGINE_NO_MEMORY, "%s", kern_error(w->kern));
+        fail_kern(w);
     if (w->failed)
         *why = w->why;
     return !w->failed;

@@ -37,8 +37,8 @@ const struct kern_weight *weights_linear_bias(struct weights *w, int64_t n, int6
     __attribute__((format(printf, 4, 5)));
 const struct kern_weight *weights_conv_bias(struct weights *w, int64_t out, int64_t in, int size, const char *name, ...)
     __attribute__((format(printf, 5, 6)));
-/* weights_vector: a 1-D tensor in the compute dtype. weights_table: a [n, k] matrix kept row-major for
- * kern_gather (embedding); stays in the file mapping when the dtype already fits, so `files` must stay open. */
+/* weights_vector: a 1-D tensor in the compute dtype. weights_table: a [n, k] matrix in host memory
+ * for kern_gather (embedding), F32 or BF16 as the file has it: a view of the mapping, so `files` must stay open. */
 struct tensor weights_vector(struct weights *w, int64_t n, const char *name, ...) __attribute__((format(printf, 3, 4)));
 struct tensor weights_table(struct weights *w, int64_t n, int64_t k, const char *name, ...)
     __attribute__((format(printf, 4, 5)));

@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 void kern_ops_fail(struct kern *k, const char *format, ...)
 {
@@ -25,6 +26,19 @@ void kern_close(struct kern *k)
 bool kern_sync(struct kern *k)
 {
     return !k->failed && k->ops->sync(k);
+}
+
+bool kern_error_is_memory(const char *text)
+{
+    return strncmp(text, "no memory", 9) == 0; /* how the backends begin it */
+}
+
+bool kern_recover(struct kern *k)
+{
+    if (k->failed && !kern_error_is_memory(k->error))
+        return false;
+    k->failed = false;
+    return k->ops->sync(k);
 }
 
 const char *kern_error(const struct kern *k)
@@ -68,14 +82,28 @@ void kern_write(struct kern *k, struct tensor out, struct tensor host)
 {
     assert(tensor_same_shape(out, host));
     if (!k->failed)
-        k->ops->copy(k, out, host);
+        k->ops->write(k, out, host);
 }
 
 void kern_read(struct kern *k, struct tensor host, struct tensor x)
 {
     assert(tensor_same_shape(host, x));
     if (!k->failed)
-        k->ops->copy(k, host, x);
+        k->ops->read(k, host, x);
+}
+
+struct tensor kern_upload(struct kern *k, enum tensor_dtype dtype, struct tensor host)
+{
+    assert(is_float(host) && (dtype == TENSOR_F32 || dtype == TENSOR_BF16));
+    if (k->failed)
+        return tensor_of(NULL, dtype, host.rank, host.shape);
+    return k->ops->upload(k, dtype, host);
+}
+
+void kern_release(struct kern *k, struct tensor t)
+{
+    if (t.data)
+        k->ops->release(k, t);
 }
 
 struct kern_weight *kern_weight_linear(struct kern *k, enum tensor_dtype dtype, struct tensor w,

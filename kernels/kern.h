@@ -23,7 +23,11 @@ void kern_close(struct kern *k);
 
 /* kern_sync waits for everything asked so far; false if anything failed, then kern_error says what. */
 bool kern_sync(struct kern *k);
+/* kern_recover forgets an error that begins with "no memory", so that a smaller piece of work may be tried; what was asked
+ * since the error has not been done. False if another error is kept: a lost device stays lost until it is opened again. */
+bool kern_recover(struct kern *k);
 const char *kern_error(const struct kern *k);
+bool kern_error_is_memory(const char *text); /* of kern_error: a smaller piece of work may succeed */
 const char *kern_name(const struct kern *k); /* "cpu avx512_bf16, 2 threads" */
 size_t kern_peak_bytes(const struct kern *k); /* arena high-water mark + weights */
 
@@ -38,9 +42,14 @@ void kern_rewind(struct kern *k, size_t mark);
 void kern_write(struct kern *k, struct tensor out, struct tensor host);
 void kern_read(struct kern *k, struct tensor host, struct tensor x);
 
+/* kern_upload copies host values, converted to `dtype`, into memory of the backend that lives until kern_release: vectors
+ * of a model. data is NULL after a failure. kern_release takes only what kern_upload gave. */
+struct tensor kern_upload(struct kern *k, enum tensor_dtype dtype, struct tensor host);
+void kern_release(struct kern *k, struct tensor t);
+
 /* kern_weight_linear converts a [n, k] matrix (row = one output) into the backend's layout; stored
- * in `dtype` (the compute dtype). bias: [n] or a tensor with data NULL. The source may be unmapped
- * afterwards. NULL on no memory.
+ * in `dtype` (the compute dtype). bias: [n] in `dtype`, or a tensor with data NULL. Both are host memory and may
+ * go away afterwards. NULL on no memory.
  * kern_weight_conv does the same for [out, in, kh, kw]. */
 struct kern_weight *kern_weight_linear(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
 struct kern_weight *kern_weight_conv(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
@@ -51,7 +60,8 @@ size_t kern_weight_bytes(const struct kern_weight *w);
 
 /* kern_copy: out = x; same shape, any strides, dtype converted. */
 void kern_copy(struct kern *k, struct tensor out, struct tensor x);
-/* kern_gather: out[r,:] = table[ids[r],:]   table [vocab, width], ids [rows] i32 (checked by caller) */
+/* kern_gather: out[r,:] = table[ids[r],:]   table [vocab, width], ids [rows] i32 (checked by caller). Both are host memory:
+ * a table of embeddings is as large as several layers and a prompt needs few of its rows, so it stays in the file. */
 void kern_gather(struct kern *k, struct tensor out, struct tensor table, struct tensor ids);
 
 /* --- linear algebra ---------------------------------------------------------------------------- */

@@ -279,6 +279,26 @@ static void cpu_weight_free(struct kern *k, struct kern_weight *w)
     free(w);
 }
 
+static struct tensor cpu_upload(struct kern *k, enum tensor_dtype dtype, struct tensor host)
+{
+    struct cpu *c = (struct cpu *)k;
+    struct tensor t = tensor_of(NULL, dtype, host.rank, host.shape);
+    t.data = cpu_alloc(tensor_bytes(t));
+    if (!t.data) {
+        kern_ops_fail(k, "no memory for %zu bytes of a model", tensor_bytes(t));
+        return t;
+    }
+    c->weight_bytes += tensor_bytes(t);
+    c->table->copy(k, t, host);
+    return t;
+}
+
+static void cpu_release(struct kern *k, struct tensor t)
+{
+    ((struct cpu *)k)->weight_bytes -= tensor_bytes(t);
+    cpu_free(t.data, tensor_bytes(t));
+}
+
 static struct kern_weight *cpu_weight(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias)
 {
     struct cpu *c = (struct cpu *)k;
@@ -335,6 +355,7 @@ struct kern *kern_cpu_open(const struct kern_cpu_options *options, char *why, si
     c->ops.close = cpu_close, c->ops.sync = cpu_sync, c->ops.temp = cpu_temp, c->ops.mark = cpu_mark;
     c->ops.rewind = cpu_rewind, c->ops.peak_bytes = cpu_peak_bytes;
     c->ops.weight = cpu_weight, c->ops.weight_free = cpu_weight_free;
+    c->ops.write = c->ops.read = isa->table->copy, c->ops.upload = cpu_upload, c->ops.release = cpu_release;
     c->kern.ops = &c->ops;
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->wake, NULL);

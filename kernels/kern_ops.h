@@ -13,6 +13,10 @@ struct kern_ops {
     size_t (*mark)(struct kern *k);
     void (*rewind)(struct kern *k, size_t mark);
     size_t (*peak_bytes)(const struct kern *k);
+    void (*write)(struct kern *k, struct tensor out, struct tensor host);
+    void (*read)(struct kern *k, struct tensor host, struct tensor x);
+    struct tensor (*upload)(struct kern *k, enum tensor_dtype dtype, struct tensor host);
+    void (*release)(struct kern *k, struct tensor t);
     struct kern_weight *(*weight)(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
     void (*weight_free)(struct kern *k, struct kern_weight *w);
     void (*copy)(struct kern *k, struct tensor out, struct tensor x);

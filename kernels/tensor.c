@@ -2,6 +2,7 @@
 #include "tensor.h"
 
 #include <assert.h>
+#include <string.h>
 
 struct tensor tensor_of(void *data, enum tensor_dtype dtype, int rank, const int64_t *shape)
 {
@@ -126,6 +127,37 @@ bool tensor_same_shape(struct tensor a, struct tensor b)
         if (a.shape[i] != b.shape[i])
             return false;
     return true;
+}
+
+static void convert_row(void *to, enum tensor_dtype to_dtype, const void *from, enum tensor_dtype dtype, int64_t count)
+{
+    if (to_dtype == dtype) {
+        memcpy(to, from, (size_t)count * tensor_dtype_bytes(dtype));
+    } else if (dtype == TENSOR_F32) {
+        assert(to_dtype == TENSOR_BF16);
+        for (int64_t i = 0; i < count; i++)
+            ((uint16_t *)to)[i] = tensor_bf16_of(((const float *)from)[i]);
+    } else {
+        assert(dtype == TENSOR_BF16 && to_dtype == TENSOR_F32);
+        for (int64_t i = 0; i < count; i++)
+            ((float *)to)[i] = tensor_f32_of(((const uint16_t *)from)[i]);
+    }
+}
+
+void tensor_convert(struct tensor out, struct tensor x)
+{
+    int64_t width = x.shape[x.rank - 1], rows = width ? tensor_count(x) / width : 0;
+    size_t out_size = tensor_dtype_bytes(out.dtype), size = tensor_dtype_bytes(x.dtype);
+    assert(tensor_same_shape(out, x));
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t to = 0, from = 0, rest = r;
+        for (int a = x.rank - 2; a >= 0; a--) {
+            to += rest % x.shape[a] * out.stride[a];
+            from += rest % x.shape[a] * x.stride[a];
+            rest /= x.shape[a];
+        }
+        convert_row((char *)out.data + (size_t)to * out_size, out.dtype, (char *)x.data + (size_t)from * size, x.dtype, width);
+    }
 }
 
 size_t tensor_dtype_bytes(enum tensor_dtype dtype)

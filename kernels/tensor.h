@@ -59,6 +59,9 @@ bool tensor_same_shape(struct tensor a, struct tensor b);
 size_t tensor_dtype_bytes(enum tensor_dtype dtype);
 const char *tensor_dtype_name(enum tensor_dtype dtype); /* "f32", "bf16", "i32", "u8" */
 
+/* tensor_convert: out = x, both in host memory; same shape, any strides, equal dtypes or f32 <-> bf16. */
+void tensor_convert(struct tensor out, struct tensor x);
+
 /* tensor_bf16_of rounds to nearest even, NaN stays NaN; tensor_f32_of is exact. */
 static inline float tensor_f32_of(uint16_t b)
 {
