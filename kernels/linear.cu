@@ -1,0 +1,145 @@
+/* linear.cu - linear.c on the device: weights onto it, and rows times a weight.
+ *
+ * A weight is [n][kh][kw][in], rounded to its dtype on the host while it is copied into pinned memory.
+ *
+ * Who does what: see gpu_gemm.h; a block makes 128 rows x 128 (or 32) outputs.
+ * Shared memory: 48 KB or 30 KB.
+ * Limit: FLOPs on tensor cores (f32: on CUDA cores) above some 200 rows, below that the bytes of the weight.
+ * Expected, not measured: 65 to 70 % of the bf16 peak on sm_80 and 86, 70 % on sm_89, 40 % on sm_90. */
+#include "gpu_gemm.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* --- weights ---------------------------------------------------------------------------------------------- */
+
+namespace {
+
+float host_value(const struct tensor &t, int64_t i)
+{
+    return t.dtype == TENSOR_F32 ? ((const float *)t.data)[i] : tensor_f32_of(((const uint16_t *)t.data)[i]);
+}
+
+/* Row r of a weight, [in][taps] in the source, as [taps][inner] in the dtype. */
+void put_row(char *to, const struct kern_weight *w, const struct tensor &source, int64_t r)
+{
+    int64_t taps = (int64_t)w->kh * w->kw, inner = gemm_inner(w);
+    size_t size = tensor_dtype_bytes(w->dtype);
+    int64_t begin = r * source.stride[0];
+    if (taps == 1 && w->dtype == source.dtype) {
+        memcpy(to, (const char *)source.data + (size_t)begin * size, (size_t)w->in * size);
+        memset(to + (size_t)w->in * size, 0, (size_t)(inner - w->in) * size);
+        return;
+    }
+    for (int64_t t = 0; t < taps; t++)
+        for (int64_t i = 0; i < inner; i++) {
+            float v = i < w->in ? host_value(source, begin + i * taps + t) : 0;
+            if (w->dtype == TENSOR_F32)
+                ((float *)to)[t * inner + i] = v;
+            else
+                ((uint16_t *)to)[t * inner + i] = tensor_bf16_of(v);
+        }
+}
+
+bool send_rows(struct kern *k, struct kern_weight *w, const struct tensor &source)
+{
+    size_t row_bytes = (size_t)gemm_depth(w) * tensor_dtype_bytes(w->dtype);
+    int64_t step = (int64_t)(CUDA_STAGE_BYTES / row_bytes);
+    if (step == 0) {
+        kern_ops_fail(k, "a weight's row of %zu bytes, accepted: up to %zu", row_bytes, CUDA_STAGE_BYTES);
+        return false;
+    }
+    for (int64_t first = 0; first < w->n; first += step) {
+        int64_t count = w->n - first < step ? w->n - first : step;
+        char *stage = (char *)cuda_stage(k, (size_t)count * row_bytes);
+        if (!stage)
+            return false;
+        for (int64_t r = 0; r < count; r++)
+            put_row(stage + (size_t)r * row_bytes, w, source, first + r);
+        cuda_send(k, (char *)w->data + (size_t)first * row_bytes, (size_t)count * row_bytes);
+    }
+    return !k->failed;
+}
+
+/* The bias is rounded to the weight's dtype, as the other backend's is, and added in f32. */
+bool send_bias(struct kern *k, struct kern_weight *w, const struct tensor &bias)
+{
+    w->bias = (float *)cuda_alloc(k, (size_t)w->n * sizeof(float));
+    float *stage = w->bias ? (float *)cuda_stage(k, (size_t)w->n * sizeof(float)) : NULL;
+    if (!stage)
+        return false;
+    for (int64_t i = 0; i < w->n; i++) {
+        float v = host_value(bias, i);
+        stage[i] = w->dtype == TENSOR_BF16 ? tensor_f32_of(tensor_bf16_of(v)) : v;
+    }
+    cuda_send(k, w->bias, (size_t)w->n * sizeof(float));
+    return !k->failed;
+}
+
+} // namespace
+
+void linear_weight_free_cuda(struct kern *k, struct kern_weight *w)
+{
+    if (!w)
+        return;
+    cuda_free(k, w->data);
+    cuda_free(k, w->bias);
+    free(w);
+}
+
+struct kern_weight *linear_weight_cuda(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias)
+{
+    struct kern_weight *made = (struct kern_weight *)calloc(1, sizeof *made);
+    if (!made) {
+        kern_ops_fail(k, "no memory for a weight's description");
+        return NULL;
+    }
+    bool is_conv = w.rank == 4;
+    assert(!is_conv || tensor_is_contiguous(w));
+    *made = (struct kern_weight){};
+    made->dtype = dtype, made->rank = w.rank, made->n = w.shape[0], made->k = tensor_count(w) / w.shape[0];
+    made->in = is_conv ? w.shape[1] : made->k;
+    made->kh = is_conv ? (int)w.shape[2] : 1, made->kw = is_conv ? (int)w.shape[3] : 1;
+    made->bytes = (size_t)(made->n * gemm_depth(made)) * tensor_dtype_bytes(dtype);
+    made->data = cuda_alloc(k, made->bytes);
+    if (made->data && send_rows(k, made, w) && (!bias.data || send_bias(k, made, bias)))
+        return made;
+    linear_weight_free_cuda(k, made);
+    return NULL;
+}
+
+/* --- rows times a weight ------------------------------------------------------------------------------------ */
+
+struct tensor gemm_rows_cuda(struct kern *k, struct tensor x, int64_t inner)
+{
+    int64_t shape[2] = {x.shape[0], inner};
+    if (x.shape[1] == inner && gpu_is_vector(x))
+        return x;
+    struct tensor copy = kern_temp(k, x.dtype, 2, shape);
+    if (k->failed)
+        return copy;
+    if (x.shape[1] < inner)
+        cuda_check(k, cudaMemsetAsync(copy.data, 0, tensor_bytes(copy), cuda_stream(k)), "rows");
+    elementwise_copy_cuda(k, tensor_slice(copy, 1, 0, x.shape[1]), x);
+    return copy;
+}
+
+void linear_apply_cuda(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
+{
+    int64_t depth = gemm_depth(w);
+    assert(x.shape[0] < INT32_MAX && depth < INT32_MAX);
+    if (tensor_count(out) == 0)
+        return;
+    if (w->dtype == TENSOR_F32) {
+        gemm_matrix<float> rows = {(const float *)x.data, x.stride[0], (int)x.shape[0], (int)depth};
+        gemm_run_f32(k, "linear f32", rows, w, depth, out);
+        return;
+    }
+    size_t mark = kern_mark(k);
+    struct tensor aligned = gemm_rows_cuda(k, x, depth);
+    if (!k->failed) {
+        gemm_matrix<bf16> rows = {(const bf16 *)aligned.data, aligned.stride[0], (int)x.shape[0], (int)depth};
+        gemm_run_bf16(k, "linear", rows, w, depth, out);
+    }
+    kern_rewind(k, mark);
+}
