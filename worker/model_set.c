@@ -42,7 +42,8 @@ static bool close_one(struct model_set *s, const struct model *keep)
 
 bool model_set_open(struct model_set *s, struct model *m, struct engine_error *why)
 {
-    struct engine_options options = {.model_dir = m->dir, .precision = s->precision, .threads = s->threads};
+    struct engine_options options = {.model_dir = m->dir, .precision = s->precision, .threads = s->threads,
+                                     .device = s->device};
     m->used = ++s->uses;
     if (m->engine)
         return true;
@@ -79,11 +80,12 @@ static bool digest_one(struct model *m, struct engine_error *why)
 }
 
 bool model_set_prepare(struct model_set *s, const struct model_source *sources, int count,
-                       enum engine_precision precision, int threads, struct engine_error *why)
+                       enum engine_precision precision, int threads, const char *device, struct engine_error *why)
 {
     memset(s, 0, sizeof *s);
     s->precision = precision;
     s->threads = threads;
+    s->device = device;
     for (int i = 0; i < count; i++) {
         struct model *m = &s->models[i];
         snprintf(m->name, sizeof m->name, "%s", sources[i].name);

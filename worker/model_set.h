@@ -22,6 +22,7 @@ struct model {
 
 struct model_set {
     enum engine_precision precision;
+    const char *device;
     int threads, count;
     struct model models[MSG_MODELS_MAX];
     uint64_t uses;
@@ -29,7 +30,7 @@ struct model_set {
 
 /* model_set_prepare hashes, opens and warms up all. False: why is the sentence of the one that cannot be used. */
 bool model_set_prepare(struct model_set *s, const struct model_source *sources, int count,
-                       enum engine_precision precision, int threads, struct engine_error *why);
+                       enum engine_precision precision, int threads, const char *device, struct engine_error *why);
 void model_set_close(struct model_set *s);
 
 struct model *model_set_find(struct model_set *s, const char *name); /* NULL: not one of ours */

@@ -17,6 +17,7 @@ struct painter_options {
     int source_count;
     enum engine_precision precision;
     int threads, batch_max;
+    const char *device;
     struct mailbox *outcomes; /* woken when the state changes */
     struct writer *writer;
 };

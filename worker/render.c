@@ -49,7 +49,7 @@ static const char usage_text[] =
     "  --out FILE           .png, .jpg or .webp; with --prompt-file or --batch above 1 a folder (made if missing)\n"
     "                       that gets 000001.png, 000002.png ..\n"
     "  --dump FILE          tensors of the run as .safetensors (names: tests/golden/README.md); one batch only\n"
-    "  --device cpu         where to run\n"
+    "  --device D           where to run: cpu (default), cuda or cuda:N\n"
     "  --precision P        f32 or bf16 (default)\n"
     "  --threads N          default: all\n"
     "  --json               a line per picture: path, sha256, load_s, encode_s, denoise_s, decode_s, peak_bytes,\n"
@@ -59,7 +59,7 @@ static const char usage_text[] =
     "Exit: 0 done, 1 a picture failed, 2 refused, 128 + n stopped by signal n.\n";
 
 struct options {
-    const char *model, *prompt, *prompt_file, *negative, *out, *dump, *precision;
+    const char *model, *prompt, *prompt_file, *negative, *out, *dump, *precision, *device;
     uint64_t seed;
     int width, height, steps, threads, batch;
     float guidance;
@@ -213,8 +213,9 @@ static int take_option(struct options *o, int option, const char *value)
         o->precision = value;
         break;
     case OPT_DEVICE:
-        if (strcmp(value, "cpu") != 0)
-            return refuse("--device '%s': this build has no such device; accepted: cpu", value);
+        if (strcmp(value, "cpu") != 0 && strncmp(value, "cuda", 4) != 0)
+            return refuse("--device '%s', accepted: cpu, cuda, cuda:N", value);
+        o->device = value;
         break;
     }
     return 0;
@@ -609,7 +610,7 @@ static int open_model(struct run *r)
     const struct options *o = &r->options;
     struct engine_error why;
     char text[512];
-    struct engine_options options = {.model_dir = o->model, .threads = o->threads,
+    struct engine_options options = {.model_dir = o->model, .threads = o->threads, .device = o->device,
                                      .precision = strcmp(o->precision, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16};
     if (!engine_open(&r->engine, &options, &why)) {
         fprintf(stderr, "kiln-worker render: %s\n", why.text);

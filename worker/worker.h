@@ -20,6 +20,7 @@ struct worker_options {
     int model_count;
     enum engine_precision precision;
     int threads;                       /* 0: all */
+    const char *device;                /* see engine.h; NULL: the CPU */
     int batch_max;                     /* images rendered at once, 1 .. ENGINE_BATCH_MAX */
     int credit;                        /* un-acknowledged images at most; 0: twice batch_max */
     int metrics_port;                  /* -1: none; 0: any */

@@ -19,7 +19,7 @@ static const char help[] =
     "\n"
     "  --connect ENDPOINT   the coordinator: tcp://127.0.0.1:PORT, tcp://[::1]:PORT or ipc:///PATH\n"
     "  --model NAME=DIR     a model in diffusers layout and the name campaigns use for it\n"
-    "  --device cpu         what it renders on\n"
+    "  --device D           what it renders on: cpu (default), cuda or cuda:N\n"
     "  --threads N          default: all cores\n"
     "  --precision P        bf16 (default) or f32\n"
     "  --batch N            images rendered at once, 1 to 64; default 4\n"
@@ -134,9 +134,10 @@ static bool read_word(struct worker_options_read *o, int word, const char *text,
     case OPTION_CONNECT: w->endpoint = text; return true;
     case OPTION_MODEL: return read_model(o, text, why, why_bytes);
     case OPTION_DEVICE:
-        if (strcmp(text, "cpu") == 0)
+        w->device = text;
+        if (strcmp(text, "cpu") == 0 || strncmp(text, "cuda", 4) == 0)
             return true;
-        snprintf(why, why_bytes, "--device '%s': this program renders on cpu", text);
+        snprintf(why, why_bytes, "--device '%s', accepted: cpu, cuda, cuda:N", text);
         return false;
     case OPTION_THREADS: return read_number("--threads", text, 0, 4096, &w->threads, why, why_bytes);
     case OPTION_PRECISION:

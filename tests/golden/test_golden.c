@@ -263,6 +263,8 @@ static void compare_all(struct golden_case *c, struct engine *e)
     free(shared);
 }
 
+static const char *device; /* NULL: the CPU */
+
 static void golden_case_equals_the_reference(void **state)
 {
     struct golden_case c;
@@ -271,7 +273,7 @@ static void golden_case_equals_the_reference(void **state)
     char dir[512];
     failures = 0;
     if (!golden_open(&c, *state, &why) || !golden_model(dir, sizeof dir, c.model, &why) ||
-        !engine_open(&e, &(struct engine_options){.model_dir = dir, .precision = c.precision}, &why))
+        !engine_open(&e, &(struct engine_options){.model_dir = dir, .precision = c.precision, .device = device}, &why))
         fail_msg("%s: %s", (char *)*state, why.text);
     compare_all(&c, e);
     engine_close(e);
@@ -279,7 +281,7 @@ static void golden_case_equals_the_reference(void **state)
     assert_int_equal(failures, 0);
 }
 
-/* Without a word every case and table; with one the case of this name. */
+/* [--device D] [CASE]: without a case all of them and, on the CPU, the tables. */
 int main(int argc, char **argv)
 {
     static char names[64][64];
@@ -289,7 +291,11 @@ int main(int argc, char **argv)
         cmocka_unit_test(golden_tables_pocket),
         cmocka_unit_test(golden_tables_qwen),
     };
-    int count = golden_list(names, 64), used = argc < 2 ? 4 : 0;
+    if (argc > 2 && strcmp(argv[1], "--device") == 0) {
+        device = argv[2];
+        argc -= 2, argv += 2;
+    }
+    int count = golden_list(names, 64), used = argc < 2 && !device ? 4 : 0;
     if (argc < 2 && count != CASES_EXPECTED) {
         print_error("%d cases in %s, expected %d\n", count, GOLDEN_FOLDER, CASES_EXPECTED);
         return 1;
