@@ -408,14 +408,18 @@ template <int COLUMNS> __global__ void __launch_bounds__(PLAIN_THREADS) plain_ke
 #pragma unroll
         for (int n = 0; n < COLUMNS; n++) {
             int column = n * PLAIN_THREADS + tid;
-            if (column < d)
+            if (column >= d)
+                continue;
 #pragma unroll
-                for (int r = 0; r < PLAIN_ROWS; r++) {
-                    float sum = o[n][r] * kept[r];
-                    for (int c = 0; c < PLAIN_KEYS; c++)
-                        sum += p[r * (PLAIN_KEYS + 1) + c] * tile_kv[c * (d + 1) + column];
-                    o[n][r] = sum;
-                }
+            for (int r = 0; r < PLAIN_ROWS; r++)
+                o[n][r] *= kept[r];
+#pragma unroll 1
+            for (int c = 0; c < PLAIN_KEYS; c++) {
+                float v = tile_kv[c * (d + 1) + column];
+#pragma unroll
+                for (int r = 0; r < PLAIN_ROWS; r++)
+                    o[n][r] += p[r * (PLAIN_KEYS + 1) + c] * v;
+            }
         }
     }
     __syncthreads(); /* with no tile at all, the totals */

@@ -237,7 +237,8 @@ template <typename Source>
 static __global__ void __launch_bounds__(GEMM_THREADS)
     gemm_f32_kernel(Source a, const float *__restrict__ w, int64_t w_stride, int n_count, int k, struct gemm_output out)
 {
-    __shared__ float ta[GEMM_F32_DEPTH][GEMM_F32_TILE + 4], tb[GEMM_F32_DEPTH][GEMM_F32_TILE + 4];
+    __shared__ __align__(16) float ta[GEMM_F32_DEPTH][GEMM_F32_TILE + 4];
+    __shared__ __align__(16) float tb[GEMM_F32_DEPTH][GEMM_F32_TILE + 4];
     int tid = threadIdx.x, tx = tid % 16, ty = tid / 16;
     int m0 = blockIdx.x * GEMM_F32_TILE, n0 = blockIdx.y * GEMM_F32_TILE;
     constexpr int COPIES = GEMM_F32_TILE * GEMM_F32_DEPTH / GEMM_THREADS;
