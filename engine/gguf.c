@@ -12,13 +12,13 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
+
+#include "model_file.h"
 
 #define HEAD_BYTES_FIRST (1u << 20)
 #define HEAD_BYTES_MAX (256u << 20)
@@ -563,29 +563,21 @@ static bool read_head(struct cursor *c, struct gguf *g, struct engine_error *why
     return place_tensors(g, padded(c->at, alignment), alignment, why) && restore_shapes(g, why);
 }
 
-static bool read_piece(struct gguf *g, int fd, size_t bytes, struct engine_error *why)
+static bool read_piece(struct gguf *g, int fd, size_t bytes, const char *path, struct engine_error *why)
 {
     uint8_t *grown = realloc(g->head, bytes);
     if (!grown)
         return no_memory(why);
     g->head = grown;
-    for (size_t at = 0; at < bytes;) {
-        ssize_t n = pread(fd, g->head + at, bytes - at, (off_t)at);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return engine_error_set(why, ENGINE_IO, "%s: %s", g->name, n < 0 ? strerror(errno) : "the file became shorter");
-        at += (size_t)n;
-    }
-    return true;
+    return model_file_at(fd, g->head, bytes, 0, path, why);
 }
 
-static bool read_file(struct gguf *g, int fd, struct engine_error *why)
+static bool read_file(struct gguf *g, int fd, const char *path, struct engine_error *why)
 {
     size_t most = g->bytes < HEAD_BYTES_MAX ? g->bytes : HEAD_BYTES_MAX;
     for (size_t bytes = HEAD_BYTES_FIRST;; bytes *= 4) {
         bytes = bytes < most ? bytes : most;
-        if (!read_piece(g, fd, bytes, why))
+        if (!read_piece(g, fd, bytes, path, why))
             return false;
         struct cursor c = {.data = g->head, .bytes = bytes};
         if (read_head(&c, g, why))
@@ -608,15 +600,10 @@ static struct gguf *new_file(const char *name)
     return g;
 }
 
-static bool map_file(struct gguf *g, const char *path, int fd, struct engine_error *why)
+static bool map_file(struct gguf *g, int fd, const char *path, struct engine_error *why)
 {
-    struct stat st;
-    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
-        return engine_error_set(why, fd < 0 && errno != ENOENT ? ENGINE_IO : ENGINE_BAD_MODEL, "%s: %s", path,
-                                fd < 0 ? strerror(errno) : "not a regular file");
-    if (st.st_size == 0)
+    if (g->bytes == 0)
         return bad(g, why, "the file is empty");
-    g->bytes = (size_t)st.st_size;
     void *data = mmap(NULL, g->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
     if (data == MAP_FAILED)
         return engine_error_set(why, ENGINE_IO, "%s: %s", path, strerror(errno));
@@ -628,13 +615,15 @@ static bool map_file(struct gguf *g, const char *path, int fd, struct engine_err
 bool gguf_open_file(struct gguf **ret, const char *path, struct engine_error *why)
 {
     const char *slash = strrchr(path, '/');
+    int fd;
     struct gguf *g = new_file(slash ? slash + 1 : path);
     if (!g)
         return no_memory(why);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    bool ok = map_file(g, path, fd, why) && read_file(g, fd, why);
-    if (fd >= 0)
+    bool ok = model_file_open(&fd, &g->bytes, path, why);
+    if (ok) {
+        ok = map_file(g, fd, path, why) && read_file(g, fd, path, why);
         close(fd);
+    }
     if (ok)
         *ret = g;
     else

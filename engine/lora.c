@@ -6,18 +6,19 @@
  * a change is asked for, except once for NaN. */
 #include "lora.h"
 
-#include "quant.h"
-#include "tensor_names.h"
-
 #include <assert.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "model_file.h"
+#include "quant.h"
+#include "tensor_names.h"
+
 #define UNKNOWN_SHOWN 4
 #define RANK_MAX 65536
+#define METADATA_VALUES_MAX 100000
 
 /* One tensor of the file. */
 struct key {
@@ -391,12 +392,10 @@ static bool read_scale(struct lora_target *t, const struct lora *l, const struct
 static bool read_metadata(struct lora *l, struct engine_error *why)
 {
     const char *text = safetensors_metadata(l->files, "lora_adapter_metadata");
-    json_error_t at;
     if (!text)
         return true;
-    l->metadata = json_loads(text, JSON_REJECT_DUPLICATES, &at);
-    return json_is_object(l->metadata) ||
-           engine_error_set(why, ENGINE_BAD_MODEL, "%s: lora_adapter_metadata is not a JSON object", l->name);
+    l->metadata = model_file_json(text, strlen(text), METADATA_VALUES_MAX, "lora_adapter_metadata", why);
+    return l->metadata || engine_error_at(why, "%s", l->name);
 }
 
 /* --- modules to targets -------------------------------------------------------------------------------------- */

@@ -244,7 +244,7 @@ static void head_longer_than_the_first_piece_is_read(void **state)
     assert_false(gguf_open_file(&g, path, &why));
     assert_int_equal(why.fault, ENGINE_BAD_MODEL);
     assert_false(gguf_open_file(&g, "/tmp", &why));
-    assert_non_null(strstr(why.text, "not a regular file"));
+    assert_non_null(strstr(why.text, "want a regular file"));
 }
 
 /* --- hostile files --------------------------------------------------------------------------------------- */

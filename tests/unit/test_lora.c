@@ -378,7 +378,7 @@ static void scale_is_alpha_over_rank_as_the_file_says(void **state)
         const char *metadata, *word;
     } bad[] = {
         {"[]", "not a JSON object"},
-        {"{", "not a JSON object"},
+        {"{", "lora_adapter_metadata: not valid JSON"},
         {"{\"r\": 4}", "rank 2, lora_adapter_metadata says 4"},
         {"{\"lora_alpha\": \"8\"}", "is no number"},
         {"{\"alpha_pattern\": {\".*to_q\": 8}}", "not regular expressions"},
