@@ -98,23 +98,23 @@ static bool strip(const char **text, const char *const *prefixes)
     return false;
 }
 
-/* A module name without its prefixes. A file written by cutting twelve characters off "transformer." names lost the
- * beginning of "transformer_blocks" as well. */
+/* A module name without its prefixes. Some files were made by cutting the 16 characters of "diffusion_model." off names
+ * that began with "transformer.": their block names lost four characters of their own. */
 static void bare_module(char ret[TENSOR_NAMES_BYTES_MAX], bool *is_flat, const char *name, size_t length)
 {
     static const char *const dotted[] = {"base_model.model.", "model.diffusion_model.", "diffusion_model.",
                                          "transformer.", NULL};
     static const char *const flat[] = {"lora_unet_", "lora_transformer_", "lycoris_", NULL};
-    static const char *const cut[] = {"sformer_blocks.", NULL};
     char text[TENSOR_NAMES_BYTES_MAX];
     snprintf(text, sizeof text, "%.*s", length < sizeof text ? (int)length : 0, name);
     const char *rest = text;
     *is_flat = strip(&rest, flat);
     while (!*is_flat && strip(&rest, dotted))
         ;
-    bool is_cut = !*is_flat && strip(&rest, cut);
-    if (snprintf(ret, TENSOR_NAMES_BYTES_MAX, "%s%s", is_cut ? "transformer_blocks." : "", rest) >=
-        TENSOR_NAMES_BYTES_MAX)
+    const char *lost = strncmp(rest, "sformer_blocks.", 15) == 0          ? "tran"
+                       : strncmp(rest, "le_transformer_blocks.", 22) == 0 ? "sing"
+                                                                          : "";
+    if (snprintf(ret, TENSOR_NAMES_BYTES_MAX, "%s%s", lost, rest) >= TENSOR_NAMES_BYTES_MAX)
         ret[0] = 0;
 }
 

@@ -15,6 +15,7 @@
 
 #define LOBES 3.0
 #define WEIGHT_BITS 22
+#define HALF (1 << (WEIGHT_BITS - 1))
 
 /* --- sizes ------------------------------------------------------------------------------------------------- */
 
@@ -107,19 +108,18 @@ static uint8_t byte_of(int32_t sum)
     return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 
-/* One line of `out` pixels from samples `step` bytes apart. */
-static void resample_line(uint8_t *to, size_t to_step, const uint8_t *from, size_t step, const struct taps *t)
+/* A row of `out` pixels from a row of pixels. */
+static void resample_row(uint8_t *to, const uint8_t *from, const struct taps *t)
 {
     for (int x = 0; x < t->out; x++) {
         const int32_t *w = t->weights + x * t->span;
-        int32_t sum[3] = {1 << (WEIGHT_BITS - 1), 1 << (WEIGHT_BITS - 1), 1 << (WEIGHT_BITS - 1)};
-        for (int k = 0; k < t->count[x]; k++) {
-            const uint8_t *p = from + (size_t)(t->first[x] + k) * step;
+        const uint8_t *p = from + (size_t)t->first[x] * 3;
+        int32_t sum[3] = {HALF, HALF, HALF};
+        for (int k = 0; k < t->count[x]; k++, p += 3)
             for (int c = 0; c < 3; c++)
                 sum[c] += w[k] * p[c];
-        }
         for (int c = 0; c < 3; c++)
-            to[(size_t)x * to_step + (size_t)c] = byte_of(sum[c]);
+            *to++ = byte_of(sum[c]);
     }
 }
 
@@ -132,22 +132,36 @@ static uint8_t *resize_rows(const uint8_t *rgb, int width, int height, int to_wi
         return NULL;
     }
     for (int y = 0; y < height; y++)
-        resample_line(to + (size_t)y * (size_t)to_width * 3, 3, rgb + (size_t)y * (size_t)width * 3, 3, &t);
+        resample_row(to + (size_t)y * (size_t)to_width * 3, rgb + (size_t)y * (size_t)width * 3, &t);
     taps_free(&t);
     return to;
 }
 
+/* Whole rows are added up, so that memory is read in order. */
 static uint8_t *resize_columns(const uint8_t *rgb, int width, int height, int to_height)
 {
     struct taps t;
     size_t row = (size_t)width * 3;
     uint8_t *to = malloc((size_t)to_height * row);
-    if (!to || !taps_make(&t, to_height, height)) {
+    int32_t *sums = malloc(row * sizeof *sums);
+    if (!to || !sums || !taps_make(&t, to_height, height)) {
         free(to);
+        free(sums);
         return NULL;
     }
-    for (int x = 0; x < width; x++)
-        resample_line(to + (size_t)x * 3, row, rgb + (size_t)x * 3, row, &t);
+    for (int y = 0; y < to_height; y++) {
+        for (size_t i = 0; i < row; i++)
+            sums[i] = HALF;
+        for (int k = 0; k < t.count[y]; k++) {
+            const uint8_t *from = rgb + (size_t)(t.first[y] + k) * row;
+            int32_t w = t.weights[y * t.span + k];
+            for (size_t i = 0; i < row; i++)
+                sums[i] += w * from[i];
+        }
+        for (size_t i = 0; i < row; i++)
+            to[(size_t)y * row + i] = byte_of(sums[i]);
+    }
+    free(sums);
     taps_free(&t);
     return to;
 }

@@ -328,10 +328,10 @@ static void modules_are_found_under_every_prefix(void **state)
                                           "lora_transformer_transformer_blocks_0_attn_to_q",
                                           "lycoris_transformer_blocks_0_attn_to_q",
                                           "diffusion_model.sformer_blocks.0.attn.to_q"};
+    struct file f = {0};
+    struct lora *l;
+    struct engine_error why;
     for (size_t i = 0; i < sizeof modules / sizeof *modules; i++) {
-        struct file f = {0};
-        struct lora *l;
-        struct engine_error why;
         put_pair(&f, modules[i], 16, 16);
         if (!open_made(&l, &f, &why))
             fail_msg("%s", why.text);
@@ -340,6 +340,10 @@ static void modules_are_found_under_every_prefix(void **state)
         assert_true(lora_at(l, 0)->scale == 1);
         lora_close(l);
     }
+    put_pair(&f, "diffusion_model.le_transformer_blocks.0.attn.to_out", 16, 64);
+    assert_true(open_made(&l, &f, &why));
+    assert_string_equal(lora_at(l, 0)->name, "single_transformer_blocks.0.attn.to_out.weight");
+    lora_close(l);
 }
 
 static void scale_is_alpha_over_rank_as_the_file_says(void **state)
