@@ -1,10 +1,10 @@
 /* quant.c - one decoder per format and a table that names them.
  *
- * The decoders are definitions: short, scalar, one block at a time, with the operations in the order in which the
+ * The decoders are definitions: short and scalar, a run of blocks at a time, with the operations in the order in which the
  * reference rounds them (nothing is fused: the build forbids contraction). Kernels that read quantised weights are
  * tested against them. Blocks are read byte by byte: a mapped file promises no alignment.
  *
- * K formats: 256 values in groups with a scale each; `s` below. 6-bit scales are packed 8 + 8 into 12 bytes:
+ * K formats: 256 values in groups of 16 or 32 with a scale each. 6-bit scales are packed 8 + 8 into 12 bytes:
  *   byte 0..3   s0..s3 in the low 6 bits, top 2 bits: bits 4-5 of s4..s7
  *   byte 4..7   the same for the minima t
  *   byte 8..11  low nibble: bits 0-3 of s4..s7, high nibble: of t4..t7 */
@@ -17,6 +17,7 @@
 #include <string.h>
 
 #define K_VALUES 256
+#define SPAN_VALUES 1024 /* decoded at once on the way to bf16 */
 
 /* --- single values ------------------------------------------------------------------------------------ */
 
@@ -49,16 +50,21 @@ float quant_f32_of_f16(uint16_t h)
     return f32_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
+/* A row: one exponent, eight fractions. The first row has no implied leading bit, the last value is NaN. */
+#define FRACTIONS(least, unit)                                                                                           \
+    (least) * (unit), (least + 1) * (unit), (least + 2) * (unit), (least + 3) * (unit), (least + 4) * (unit),            \
+        (least + 5) * (unit), (least + 6) * (unit), (least + 7) * (unit)
+
 float quant_f32_of_e4m3(uint8_t code)
 {
-    uint32_t sign = (uint32_t)(code & 0x80) << 24, exponent = code >> 3 & 15, fraction = code & 7;
-    if ((code & 0x7f) == 0x7f)
-        return f32_of_bits(sign | 0x7fc00000u);
-    if (exponent == 0) {
-        float f = (float)fraction * 0x1p-9f;
-        return sign ? -f : f;
-    }
-    return f32_of_bits(sign | (exponent + 120) << 23 | fraction << 20);
+    static const float values[128] = {
+        FRACTIONS(0, 0x1p-9f), FRACTIONS(8, 0x1p-9f), FRACTIONS(8, 0x1p-8f), FRACTIONS(8, 0x1p-7f),
+        FRACTIONS(8, 0x1p-6f), FRACTIONS(8, 0x1p-5f), FRACTIONS(8, 0x1p-4f), FRACTIONS(8, 0x1p-3f),
+        FRACTIONS(8, 0x1p-2f), FRACTIONS(8, 0x1p-1f), FRACTIONS(8, 0x1p0f),  FRACTIONS(8, 0x1p1f),
+        FRACTIONS(8, 0x1p2f),  FRACTIONS(8, 0x1p3f),  FRACTIONS(8, 0x1p4f),  256, 288, 320, 352, 384, 416, 448, NAN,
+    };
+    float f = values[code & 127];
+    return code & 128 ? -f : f;
 }
 
 float quant_f32_of_e2m1(uint8_t code)
@@ -74,100 +80,128 @@ static float read_f16(const uint8_t *p)
 
 /* --- blocks of one value ------------------------------------------------------------------------------- */
 
-static void decode_f32(float *to, const uint8_t *b)
+static void decode_f32(float *to, const uint8_t *b, int64_t blocks)
 {
-    *to = f32_of_bits(read_u32(b));
+    for (int64_t i = 0; i < blocks; i++)
+        to[i] = f32_of_bits(read_u32(b + 4 * i));
 }
 
-static void decode_f16(float *to, const uint8_t *b)
+static void decode_f16(float *to, const uint8_t *b, int64_t blocks)
 {
-    *to = read_f16(b);
+    for (int64_t i = 0; i < blocks; i++)
+        to[i] = read_f16(b + 2 * i);
 }
 
-static void decode_bf16(float *to, const uint8_t *b)
+static void decode_bf16(float *to, const uint8_t *b, int64_t blocks)
 {
-    *to = tensor_f32_of((uint16_t)read_u16(b));
+    for (int64_t i = 0; i < blocks; i++)
+        to[i] = tensor_f32_of((uint16_t)read_u16(b + 2 * i));
 }
 
-static void decode_fp8(float *to, const uint8_t *b)
+static void decode_fp8(float *to, const uint8_t *b, int64_t blocks)
 {
-    *to = quant_f32_of_e4m3(*b);
+    for (int64_t i = 0; i < blocks; i++)
+        to[i] = quant_f32_of_e4m3(b[i]);
 }
 
 /* --- blocks of 32: d [m] [fifth bits] nibbles; the low nibbles are values 0..15, the high ones 16..31 ----- */
 
-static void decode_q8_0(float *to, const uint8_t *b)
+static void decode_q8_0(float *to, const uint8_t *b, int64_t blocks)
 {
-    float d = read_f16(b);
-    for (int i = 0; i < 32; i++)
-        to[i] = d * (float)(int8_t)b[2 + i];
-}
-
-static int nibble(const uint8_t *q, int i)
-{
-    return i < 16 ? q[i] & 15 : q[i - 16] >> 4;
-}
-
-static void decode_q4_0(float *to, const uint8_t *b)
-{
-    float d = read_f16(b);
-    for (int i = 0; i < 32; i++)
-        to[i] = d * (float)(nibble(b + 2, i) - 8);
-}
-
-static void decode_q4_1(float *to, const uint8_t *b)
-{
-    float d = read_f16(b), m = read_f16(b + 2);
-    for (int i = 0; i < 32; i++)
-        to[i] = d * (float)nibble(b + 4, i) + m;
-}
-
-static void decode_q5_0(float *to, const uint8_t *b)
-{
-    float d = read_f16(b);
-    uint32_t fifth = read_u32(b + 2);
-    for (int i = 0; i < 32; i++)
-        to[i] = d * (float)((nibble(b + 6, i) | (int)(fifth >> i & 1) << 4) - 16);
-}
-
-static void decode_q5_1(float *to, const uint8_t *b)
-{
-    float d = read_f16(b), m = read_f16(b + 2);
-    uint32_t fifth = read_u32(b + 4);
-    for (int i = 0; i < 32; i++)
-        to[i] = d * (float)(nibble(b + 8, i) | (int)(fifth >> i & 1) << 4) + m;
-}
-
-/* --- blocks of 256 --------------------------------------------------------------------------------------- */
-
-/* Two bits of value i: halves of 128 values share 32 bytes, four values a byte, 32 apart. */
-static int two_bits(const uint8_t *q, int i)
-{
-    return q[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
-}
-
-/* scales[16] (s low, t high nibble), q[64], d, dmin */
-static void decode_q2_k(float *to, const uint8_t *b)
-{
-    float d = read_f16(b + 80), dmin = read_f16(b + 82);
-    for (int i = 0; i < K_VALUES; i++) {
-        uint8_t st = b[i / 16];
-        float scale = d * (float)(st & 15), least = dmin * (float)(st >> 4);
-        to[i] = scale * (float)two_bits(b + 16, i) - least;
+    for (; blocks > 0; blocks--, to += 32, b += 34) {
+        float d = read_f16(b);
+        for (int i = 0; i < 32; i++)
+            to[i] = d * (float)(int8_t)b[2 + i];
     }
 }
 
-/* high[32] (bit g of byte c: value 32 g + c), q[64], scales[12], d. A high bit that is off takes 4 away. */
-static void decode_q3_k(float *to, const uint8_t *b)
+static void decode_q4_0(float *to, const uint8_t *b, int64_t blocks)
 {
-    const uint8_t *s = b + 96;
-    float d = read_f16(b + 108);
-    for (int i = 0; i < K_VALUES; i++) {
-        int g = i / 16;
-        int low = g < 8 ? s[g] & 15 : s[g - 8] >> 4, high = s[8 + g % 4] >> (g / 4 * 2) & 3;
-        float scale = d * (float)((low | high << 4) - 32);
-        int off = b[i % 32] >> (i / 32) & 1 ? 0 : 4;
-        to[i] = scale * (float)(two_bits(b + 32, i) - off);
+    for (; blocks > 0; blocks--, to += 32, b += 18) {
+        float d = read_f16(b);
+        for (int i = 0; i < 16; i++) {
+            to[i] = d * (float)((b[2 + i] & 15) - 8);
+            to[16 + i] = d * (float)((b[2 + i] >> 4) - 8);
+        }
+    }
+}
+
+static void decode_q4_1(float *to, const uint8_t *b, int64_t blocks)
+{
+    for (; blocks > 0; blocks--, to += 32, b += 20) {
+        float d = read_f16(b), m = read_f16(b + 2);
+        for (int i = 0; i < 16; i++) {
+            to[i] = d * (float)(b[4 + i] & 15) + m;
+            to[16 + i] = d * (float)(b[4 + i] >> 4) + m;
+        }
+    }
+}
+
+static void decode_q5_0(float *to, const uint8_t *b, int64_t blocks)
+{
+    for (; blocks > 0; blocks--, to += 32, b += 22) {
+        float d = read_f16(b);
+        uint32_t fifth = read_u32(b + 2);
+        for (int i = 0; i < 16; i++) {
+            to[i] = d * (float)(((b[6 + i] & 15) | (int)(fifth >> i & 1) << 4) - 16);
+            to[16 + i] = d * (float)((b[6 + i] >> 4 | (int)(fifth >> (16 + i) & 1) << 4) - 16);
+        }
+    }
+}
+
+static void decode_q5_1(float *to, const uint8_t *b, int64_t blocks)
+{
+    for (; blocks > 0; blocks--, to += 32, b += 24) {
+        float d = read_f16(b), m = read_f16(b + 2);
+        uint32_t fifth = read_u32(b + 4);
+        for (int i = 0; i < 16; i++) {
+            to[i] = d * (float)((b[8 + i] & 15) | (int)(fifth >> i & 1) << 4) + m;
+            to[16 + i] = d * (float)(b[8 + i] >> 4 | (int)(fifth >> (16 + i) & 1) << 4) + m;
+        }
+    }
+}
+
+/* --- blocks of 256, in groups g of 16 or 32 values --------------------------------------------------------- */
+
+/* Two-bit numbers: each half of 128 values shares 32 bytes, four numbers a byte, 32 values apart. */
+struct two_bits {
+    const uint8_t *bytes; /* of the group's first value */
+    int shift;
+};
+
+static struct two_bits two_bits_of(const uint8_t *q, int first)
+{
+    return (struct two_bits){q + first / 128 * 32 + first % 32, first % 128 / 32 * 2};
+}
+
+/* scales[16] (s low, t high nibble), q[64], d, dmin */
+static void decode_q2_k(float *to, const uint8_t *b, int64_t blocks)
+{
+    for (; blocks > 0; blocks--, b += 84) {
+        float d = read_f16(b + 80), dmin = read_f16(b + 82);
+        for (int g = 0; g < 16; g++, to += 16) {
+            float scale = d * (float)(b[g] & 15), least = dmin * (float)(b[g] >> 4);
+            struct two_bits q = two_bits_of(b + 16, 16 * g);
+            for (int i = 0; i < 16; i++)
+                to[i] = scale * (float)(q.bytes[i] >> q.shift & 3) - least;
+        }
+    }
+}
+
+/* high[32] (bit v / 32 of byte v % 32 for value v), q[64], scales[12], d. A high bit that is off takes 4 away. */
+static void decode_q3_k(float *to, const uint8_t *b, int64_t blocks)
+{
+    for (; blocks > 0; blocks--, b += 110) {
+        const uint8_t *s = b + 96;
+        float d = read_f16(b + 108);
+        for (int g = 0; g < 16; g++, to += 16) {
+            int low = g < 8 ? s[g] & 15 : s[g - 8] >> 4, high = s[8 + g % 4] >> (g / 4 * 2) & 3;
+            float scale = d * (float)((low | high << 4) - 32);
+            struct two_bits q = two_bits_of(b + 32, 16 * g);
+            const uint8_t *third = b + g % 2 * 16;
+            for (int i = 0; i < 16; i++)
+                to[i] = scale * (float)((q.bytes[i] >> q.shift & 3) - 4 + (third[i] >> (g / 2) & 1) * 4);
+        }
     }
 }
 
@@ -183,51 +217,61 @@ static void scale_and_least(const uint8_t *p, int g, int *scale, int *least)
     }
 }
 
-/* Four bits of value i: 64 values share 32 bytes, low nibbles first. */
-static int four_bits(const uint8_t *q, int i)
+/* d, dmin, scales[12], q[128]: two groups share 32 bytes, low nibbles first */
+static void decode_q4_k(float *to, const uint8_t *b, int64_t blocks)
 {
-    return q[i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15;
-}
-
-/* d, dmin, scales[12], q[128] */
-static void decode_q4_k(float *to, const uint8_t *b)
-{
-    float d = read_f16(b), dmin = read_f16(b + 2);
-    for (int i = 0; i < K_VALUES; i++) {
-        int scale, least;
-        scale_and_least(b + 4, i / 32, &scale, &least);
-        to[i] = d * (float)scale * (float)four_bits(b + 16, i) - dmin * (float)least;
+    for (; blocks > 0; blocks--, b += 144) {
+        float d = read_f16(b), dmin = read_f16(b + 2);
+        for (int g = 0; g < 8; g++, to += 32) {
+            const uint8_t *q = b + 16 + g / 2 * 32;
+            int s, t, shift = g % 2 * 4;
+            scale_and_least(b + 4, g, &s, &t);
+            float scale = d * (float)s, least = dmin * (float)t;
+            for (int i = 0; i < 32; i++)
+                to[i] = scale * (float)(q[i] >> shift & 15) - least;
+        }
     }
 }
 
-/* d, dmin, scales[12], fifth[32] (bit g of byte c: value 32 g + c), q[128] */
-static void decode_q5_k(float *to, const uint8_t *b)
+/* d, dmin, scales[12], fifth[32] (bit g of byte i), q[128] */
+static void decode_q5_k(float *to, const uint8_t *b, int64_t blocks)
 {
-    float d = read_f16(b), dmin = read_f16(b + 2);
-    for (int i = 0; i < K_VALUES; i++) {
-        int scale, least, fifth = b[16 + i % 32] >> (i / 32) & 1;
-        scale_and_least(b + 4, i / 32, &scale, &least);
-        to[i] = d * (float)scale * (float)(four_bits(b + 48, i) | fifth << 4) - dmin * (float)least;
+    for (; blocks > 0; blocks--, b += 176) {
+        float d = read_f16(b), dmin = read_f16(b + 2);
+        for (int g = 0; g < 8; g++, to += 32) {
+            const uint8_t *q = b + 48 + g / 2 * 32, *fifth = b + 16;
+            int s, t, shift = g % 2 * 4;
+            scale_and_least(b + 4, g, &s, &t);
+            float scale = d * (float)s, least = dmin * (float)t;
+            for (int i = 0; i < 32; i++)
+                to[i] = scale * (float)((q[i] >> shift & 15) | (fifth[i] >> g & 1) << 4) - least;
+        }
     }
 }
 
-/* low[128], high[64], scales[16] (signed), d. Halves of 128 values: 64 bytes of nibbles, 32 bytes of two bits. */
-static void decode_q6_k(float *to, const uint8_t *b)
+/* low[128] (halves of 128 values share 64 bytes of nibbles), high[64], scales[16] (signed), d */
+static void decode_q6_k(float *to, const uint8_t *b, int64_t blocks)
 {
-    float d = read_f16(b + 208);
-    for (int i = 0; i < K_VALUES; i++) {
-        int half = i / 128, at = i % 128;
-        int low = b[half * 64 + at % 64] >> (at / 64 * 4) & 15;
-        float scale = d * (float)(int8_t)b[192 + i / 16];
-        to[i] = scale * (float)((low | two_bits(b + 128, i) << 4) - 32);
+    for (; blocks > 0; blocks--, b += 210) {
+        float d = read_f16(b + 208);
+        for (int g = 0; g < 16; g++, to += 16) {
+            const uint8_t *low = b + g / 8 * 64 + g % 4 * 16;
+            int shift = g % 8 / 4 * 4;
+            struct two_bits high = two_bits_of(b + 128, 16 * g);
+            float scale = d * (float)(int8_t)b[192 + g];
+            for (int i = 0; i < 16; i++)
+                to[i] = scale * (float)(((low[i] >> shift & 15) | (high.bytes[i] >> high.shift & 3) << 4) - 32);
+        }
     }
 }
 
 /* High nibble first. */
-static void decode_nvfp4(float *to, const uint8_t *b)
+static void decode_nvfp4(float *to, const uint8_t *b, int64_t blocks)
 {
-    for (int i = 0; i < 16; i++)
-        to[i] = quant_f32_of_e2m1((uint8_t)(b[i / 2] >> (i % 2 ? 0 : 4)));
+    for (int64_t i = 0; i < 8 * blocks; i++) {
+        to[2 * i] = quant_f32_of_e2m1((uint8_t)(b[i] >> 4));
+        to[2 * i + 1] = quant_f32_of_e2m1(b[i]);
+    }
 }
 
 /* --- the table ------------------------------------------------------------------------------------------- */
@@ -334,14 +378,10 @@ static const uint8_t *row_data(const struct quant_matrix *m, int64_t row)
     return (const uint8_t *)m->data + (size_t)row * (size_t)(m->k / f->values) * (size_t)f->bytes;
 }
 
-/* A block with its tensor's and its own scale applied. */
-static void decode_block(float *to, const struct quant_matrix *m, const uint8_t *data, int64_t row, int64_t block)
+/* Block scales of NVFP4 on values of whole blocks; `low_first` exchanges neighbours, which share a scale. */
+static void scale_nvfp4(float *to, const struct quant_matrix *m, int64_t row, int64_t first, int64_t blocks)
 {
-    const struct quant_info *f = &formats[m->format];
-    f->decode(to, data);
-    if (m->format == QUANT_FP8_E4M3) {
-        *to *= m->scale;
-    } else if (m->format == QUANT_NVFP4) {
+    for (int64_t block = first; block < first + blocks; block++, to += 16) {
         float scale = m->scale * quant_f32_of_e4m3(m->block_scales[quant_block_scale_at(m, row, block)]);
         for (int i = 0; i < 16; i += 2) {
             float high = to[i] * scale, low = to[i + 1] * scale;
@@ -351,30 +391,36 @@ static void decode_block(float *to, const struct quant_matrix *m, const uint8_t 
     }
 }
 
+/* Blocks [first, first + blocks) of a row, every scale applied. */
+static void decode_span(float *to, const struct quant_matrix *m, int64_t row, int64_t first, int64_t blocks)
+{
+    const struct quant_info *f = &formats[m->format];
+    f->decode(to, row_data(m, row) + (size_t)first * (size_t)f->bytes, blocks);
+    if (m->format == QUANT_NVFP4)
+        scale_nvfp4(to, m, row, first, blocks);
+    for (int64_t i = 0; m->format == QUANT_FP8_E4M3 && i < blocks; i++)
+        to[i] *= m->scale;
+}
+
 void quant_rows_f32(float *to, const struct quant_matrix *m, int64_t first, int64_t count)
 {
     assert(first >= 0 && count >= 0 && first + count <= m->n);
-    const struct quant_info *f = &formats[m->format];
-    for (int64_t row = first; row < first + count; row++) {
-        const uint8_t *data = row_data(m, row);
-        for (int64_t block = 0; block < m->k / f->values; block++, data += f->bytes, to += f->values)
-            decode_block(to, m, data, row, block);
-    }
+    for (int64_t row = first; row < first + count; row++, to += m->k)
+        decode_span(to, m, row, 0, m->k / formats[m->format].values);
 }
 
 void quant_rows_bf16(uint16_t *to, const struct quant_matrix *m, int64_t first, int64_t count)
 {
     assert(first >= 0 && count >= 0 && first + count <= m->n);
-    const struct quant_info *f = &formats[m->format];
-    float values[K_VALUES];
-    for (int64_t row = first; row < first + count; row++) {
-        const uint8_t *data = row_data(m, row);
-        for (int64_t block = 0; block < m->k / f->values; block++, data += f->bytes) {
-            decode_block(values, m, data, row, block);
-            for (int i = 0; i < f->values; i++)
+    float values[SPAN_VALUES];
+    int64_t per_block = formats[m->format].values, in_row = m->k / per_block, at_once = SPAN_VALUES / per_block;
+    for (int64_t row = first; row < first + count; row++)
+        for (int64_t block = 0; block < in_row; block += at_once) {
+            int64_t blocks = in_row - block < at_once ? in_row - block : at_once;
+            decode_span(values, m, row, block, blocks);
+            for (int64_t i = 0; i < blocks * per_block; i++)
                 *to++ = tensor_bf16_of(values[i]);
         }
-    }
 }
 
 /* --- finite? ----------------------------------------------------------------------------------------------- */

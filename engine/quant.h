@@ -1,6 +1,6 @@
 /* quant.h - number formats of weight files: what a block of bytes means in f32 and bf16.
  *
- * One table says it all: quant_info(format) gives name, values and bytes of a block and the function that decodes one.
+ * One table says it all: quant_info(format) gives name, values and bytes of a block and a function that decodes.
  * A quant_matrix is a weight as its file holds it; rows are decoded when they are needed, so that what came quantised
  * stays quantised. Definitions, all with f32 arithmetic in the order written and one rounding per operation:
  *
@@ -34,7 +34,7 @@ enum quant_format {
 struct quant_info {
     const char *name;    /* "Q4_K" */
     int values, bytes;   /* of one block */
-    void (*decode)(float *to, const uint8_t *block); /* FP8, NVFP4: without any scale */
+    void (*decode)(float *to, const uint8_t *data, int64_t blocks); /* FP8, NVFP4: without any scale */
 };
 const struct quant_info *quant_info(enum quant_format format);
 bool quant_find(enum quant_format *ret, const char *name); /* by name, upper case */
