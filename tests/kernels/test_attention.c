@@ -14,7 +14,7 @@ struct shape {
 static const struct shape shapes[] = {
     {1, 1, 1, 1, 1, 1, false, false, 1},     {1, 1, 300, 2, 1, 16, false, false, 1}, {2, 7, 7, 4, 2, 24, true, false, 1},
     {1, 97, 255, 1, 1, 64, false, false, 3}, {2, 33, 257, 6, 3, 40, false, true, 2}, {2, 40, 40, 4, 1, 7, true, true, 2},
-    {1, 100, 520, 2, 2, 128, false, false, 1}, {1, 300, 300, 2, 1, 32, true, false, 1}, {1, 9, 4, 2, 2, 8, true, false, 1}};
+    {1, 20, 520, 2, 2, 128, false, false, 1}, {1, 300, 300, 2, 1, 32, true, false, 1}, {1, 9, 4, 2, 2, 8, true, false, 1}};
 
 static const int32_t counts[] = {3, 1000}; /* of sample 0 and 1; the second is beyond its keys */
 
