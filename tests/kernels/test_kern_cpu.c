@@ -62,6 +62,35 @@ static void no_memory_is_a_sentence_and_not_a_crash(struct kernel_check *c)
     assert_string_equal(kern_error(c->k), text); /* the first error stays */
 }
 
+static void after_no_memory_smaller_work_may_be_tried(struct kernel_check *c)
+{
+    struct tensor x = kernel_check_random(c, 1, (int64_t[]){9}, 1, 1), out = kernel_check_tensor(c, c->dtype, 1, x.shape);
+    assert_true(kern_recover(c->k)); /* nothing to forget */
+    kern_temp(c->k, c->dtype, 1, (int64_t[]){INT64_C(1) << 50});
+    assert_true(kern_error_is_memory(kern_error(c->k)));
+    assert_true(kern_recover(c->k));
+    kern_copy(c->k, out, x);
+    kernel_check_done(c->k);
+    kernel_check_same_bits(out, x);
+}
+
+/* A model's vectors are the backend's, so that its file may go; their bytes count until they are given back. */
+static void uploaded_vectors_are_converted_and_counted(struct kernel_check *c)
+{
+    for (int d = 0; d < 2; d++) {
+        size_t before = kern_peak_bytes(c->k);
+        struct tensor host = kernel_check_tensor(c, d ? TENSOR_F32 : TENSOR_BF16, 1, (int64_t[]){70});
+        kernel_check_fill(host, 3, 2);
+        struct tensor t = kern_upload(c->k, c->dtype, host);
+        assert_int_equal(t.dtype, c->dtype);
+        assert_int_equal(kern_peak_bytes(c->k), before + tensor_bytes(t));
+        for (int64_t i = 0; i < 70; i++)
+            assert_true(kernel_check_get(t, i) == kernel_check_round(c->dtype, kernel_check_get(host, i)));
+        kern_release(c->k, t);
+        assert_int_equal(kern_peak_bytes(c->k), before);
+    }
+}
+
 static void the_name_says_what_runs(struct kernel_check *c)
 {
     char want[64];
@@ -95,6 +124,8 @@ int main(void)
         KERNEL_CHECK_TEST(the_arena_gives_aligned_memory_and_takes_it_back),
         KERNEL_CHECK_TEST(an_op_leaves_the_arena_as_it_found_it),
         KERNEL_CHECK_TEST(no_memory_is_a_sentence_and_not_a_crash),
+        KERNEL_CHECK_TEST(after_no_memory_smaller_work_may_be_tried),
+        KERNEL_CHECK_TEST(uploaded_vectors_are_converted_and_counted),
         KERNEL_CHECK_TEST(the_name_says_what_runs),
         KERNEL_CHECK_TEST(what_cannot_be_had_is_refused),
     };
