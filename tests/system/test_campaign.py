@@ -3,12 +3,15 @@
 What breaks here breaks for everybody: the file formats, the JSON that scripts read, the files other programs open."""
 
 import json
+import os
 import re
+import signal
+import subprocess
 
 import pytest
 from PIL import Image
 
-from farm import PARTI, sha256
+from farm import BIN, PARTI, environment, sha256
 
 STATUS_KEYS = ["campaign", "state", "total", "ready", "running", "done", "failed", "images_per_second", "eta_s"]
 IMAGE_KEYS = ["task", "campaign", "row", "variation", "path", "sha256", "bytes", "width", "height", "seed", "prompt", "model", "worker",
@@ -138,3 +141,41 @@ def test_workers_are_listed(farm):
     for worker in workers:
         assert set(worker) == {"worker", "state", "device", "models", "host", "boot_epoch", "held", "seen_s", "done"}
         assert "cpu" in worker["device"] and "speck" in worker["models"] and worker["seen_s"] < 60
+
+
+def test_audit_finds_what_is_missing_damaged_or_nobodys(farm):
+    """An audit that always says clean is worse than none."""
+    farm.submit("audited", "fox\nowl\nbear\n", "--wait")
+    images = farm.assert_whole("audited", 3)
+    kept = {i["path"]: open(i["path"], "rb").read() for i in images}
+    first, second, third = kept
+    os.unlink(first)
+    with open(second, "r+b") as file:  # one bit, the size stays
+        file.seek(len(kept[second]) // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    stranger = os.path.join(os.path.dirname(third), "000009-0a1b2c3d.png")
+    with open(stranger, "wb") as file:
+        file.write(b"nobody's")
+    found = {line["check"]: line for line in farm.lines("audit", "audited", code=1)}
+    for check, path in (("image_file_missing", first), ("image_file_damaged", second), ("file_without_row", stranger)):
+        assert found[check]["violations"] == 1 and path in found[check]["examples"][0], found[check]
+    assert sum(line["violations"] for line in found.values()) == 3, "nothing else is blamed"
+    os.unlink(stranger)
+    for path, data in kept.items():
+        with open(path, "wb") as file:
+            file.write(data)
+    farm.assert_whole("audited", 3)
+
+
+def test_ctrl_c_leaves_the_watching_not_the_work(farm):
+    """People look on for a while and go home."""
+    farm.submit("left", "\n".join(f"bird {i}" for i in range(60)) + "\n")
+    watching = subprocess.Popen([BIN / "kiln", "watch", "left"], env=environment(farm.home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    farm.wait_some_done("left")
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(timeout=30) == 128 + signal.SIGINT
+    watching.stdout.close()
+    farm.wait_done("left")
+    farm.assert_whole("left", 60)

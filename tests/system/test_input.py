@@ -2,7 +2,10 @@
 
 Whatever gets through here is a night of failures, or a file outside the folder it belongs to."""
 
+import json
+
 import pytest
+from PIL import Image
 
 LONG = "word " * 600
 KEPT = "red heart\n"
@@ -93,8 +96,6 @@ def test_windows_files_are_read_as_they_were_meant(farm):
 
 def test_a_long_prompt_is_cut_only_when_asked_and_that_is_recorded(farm):
     """A prompt that is cut silently is another picture than the one asked for."""
-    from PIL import Image
-    import json
     farm.submit("cut", LONG + "\nfox\n", "--truncate", "--wait")
     images = farm.assert_whole("cut", 2)
     records = [json.loads(Image.open(i["path"]).text["kiln"]) for i in images]

@@ -2,12 +2,12 @@
 
 A page that Prometheus cannot read, or a counter that does not count, is an alarm that never rings."""
 
+import re
 import shutil
 import subprocess
+import urllib.error
 
 import pytest
-import re
-import urllib.error
 
 from farm import metric, text_of, wait_until
 

@@ -3,13 +3,15 @@
 If this breaks, the two commands of the README do not work, or a farm cannot be stopped, or a second one eats the first."""
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import time
 
 import pytest
 
-from farm import is_alive, text_of, wait_until
+from farm import BIN, environment, is_alive, text_of, wait_until
 
 PROGRAMS = ["kiln", "postgres", "coordinator", "worker-1"]
 
@@ -83,8 +85,6 @@ def test_a_killed_supervisor_takes_its_programs_along_and_up_starts_anew(new_far
 
 def test_ctrl_c_is_down(new_farm):
     """The farm in a terminal: one Ctrl-C, and everything ends in order."""
-    import subprocess
-    from farm import BIN, environment
     farm = new_farm()
     with open(farm.root / "up.log", "wb") as log:
         process = subprocess.Popen([BIN / "kiln", "up", "--model", farm.model], env=environment(farm.home), stdin=subprocess.DEVNULL,
@@ -121,7 +121,6 @@ def test_an_endpoint_that_others_could_reach_is_refused(new_farm):
 
 def test_a_model_that_cannot_be_used_is_refused_before_anything_starts(new_farm, model, tmp_path):
     """A damaged folder must not become a worker that dies again and again."""
-    import shutil
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     weights = broken / "transformer/diffusion_pytorch_model.safetensors"
