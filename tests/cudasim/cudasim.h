@@ -192,27 +192,28 @@ static constexpr int warpSize = 32;
 /* --- barriers and warp collectives ---------------------------------------------------------------------------------- */
 
 /* The default arguments are evaluated where the kernel calls: that is how messages know the line. */
-#define CUDASIM_HERE ::cudasim::Where where = ::cudasim::Where{__builtin_FILE(), __builtin_LINE()}
+#define CUDASIM_HERE  const char *file_here = __builtin_FILE(), int line_here = __builtin_LINE()
+#define CUDASIM_WHERE (::cudasim::Where{file_here, line_here})
 
 inline void __syncthreads(CUDASIM_HERE)
 {
-    ::cudasim::barrier(where, cudasim::Barrier::PLAIN, 0);
+    ::cudasim::barrier(CUDASIM_WHERE, cudasim::Barrier::PLAIN, 0);
 }
 inline int __syncthreads_or(int predicate, CUDASIM_HERE)
 {
-    return ::cudasim::barrier(where, cudasim::Barrier::OR, predicate);
+    return ::cudasim::barrier(CUDASIM_WHERE, cudasim::Barrier::OR, predicate);
 }
 inline int __syncthreads_and(int predicate, CUDASIM_HERE)
 {
-    return ::cudasim::barrier(where, cudasim::Barrier::AND, predicate);
+    return ::cudasim::barrier(CUDASIM_WHERE, cudasim::Barrier::AND, predicate);
 }
 inline int __syncthreads_count(int predicate, CUDASIM_HERE)
 {
-    return ::cudasim::barrier(where, cudasim::Barrier::COUNT, predicate);
+    return ::cudasim::barrier(CUDASIM_WHERE, cudasim::Barrier::COUNT, predicate);
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, CUDASIM_HERE)
 {
-    cudasim::WarpOp op = {cudasim::Op::SYNC, 0, 0, mask, 0, 32, nullptr, nullptr, nullptr, where};
+    cudasim::WarpOp op = {cudasim::Op::SYNC, 0, 0, mask, 0, 32, nullptr, nullptr, nullptr, CUDASIM_WHERE};
     cudasim::warp_collective(&op);
 }
 
@@ -243,31 +244,31 @@ inline Vote vote(unsigned mask, int predicate, Where where)
 
 template <class T> inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, CUDASIM_HERE)
 {
-    return cudasim::shuffle(cudasim::Op::SHFL_INDEX, mask, value, source, width, where);
+    return cudasim::shuffle(cudasim::Op::SHFL_INDEX, mask, value, source, width, CUDASIM_WHERE);
 }
 template <class T> inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, CUDASIM_HERE)
 {
-    return cudasim::shuffle(cudasim::Op::SHFL_UP, mask, value, static_cast<int>(delta), width, where);
+    return cudasim::shuffle(cudasim::Op::SHFL_UP, mask, value, static_cast<int>(delta), width, CUDASIM_WHERE);
 }
 template <class T> inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, CUDASIM_HERE)
 {
-    return cudasim::shuffle(cudasim::Op::SHFL_DOWN, mask, value, static_cast<int>(delta), width, where);
+    return cudasim::shuffle(cudasim::Op::SHFL_DOWN, mask, value, static_cast<int>(delta), width, CUDASIM_WHERE);
 }
 template <class T> inline T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, CUDASIM_HERE)
 {
-    return cudasim::shuffle(cudasim::Op::SHFL_XOR, mask, value, lane_mask, width, where);
+    return cudasim::shuffle(cudasim::Op::SHFL_XOR, mask, value, lane_mask, width, CUDASIM_WHERE);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, CUDASIM_HERE)
 {
-    return cudasim::vote(mask, predicate, where).yes;
+    return cudasim::vote(mask, predicate, CUDASIM_WHERE).yes;
 }
 inline int __any_sync(unsigned mask, int predicate, CUDASIM_HERE)
 {
-    return cudasim::vote(mask, predicate, where).yes != 0;
+    return cudasim::vote(mask, predicate, CUDASIM_WHERE).yes != 0;
 }
 inline int __all_sync(unsigned mask, int predicate, CUDASIM_HERE)
 {
-    cudasim::Vote v = cudasim::vote(mask, predicate, where);
+    cudasim::Vote v = cudasim::vote(mask, predicate, CUDASIM_WHERE);
     return v.yes == v.present;
 }
 

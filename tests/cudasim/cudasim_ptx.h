@@ -56,48 +56,48 @@ inline void finish_copies(int pending)
 
 inline void gpu_mma_bf16_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, CUDASIM_HERE)
 {
-    cudasim::multiply(cudasim::Op::MMA_BF16, d, a, b0, b1, where);
+    cudasim::multiply(cudasim::Op::MMA_BF16, d, a, b0, b1, CUDASIM_WHERE);
 }
 inline void gpu_mma_f16_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, CUDASIM_HERE)
 {
-    cudasim::multiply(cudasim::Op::MMA_F16, d, a, b0, b1, where);
+    cudasim::multiply(cudasim::Op::MMA_F16, d, a, b0, b1, CUDASIM_WHERE);
 }
 inline void gpu_mma_e4m3_m16n8k32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, CUDASIM_HERE)
 {
-    cudasim::multiply(cudasim::Op::MMA_E4M3, d, a, b0, b1, where);
+    cudasim::multiply(cudasim::Op::MMA_E4M3, d, a, b0, b1, CUDASIM_WHERE);
 }
 
 template <bool trans = false> inline void gpu_ldmatrix_x1(uint32_t (&r)[1], const void *row, CUDASIM_HERE)
 {
-    cudasim::load_tiles<trans>(r, row, where);
+    cudasim::load_tiles<trans>(r, row, CUDASIM_WHERE);
 }
 template <bool trans = false> inline void gpu_ldmatrix_x2(uint32_t (&r)[2], const void *row, CUDASIM_HERE)
 {
-    cudasim::load_tiles<trans>(r, row, where);
+    cudasim::load_tiles<trans>(r, row, CUDASIM_WHERE);
 }
 template <bool trans = false> inline void gpu_ldmatrix_x4(uint32_t (&r)[4], const void *row, CUDASIM_HERE)
 {
-    cudasim::load_tiles<trans>(r, row, where);
+    cudasim::load_tiles<trans>(r, row, CUDASIM_WHERE);
 }
 
 inline void gpu_cp_async_16(void *dst, const void *src, bool valid = true, CUDASIM_HERE)
 {
     cudasim::Lane *lane = cudasim::current;
-    cudasim::check_copy(where, dst, valid ? src : nullptr);
+    cudasim::check_copy(CUDASIM_WHERE, dst, valid ? src : nullptr);
     cudasim::AsyncCopy copy = {dst, valid ? src : nullptr};
     if (cudasim::copies_are_early) {
         cudasim::copy_now(copy);
         return;
     }
     if (lane->copy_count == cudasim::COPIES_MAX)
-        cudasim::fail(where, "cp.async: more than %d copies of one thread under way", cudasim::COPIES_MAX);
+        cudasim::fail(CUDASIM_WHERE, "cp.async: more than %d copies of one thread under way", cudasim::COPIES_MAX);
     lane->copies[lane->copy_count++] = copy;
 }
 inline void gpu_cp_async_commit(CUDASIM_HERE)
 {
     cudasim::Lane *lane = cudasim::current;
     if (lane->group_count == cudasim::GROUPS_MAX)
-        cudasim::fail(where, "cp.async: more than %d groups of one thread under way", cudasim::GROUPS_MAX);
+        cudasim::fail(CUDASIM_WHERE, "cp.async: more than %d groups of one thread under way", cudasim::GROUPS_MAX);
     lane->group_end[lane->group_count++] = lane->copy_count;
 }
 template <int pending> inline void gpu_cp_async_wait()

@@ -1,6 +1,7 @@
 /* inject.cpp - faults by list; see inject.h for the grammar. */
 #include "inject.h"
 
+#include <cctype>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -69,7 +70,7 @@ static bool read_value(const char **at, bool is_ms, long *out)
         return read_number(at, out);
     for (auto &e : error_names) {
         size_t length = strlen(e.name);
-        if (!strncmp(*at, e.name, length) && !strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", (*at)[length])) {
+        if (!strncmp(*at, e.name, length) && !isalpha(static_cast<unsigned char>((*at)[length]))) {
             *out = e.code;
             *at += length;
             return true;

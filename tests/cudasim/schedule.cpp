@@ -246,20 +246,9 @@ int barrier(Where where, Barrier kind, int predicate)
 
 /* --- a CUDA thread's life ------------------------------------------------------------------------------------------- */
 
-/* Copies nobody waited for land some time on a device too, after anyone could read them. */
-static void land_copies(Thread *t)
-{
-    for (int i = 0; i < t->copy_count; i++) {
-        if (t->copies[i].from)
-            memcpy(t->copies[i].to, t->copies[i].from, 16);
-        else
-            memset(t->copies[i].to, 0, 16);
-    }
-}
-
 static void thread_exit(Worker *w, Thread *t)
 {
-    land_copies(t);
+    /* Copies it never waited for may land after everybody has read: so they do not land at all. */
     t->state = State::DONE;
     w->live_count--;
     w->warps[t->warp].live &= ~(1u << t->lane);
@@ -357,13 +346,14 @@ static void prepare_threads(Worker *w, const Launch &launch, uint64_t block)
 static void run_block(Worker *w, Kernel *k, uint64_t block)
 {
     w->kernel = k;
-    w->arrived_count = w->current_warp = 0;
+    w->arrived_count = 0;
     w->is_aborted = false;
     w->trap_signal = 0;
     block_schedule = schedule_get();
     w->random = block_schedule.seed * 0x9E3779B97F4A7C15ull + block * 0xD1B54A32D192ED03ull + 1;
     prepare_shared(w, k->launch->shared_bytes);
     prepare_threads(w, *k->launch, block);
+    w->current_warp = block_schedule.order == Order::REVERSE ? w->warp_count - 1 : 0;
     w->started_count += static_cast<uint64_t>(w->thread_count);
 
     w->block_start_ms = now_ms();

@@ -161,10 +161,26 @@ static WarpOp *gather_ops(Worker *w, int warp, uint32_t present, WarpOp **ops)
     return first;
 }
 
+/* check_others: does a lane wait for one of these with another mask? Lanes 0-15 naming all 32 while 16-31 name themselves
+ * only is a bug that one order of lanes would hide. (A lane may legally wait for one that first meets others; kernels
+ * that need that are refused.) */
+static void check_others(Worker *w, int warp, uint32_t present, const WarpOp *first)
+{
+    for (uint32_t lanes = w->warps[warp].waiting & ~present; lanes; lanes &= lanes - 1) {
+        int lane = __builtin_ctz(lanes);
+        const WarpOp *op = w->threads[warp * WARP + lane]->op;
+        if (op->mask & present)
+            fail(op->where, "warp collectives do not match: lane %d waits with mask %08x, lanes %08x meet with mask %08x at "
+                            "%s:%d",
+                 lane, op->mask, present, first->mask, first->where.file, first->where.line);
+    }
+}
+
 static void execute(Worker *w, int warp, uint32_t present)
 {
     WarpOp *ops[WARP];
     WarpOp *first = gather_ops(w, warp, present, ops);
+    check_others(w, warp, present, first);
     w->collective_count++;
     switch (first->kind) {
     case Op::SYNC:

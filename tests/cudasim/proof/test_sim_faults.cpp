@@ -60,6 +60,7 @@ static void any_call_can_be_made_to_fail(void **)
         failures += cudaMalloc(&p, 400) != cudaSuccess;
         if (p && s) {
             failures += cudaMemsetAsync(p, 0, 400, s) != cudaSuccess;
+            cudaGetLastError();
             failures += sim_add(static_cast<float *>(p), 1, 100, s) != cudaSuccess;
             failures += cudaStreamSynchronize(s) != cudaSuccess;
         }
