@@ -1,0 +1,534 @@
+/* test_cuda_ops.c - every op of the CUDA backend against the CPU's. If this breaks, a GPU paints other pictures than the
+ * definition says, or the same picture differs from run to run.
+ *
+ * Bounds. f32: sums of n terms in another order differ by about sqrt(n) rounding errors of 2^-24 of their terms' size;
+ * 16 of them are allowed. bf16: both sides round at the same points, so results are equal or, where a value before a
+ * rounding lies at a boundary, one step of bf16 (2^-8 of the value) apart; ops with several roundings may be two apart,
+ * of the largest value on the way, which is the absolute part. Copies, gathers, upsampling are exact. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cuda_pair.h"
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
+#define BF16_STEP 0x1p-8f
+
+static const enum tensor_dtype dtypes[] = {TENSOR_F32, TENSOR_BF16};
+static const int64_t gaps[] = {0, 8, 3};
+
+/* Sums of n terms about `size` large. */
+static struct cuda_pair_bound sum_bound(enum tensor_dtype dtype, int64_t n, float size)
+{
+    float order = 16 * 0x1p-24f * sqrtf((float)n) * size;
+    return dtype == TENSOR_F32 ? (struct cuda_pair_bound){order, 1e-5f} : (struct cuda_pair_bound){order, BF16_STEP};
+}
+
+static struct cuda_pair_bound step_bound(enum tensor_dtype dtype, float size)
+{
+    return dtype == TENSOR_F32 ? (struct cuda_pair_bound){1e-6f * size, 2e-6f}
+                               : (struct cuda_pair_bound){BF16_STEP * size, 2 * BF16_STEP};
+}
+
+static const struct cuda_pair_bound exact = {0, 0};
+
+/* --- element by element --------------------------------------------------------------------------------- */
+
+struct rows {
+    int64_t n[3];
+};
+static const struct rows some_rows[] = {{{1, 1, 1}}, {{1, 3, 24}}, {{2, 5, 128}}, {{3, 7, 33}}, {{1, 2, 4104}}};
+
+static struct tensor copy(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    struct tensor x = cuda_pair_tensor(m, 3, r->n, 1), out = cuda_pair_space(m, 3, r->n);
+    kern_copy(m->k, out, x);
+    return out;
+}
+
+static struct tensor convert(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    struct cuda_pair_maker other = *m;
+    other.dtype = m->dtype == TENSOR_F32 ? TENSOR_BF16 : TENSOR_F32;
+    struct tensor x = cuda_pair_tensor(&other, 3, r->n, 1), out = cuda_pair_space(m, 3, r->n);
+    kern_copy(m->k, out, x);
+    return out;
+}
+
+static struct tensor silu(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    struct tensor x = cuda_pair_tensor(m, 3, r->n, 8), out = cuda_pair_space(m, 3, r->n);
+    kern_silu(m->k, out, x);
+    return out;
+}
+
+static struct tensor silu_mul(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    struct tensor gate = cuda_pair_tensor(m, 3, r->n, 4), up = cuda_pair_tensor(m, 3, r->n, 2);
+    kern_silu_mul(m->k, gate, gate, up); /* in place, as the models do */
+    return gate;
+}
+
+static struct tensor add(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    struct tensor a = cuda_pair_tensor(m, 3, r->n, 1), b = cuda_pair_tensor(m, 3, r->n, 1);
+    kern_add(m->k, a, a, b);
+    return a;
+}
+
+static struct tensor gated_add(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    int64_t n[2] = {r->n[0] * r->n[1], r->n[2]};
+    struct tensor x = cuda_pair_tensor(m, 2, n, 1), y = cuda_pair_tensor(m, 2, n, 1), gate = cuda_pair_tensor(m, 1, n + 1, 1);
+    kern_gated_add(m->k, x, gate, y);
+    return x;
+}
+
+static struct tensor guide(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    struct tensor c = cuda_pair_tensor(m, 3, r->n, 1), u = cuda_pair_tensor(m, 3, r->n, 1), out = cuda_pair_space(m, 3, r->n);
+    kern_guide(m->k, out, c, u, 4.0f);
+    return out;
+}
+
+static struct tensor euler(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    struct tensor x = cuda_pair_tensor(m, 3, r->n, 1), v = cuda_pair_tensor(m, 3, r->n, 1);
+    kern_euler(m->k, x, v, -0.0327f);
+    return x;
+}
+
+static void element_ops_equal_the_cpu(void **state)
+{
+    for (int s = 0; s < COUNT(some_rows); s++)
+        for (int d = 0; d < 2; d++)
+            for (int g = 0; g < 3; g++) {
+                const struct rows *r = &some_rows[s];
+                cuda_pair_agree(*state, "copy", copy, r, dtypes[d], gaps[g], exact);
+                cuda_pair_agree(*state, "copy, converting", convert, r, dtypes[d], gaps[g], exact);
+                cuda_pair_agree(*state, "silu", silu, r, dtypes[d], gaps[g], step_bound(dtypes[d], 0));
+                cuda_pair_agree(*state, "silu_mul", silu_mul, r, dtypes[d], gaps[g], step_bound(dtypes[d], 0));
+                cuda_pair_agree(*state, "add", add, r, dtypes[d], gaps[g], step_bound(dtypes[d], 0));
+                cuda_pair_agree(*state, "gated_add", gated_add, r, dtypes[d], gaps[g], step_bound(dtypes[d], 1));
+                cuda_pair_agree(*state, "guide", guide, r, dtypes[d], gaps[g], step_bound(dtypes[d], 4));
+                cuda_pair_agree(*state, "euler", euler, r, dtypes[d], gaps[g], step_bound(dtypes[d], 0.03f));
+            }
+}
+
+static void has_nan_finds_one_bad_value(void **state)
+{
+    const struct cuda_pair *p = *state;
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (int d = 0; d < 2; d++)
+        for (int b = 0; b < 3; b++) {
+            struct cuda_pair_maker m = {.k = p->cuda, .dtype = dtypes[d], .gap = 3, .seed = 7};
+            size_t mark = kern_mark(p->cuda);
+            struct tensor x = cuda_pair_tensor(&m, 2, (int64_t[]){37, 61}, 1e30f);
+            assert_false(kern_has_nan(p->cuda, x));
+            kern_write(p->cuda, tensor_slice(tensor_slice(x, 0, 36, 1), 1, 60, 1), tensor_2d((void *)&bad[b], TENSOR_F32, 1, 1));
+            assert_true(kern_has_nan(p->cuda, x));
+            kern_rewind(p->cuda, mark);
+        }
+}
+
+/* --- norms and rope --------------------------------------------------------------------------------------- */
+
+static struct tensor rms_once(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    struct tensor x = cuda_pair_tensor(m, 3, r->n, 3), w = cuda_pair_tensor(m, 1, r->n + 2, 1), out = cuda_pair_space(m, 3, r->n);
+    kern_rms_norm(m->k, out, x, w, 1e-6f, KERN_ROUND_ONCE);
+    return out;
+}
+
+static struct tensor rms_before(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    struct tensor x = cuda_pair_tensor(m, 3, r->n, 3), w = cuda_pair_tensor(m, 1, r->n + 2, 1);
+    kern_rms_norm(m->k, x, x, w, 1e-6f, KERN_ROUND_BEFORE_WEIGHT); /* in place */
+    return x;
+}
+
+static struct tensor layer(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    int64_t n[2] = {r->n[0] * r->n[1], r->n[2]};
+    struct tensor x = cuda_pair_tensor(m, 2, n, 3), a = cuda_pair_tensor(m, 1, n + 1, 1), b = cuda_pair_tensor(m, 1, n + 1, 1);
+    struct tensor out = cuda_pair_space(m, 2, n);
+    kern_layer_norm_modulate(m->k, out, x, a, b, 1e-6f);
+    return out;
+}
+
+static void row_norms_equal_the_cpu(void **state)
+{
+    static const struct rows widths[] = {{{2, 3, 16}}, {{1, 5, 24}}, {{2, 2, 128}}, {{1, 3, 1000}}, {{1, 2, 1025}}, {{1, 2, 3072}}};
+    for (int s = 0; s < COUNT(widths); s++)
+        for (int d = 0; d < 2; d++)
+            for (int g = 0; g < 3; g++) {
+                struct cuda_pair_bound one = step_bound(dtypes[d], dtypes[d] == TENSOR_F32 ? 4 : 0), two = step_bound(dtypes[d], 4);
+                cuda_pair_agree(*state, "rms_norm, one rounding", rms_once, &widths[s], dtypes[d], gaps[g], one);
+                cuda_pair_agree(*state, "rms_norm, two roundings", rms_before, &widths[s], dtypes[d], gaps[g], one);
+                cuda_pair_agree(*state, "layer_norm_modulate", layer, &widths[s], dtypes[d], gaps[g], two);
+            }
+}
+
+struct picture {
+    int64_t n[4];
+    int groups;
+    bool silu;
+};
+
+static struct tensor group(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct picture *p = shape;
+    struct tensor x = cuda_pair_tensor(m, 4, p->n, 3), w = cuda_pair_tensor(m, 1, p->n + 3, 1), b = cuda_pair_tensor(m, 1, p->n + 3, 1);
+    kern_group_norm(m->k, x, x, w, b, p->groups, 1e-6f, p->silu);
+    return x;
+}
+
+static void group_norm_equals_the_cpu(void **state)
+{
+    static const struct picture shapes[] = {{{1, 1, 1, 8}, 4, true},    {{2, 5, 7, 16}, 4, true}, {{1, 40, 33, 24}, 4, false},
+                                            {{1, 3, 3, 12}, 4, true}, {{2, 9, 8, 128}, 32, true}};
+    for (int s = 0; s < COUNT(shapes); s++)
+        for (int d = 0; d < 2; d++)
+            cuda_pair_agree(*state, "group_norm", group, &shapes[s], dtypes[d], 0, step_bound(dtypes[d], 4));
+}
+
+struct turn {
+    int64_t n[4];
+    enum kern_rope_layout layout;
+};
+
+static struct tensor rope(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct turn *t = shape;
+    struct cuda_pair_maker tables = {.k = m->k, .dtype = TENSOR_F32, .seed = 99};
+    int64_t n[2] = {t->n[1], t->n[3] / 2};
+    struct tensor x = cuda_pair_tensor(m, 4, t->n, 2), cos = cuda_pair_tensor(&tables, 2, n, 1), sin = cuda_pair_tensor(&tables, 2, n, 1);
+    kern_rope(m->k, x, cos, sin, t->layout);
+    return x;
+}
+
+static void rope_equals_the_cpu(void **state)
+{
+    static const struct turn turns[] = {{{2, 5, 3, 16}, KERN_ROPE_HALVES}, {{1, 7, 2, 24}, KERN_ROPE_HALVES}, {{1, 4, 2, 128}, KERN_ROPE_HALVES},
+                                        {{2, 5, 3, 32}, KERN_ROPE_PAIRS},  {{1, 7, 2, 12}, KERN_ROPE_PAIRS},  {{1, 4, 2, 128}, KERN_ROPE_PAIRS}};
+    for (int s = 0; s < COUNT(turns); s++)
+        for (int d = 0; d < 2; d++)
+            for (int g = 0; g < 3; g++)
+                cuda_pair_agree(*state, turns[s].layout == KERN_ROPE_PAIRS ? "rope, pairs" : "rope, halves", rope, &turns[s],
+                                dtypes[d], gaps[g] == 3 ? 2 : gaps[g], step_bound(dtypes[d], 2));
+}
+
+/* --- products ---------------------------------------------------------------------------------------------- */
+
+struct product {
+    int64_t rows, n, k;
+    bool has_bias, out_f32;
+};
+
+static struct kern_weight *weight_of(struct cuda_pair_maker *m, int rank, const int64_t *shape, bool has_bias)
+{
+    int64_t count = 1, n = shape[0];
+    for (int a = 0; a < rank; a++)
+        count *= shape[a];
+    float *values = malloc((size_t)count * sizeof *values), *bias = malloc((size_t)n * sizeof *bias);
+    uint16_t *rounded = malloc((size_t)n * sizeof *rounded);
+    for (int64_t i = 0; i < count; i++)
+        values[i] = cuda_pair_random(&m->seed);
+    for (int64_t i = 0; i < n; i++)
+        bias[i] = cuda_pair_random(&m->seed), rounded[i] = tensor_bf16_of(bias[i]);
+    struct tensor w = tensor_of(values, TENSOR_F32, rank, shape), b = {0};
+    if (has_bias)
+        b = m->dtype == TENSOR_F32 ? tensor_1d(bias, TENSOR_F32, n) : tensor_1d(rounded, TENSOR_BF16, n);
+    struct kern_weight *made = rank == 4 ? kern_weight_conv(m->k, m->dtype, w, b) : kern_weight_linear(m->k, m->dtype, w, b);
+    free(values);
+    free(bias);
+    free(rounded);
+    assert_non_null(made);
+    return made;
+}
+
+static struct tensor linear(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct product *p = shape;
+    struct cuda_pair_maker result = *m;
+    result.dtype = p->out_f32 ? TENSOR_F32 : m->dtype;
+    struct kern_weight *w = weight_of(m, 2, (int64_t[]){p->n, p->k}, p->has_bias);
+    struct tensor x = cuda_pair_tensor(m, 2, (int64_t[]){p->rows, p->k}, 1);
+    struct tensor out = cuda_pair_space(&result, 2, (int64_t[]){p->rows, p->n});
+    kern_linear(m->k, out, x, w);
+    kern_sync(m->k);
+    kern_weight_free(m->k, w);
+    return out;
+}
+
+static void linear_equals_the_cpu(void **state)
+{
+    static const struct product shapes[] = {{1, 1, 1, false, false},    {5, 24, 24, true, false},    {130, 129, 40, false, false},
+                                            {3, 3, 7, true, false},     {64, 256, 96, true, true},   {257, 96, 128, false, false},
+                                            {128, 128, 1032, true, false}};
+    for (int s = 0; s < COUNT(shapes); s++)
+        for (int d = 0; d < 2; d++)
+            for (int g = 0; g < 3; g++)
+                cuda_pair_agree(*state, "linear", linear, &shapes[s], dtypes[d], gaps[g], sum_bound(dtypes[d], shapes[s].k, 1));
+}
+
+struct window {
+    int64_t n[4], out; /* picture, channels of the result */
+    int size, stride, pad;
+};
+
+static struct tensor conv(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct window *c = shape;
+    struct kern_weight *w = weight_of(m, 4, (int64_t[]){c->out, c->n[3], c->size, c->size}, true);
+    struct tensor x = cuda_pair_tensor(m, 4, c->n, 1);
+    int64_t n[4] = {c->n[0], (c->n[1] + 2 * c->pad - c->size) / c->stride + 1, (c->n[2] + 2 * c->pad - c->size) / c->stride + 1, c->out};
+    struct tensor out = cuda_pair_space(m, 4, n);
+    kern_conv2d(m->k, out, x, w, c->stride, c->pad);
+    kern_sync(m->k);
+    kern_weight_free(m->k, w);
+    return out;
+}
+
+static void conv_equals_the_cpu(void **state)
+{
+    static const struct window shapes[] = {{{1, 1, 1, 8}, 8, 1, 1, 0},   {{2, 5, 7, 8}, 16, 3, 1, 1}, {{1, 9, 6, 24}, 3, 3, 1, 1},
+                                           {{1, 8, 8, 16}, 40, 3, 2, 1}, {{2, 6, 5, 5}, 12, 3, 1, 1}, {{1, 4, 4, 32}, 32, 1, 1, 0},
+                                           {{1, 12, 13, 40}, 136, 3, 1, 1}};
+    for (int s = 0; s < COUNT(shapes); s++)
+        for (int d = 0; d < 2; d++) {
+            int64_t terms = shapes[s].n[3] * shapes[s].size * shapes[s].size;
+            cuda_pair_agree(*state, "conv2d", conv, &shapes[s], dtypes[d], 0, sum_bound(dtypes[d], terms, 1));
+        }
+}
+
+/* --- attention ----------------------------------------------------------------------------------------------- */
+
+struct heads {
+    int64_t batch, rows, keys, heads, kv_heads, d;
+    bool causal;
+    int32_t key_count[3]; /* 0 in front: all visible */
+};
+
+static struct tensor attention(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct heads *h = shape;
+    struct tensor q = cuda_pair_tensor(m, 4, (int64_t[]){h->batch, h->rows, h->heads, h->d}, 2);
+    int64_t n[4] = {h->batch, h->keys, h->kv_heads, h->d};
+    struct tensor key = cuda_pair_tensor(m, 4, n, 2), value = cuda_pair_tensor(m, 4, n, 1), out = cuda_pair_space(m, 4, q.shape);
+    struct kern_mask mask = {h->causal, h->key_count[0] ? h->key_count : NULL};
+    kern_attention(m->k, out, q, key, value, 1.0f / sqrtf((float)h->d), mask);
+    return out;
+}
+
+/* P is rounded to bf16 against the largest score seen so far, which differs between tiles of 64 keys and the CPU's of
+ * 256: each probability is off by up to half a step, both ways, so a mean of values below 1 by about a step. */
+static void attention_equals_the_cpu(void **state)
+{
+    static const struct heads shapes[] = {
+        {1, 1, 1, 1, 1, 16, false, {0}},       {1, 5, 7, 2, 1, 24, false, {0}},    {2, 130, 130, 2, 1, 16, true, {5, 130}},
+        {1, 67, 129, 3, 3, 32, false, {0}},    {3, 9, 70, 4, 2, 64, false, {70, 1, 64}}, {1, 140, 140, 1, 1, 128, false, {0}},
+        {1, 64, 200, 2, 1, 128, true, {0}},    {1, 33, 65, 2, 2, 80, false, {0}},  {1, 70, 50, 1, 1, 512, false, {0}},
+        {2, 20, 37, 1, 1, 144, true, {37, 9}}, {1, 6, 11, 2, 2, 20, false, {0}},   {1, 70, 70, 1, 1, 112, true, {0}},
+    };
+    for (int s = 0; s < COUNT(shapes); s++)
+        for (int d = 0; d < 2; d++)
+            for (int g = 0; g < 3; g++) {
+                struct cuda_pair_bound bound = dtypes[d] == TENSOR_F32 ? (struct cuda_pair_bound){4e-6f, 1e-5f}
+                                                                       : (struct cuda_pair_bound){BF16_STEP, BF16_STEP};
+                cuda_pair_agree(*state, "attention", attention, &shapes[s], dtypes[d], gaps[g], bound);
+            }
+}
+
+/* --- ends ------------------------------------------------------------------------------------------------------ */
+
+static struct tensor timestep(struct cuda_pair_maker *m, const void *shape)
+{
+    struct tensor out = cuda_pair_space(m, 2, (int64_t[]){1, 256});
+    kern_timestep_embedding(m->k, out, *(const float *)shape);
+    return out;
+}
+
+static struct tensor unpatchify(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct picture *p = shape;
+    int64_t n[3] = {p->n[0], p->n[1] * p->n[2] / 4, 4 * p->n[3]};
+    struct tensor tokens = cuda_pair_tensor(m, 3, n, 1), mean = cuda_pair_tensor(m, 1, n + 2, 1), std = cuda_pair_tensor(m, 1, n + 2, 1);
+    struct tensor out = cuda_pair_space(m, 4, p->n);
+    kern_unpatchify(m->k, out, tokens, mean, std);
+    return out;
+}
+
+static struct tensor upsample(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct picture *p = shape;
+    struct tensor x = cuda_pair_tensor(m, 4, p->n, 1);
+    struct tensor out = cuda_pair_space(m, 4, (int64_t[]){p->n[0], 2 * p->n[1], 2 * p->n[2], p->n[3]});
+    kern_upsample2(m->k, out, x);
+    return out;
+}
+
+static struct tensor pixels(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct picture *p = shape;
+    struct tensor x = cuda_pair_tensor(m, 4, p->n, 1.5f), out = kern_temp(m->k, TENSOR_U8, 4, p->n);
+    kern_pixels(m->k, out, x);
+    return out;
+}
+
+static void image_ends_equal_the_cpu(void **state)
+{
+    static const float times[] = {1000, 956, 1.5f};
+    static const struct picture shapes[] = {{{1, 2, 2, 32}, 0, 0}, {{2, 4, 6, 5}, 0, 0}, {{1, 8, 2, 3}, 0, 0}};
+    for (int d = 0; d < 2; d++) {
+        for (int i = 0; i < 3; i++)
+            cuda_pair_agree(*state, "timestep_embedding", timestep, &times[i], dtypes[d], 0, exact);
+        for (int s = 0; s < COUNT(shapes); s++)
+            for (int g = 0; g < 3; g++) {
+                cuda_pair_agree(*state, "unpatchify", unpatchify, &shapes[s], dtypes[d], gaps[g], step_bound(dtypes[d], 1));
+                cuda_pair_agree(*state, "upsample2", upsample, &shapes[s], dtypes[d], gaps[g], exact);
+                cuda_pair_agree(*state, "pixels", pixels, &shapes[s], dtypes[d], gaps[g], exact);
+            }
+    }
+}
+
+static struct tensor gather(struct cuda_pair_maker *m, const void *shape)
+{
+    (void)shape;
+    static float table[10][24];
+    uint32_t seed = 3;
+    for (int i = 0; i < 240; i++)
+        table[i / 24][i % 24] = cuda_pair_random(&seed);
+    int32_t ids[5] = {9, 0, 3, 3, 7};
+    struct tensor out = cuda_pair_space(m, 2, (int64_t[]){5, 24});
+    kern_gather(m->k, out, tensor_2d(table, TENSOR_F32, 10, 24), tensor_1d(ids, TENSOR_I32, 5));
+    memset(ids, 0, sizeof ids); /* the caller's memory is free again */
+    return out;
+}
+
+static void gather_takes_rows_from_the_host(void **state)
+{
+    for (int d = 0; d < 2; d++)
+        for (int g = 0; g < 3; g++)
+            cuda_pair_agree(*state, "gather", gather, NULL, dtypes[d], gaps[g], exact);
+}
+
+/* --- a row depends on itself ------------------------------------------------------------------------------------ */
+
+/* The rows [first, first + count) of what op makes of `all` must be what the whole gave. */
+static void same_bits(struct kern *k, struct tensor whole, int64_t first, struct tensor part, const char *what)
+{
+    float *a = cuda_pair_floats(k, tensor_slice(whole, 0, first, part.shape[0])), *b = cuda_pair_floats(k, part);
+    if (memcmp(a, b, (size_t)tensor_count(part) * sizeof *a) != 0)
+        fail_msg("%s: rows from %lld differ when they are alone", what, (long long)first);
+    free(a);
+    free(b);
+}
+
+static void rows_of_linear_do_not_depend_on_their_number(void **state)
+{
+    const struct cuda_pair *p = *state;
+    static const int64_t parts[][2] = {{0, 1}, {299, 1}, {128, 7}, {5, 130}, {0, 299}};
+    for (int d = 0; d < 2; d++) {
+        struct cuda_pair_maker m = {.k = p->cuda, .dtype = dtypes[d], .seed = 5};
+        size_t mark = kern_mark(p->cuda);
+        struct kern_weight *w = weight_of(&m, 2, (int64_t[]){136, 200}, true);
+        struct tensor x = cuda_pair_tensor(&m, 2, (int64_t[]){300, 200}, 1), all = cuda_pair_space(&m, 2, (int64_t[]){300, 136});
+        kern_linear(p->cuda, all, x, w);
+        for (int i = 0; i < COUNT(parts); i++) {
+            struct tensor one = cuda_pair_space(&m, 2, (int64_t[]){parts[i][1], 136});
+            kern_linear(p->cuda, one, tensor_slice(x, 0, parts[i][0], parts[i][1]), w);
+            same_bits(p->cuda, all, parts[i][0], one, "linear");
+        }
+        kern_weight_free(p->cuda, w);
+        kern_rewind(p->cuda, mark);
+    }
+}
+
+static void samples_do_not_depend_on_their_batch(void **state)
+{
+    const struct cuda_pair *p = *state;
+    static const int64_t widths[] = {32, 128, 512};
+    for (int d = 0; d < 2; d++)
+        for (int i = 0; i < COUNT(widths); i++) {
+            struct cuda_pair_maker m = {.k = p->cuda, .dtype = dtypes[d], .seed = 6};
+            size_t mark = kern_mark(p->cuda);
+            int64_t n[4] = {3, 70, 1, widths[i]}, one[4] = {1, 70, 1, widths[i]}, c = widths[i];
+            struct tensor q = cuda_pair_tensor(&m, 4, n, 2), key = cuda_pair_tensor(&m, 4, n, 2), value = cuda_pair_tensor(&m, 4, n, 1);
+            struct tensor w = cuda_pair_tensor(&m, 1, &c, 1), all = cuda_pair_space(&m, 4, n), normed = cuda_pair_space(&m, 4, n);
+            kern_attention(p->cuda, all, q, key, value, 0.1f, (struct kern_mask){0});
+            kern_group_norm(p->cuda, normed, q, w, w, 4, 1e-6f, true);
+            for (int64_t b = 0; b < 3; b++) {
+                struct tensor out = cuda_pair_space(&m, 4, one);
+                kern_attention(p->cuda, out, tensor_slice(q, 0, b, 1), tensor_slice(key, 0, b, 1), tensor_slice(value, 0, b, 1), 0.1f,
+                               (struct kern_mask){0});
+                same_bits(p->cuda, all, b, out, "attention");
+                kern_group_norm(p->cuda, out, tensor_slice(q, 0, b, 1), w, w, 4, 1e-6f, true);
+                same_bits(p->cuda, normed, b, out, "group_norm");
+            }
+            kern_rewind(p->cuda, mark);
+        }
+}
+
+/* --- memory ------------------------------------------------------------------------------------------------------ */
+
+static void arena_grows_once_and_keeps_what_it_gave(void **state)
+{
+    const struct cuda_pair *p = *state;
+    struct kern *k = p->cuda;
+    static float one[1 << 20], back[1 << 20];
+    for (int pass = 0; pass < 3; pass++) {
+        size_t mark = kern_mark(k);
+        struct tensor piece[24];
+        for (int i = 0; i < COUNT(piece); i++) { /* 96 MB in all: several blocks at first */
+            piece[i] = kern_temp(k, TENSOR_F32, 1, (int64_t[]){1 << 20});
+            for (int j = 0; j < 1 << 20; j += 4096)
+                one[j] = (float)(i * 1000 + j);
+            kern_write(k, piece[i], tensor_1d(one, TENSOR_F32, 1 << 20));
+        }
+        for (int i = 0; i < COUNT(piece); i++) {
+            kern_read(k, tensor_1d(back, TENSOR_F32, 1 << 20), piece[i]);
+            for (int j = 0; j < 1 << 20; j += 4096)
+                assert_true(back[j] == (float)(i * 1000 + j));
+        }
+        assert_true(kern_sync(k));
+        kern_rewind(k, mark);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(element_ops_equal_the_cpu),
+        cmocka_unit_test(has_nan_finds_one_bad_value),
+        cmocka_unit_test(row_norms_equal_the_cpu),
+        cmocka_unit_test(group_norm_equals_the_cpu),
+        cmocka_unit_test(rope_equals_the_cpu),
+        cmocka_unit_test(linear_equals_the_cpu),
+        cmocka_unit_test(conv_equals_the_cpu),
+        cmocka_unit_test(attention_equals_the_cpu),
+        cmocka_unit_test(image_ends_equal_the_cpu),
+        cmocka_unit_test(gather_takes_rows_from_the_host),
+        cmocka_unit_test(rows_of_linear_do_not_depend_on_their_number),
+        cmocka_unit_test(samples_do_not_depend_on_their_batch),
+        cmocka_unit_test(arena_grows_once_and_keeps_what_it_gave),
+    };
+    return cmocka_run_group_tests_name("cuda_ops", tests, cuda_pair_setup, cuda_pair_teardown);
+}
