@@ -36,12 +36,8 @@ void cuda_free(struct kern *k, void *data);
 void *cuda_stage(struct kern *k, size_t bytes);
 void cuda_send(struct kern *k, void *to, size_t bytes);
 
-/* What an op may use of the device. */
-struct cuda_limits {
-    int shared_bytes; /* of dynamic shared memory in one block, after opting in */
-    int processors;
-};
-const struct cuda_limits *cuda_limits(const struct kern *k);
+/* cuda_shared_bytes: how much dynamic shared memory a block may have, after opting in. */
+int cuda_shared_bytes(const struct kern *k);
 
 /* --- the ops; their contracts are those of kern.h --------------------------------------------------- */
 

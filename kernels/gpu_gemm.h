@@ -197,15 +197,15 @@ static __global__ void __launch_bounds__(GEMM_THREADS, 2)
         gpu_cp_async_commit();
         bf16 *ta = tile_a + step % GEMM_STAGES * GEMM_ROWS * GEMM_DEPTH, *tb = tile_b + step % GEMM_STAGES * BN * GEMM_DEPTH;
 #pragma unroll
-        for (int half = 0; half < GEMM_DEPTH / 16; half++) {
+        for (int part = 0; part < GEMM_DEPTH / 16; part++) {
             uint32_t fa[TILES_M][4];
 #pragma unroll
             for (int i = 0; i < TILES_M; i++)
-                gpu_ldmatrix_x4(fa[i], gemm_chunk(ta, warp_m + i * 16 + lane % 16, half * 2 + lane / 16));
+                gpu_ldmatrix_x4(fa[i], gemm_chunk(ta, warp_m + i * 16 + lane % 16, part * 2 + lane / 16));
 #pragma unroll
             for (int j = 0; j < TILES_N; j += 2) {
                 uint32_t fb[4];
-                gpu_ldmatrix_x4(fb, gemm_chunk(tb, warp_n + j * 8 + lane % 8 + lane / 16 * 8, half * 2 + lane / 8 % 2));
+                gpu_ldmatrix_x4(fb, gemm_chunk(tb, warp_n + j * 8 + lane % 8 + lane / 16 * 8, part * 2 + lane / 8 % 2));
 #pragma unroll
                 for (int i = 0; i < TILES_M; i++) {
                     gpu_mma_bf16_m16n8k16(sum[i][j], fa[i], fb[0], fb[1]);

@@ -44,7 +44,7 @@ struct cuda {
     struct kern_ops ops;
     int device;
     cudaStream_t stream;
-    struct cuda_limits limits;
+    int shared_bytes;
     char device_name[64];
 
     struct block blocks[BLOCKS_MAX];
@@ -111,9 +111,9 @@ cudaStream_t cuda_stream(const struct kern *k)
     return c->stream;
 }
 
-const struct cuda_limits *cuda_limits(const struct kern *k)
+int cuda_shared_bytes(const struct kern *k)
 {
-    return &cuda_of(k)->limits;
+    return cuda_of(k)->shared_bytes;
 }
 
 static bool cuda_sync(struct kern *k)
@@ -511,7 +511,7 @@ static bool look_at_device(struct cuda *c, char *why, size_t why_bytes)
                  p.major, p.minor);
         return false;
     }
-    c->limits = (struct cuda_limits){(int)p.sharedMemPerBlockOptin, p.multiProcessorCount};
+    c->shared_bytes = (int)p.sharedMemPerBlockOptin;
     snprintf(c->device_name, sizeof c->device_name, "cuda:%d (%.40s)", c->device, p.name);
     snprintf(c->kern.name, sizeof c->kern.name, "%s, sm_%d%d", c->device_name, p.major, p.minor);
     return true;
@@ -521,6 +521,7 @@ static bool look_at_device(struct cuda *c, char *why, size_t why_bytes)
 static bool set_up(struct cuda *c)
 {
     struct kern *k = &c->kern;
+    cudaGetLastError(); /* what this thread did before is not ours */
     bool ok = cuda_check(k, cudaSetDevice(c->device), "taking the device") &&
               cuda_check(k, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream");
     for (int i = 0; i < 2 && ok; i++)

@@ -1,0 +1,267 @@
+/* test_cuda_faults.c - every allocation and every launch of the CUDA backend made to fail, one after the other. If this
+ * breaks, a card that is short of memory or falls off the bus takes a worker's memory with it, is blamed on the wrong
+ * cause, or leaves pictures that are wrong.
+ *
+ * Faults are the simulator's (tests/cudasim/README.md): the program asks it through the module it opened. */
+#include <dlfcn.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cuda_pair.h"
+#include "cudasim_control.h"
+#include "engine.h"
+#include "kern_module.h"
+
+#define MODEL "tests/golden/models/pocket"
+#define FAULTS_MAX 4000
+
+static struct {
+    bool (*fault)(const char *list);
+    void (*restore)(void);
+    size_t (*leaks)(char *text, size_t capacity);
+    bool (*memory)(int device, struct cudasim_memory *ret);
+} sim;
+
+static int find_simulator(void **state)
+{
+    (void)state;
+    void *module = dlopen(getenv("KILN_CUDA_MODULE"), RTLD_NOW | RTLD_LOCAL);
+    if (!module)
+        return -1;
+    *(void **)&sim.fault = dlsym(module, "cudasim_fault");
+    *(void **)&sim.restore = dlsym(module, "cudasim_restore");
+    *(void **)&sim.leaks = dlsym(module, "cudasim_leaks");
+    *(void **)&sim.memory = dlsym(module, "cudasim_memory_read");
+    return sim.fault && sim.restore && sim.leaks && sim.memory ? 0 : -1;
+}
+
+static void nothing_is_left(const char *after, int n)
+{
+    char text[1024] = "";
+    if (sim.leaks(text, sizeof text) != 0)
+        fail_msg("after %s %d: %s", after, n, text);
+}
+
+static void set_fault(const char *point, int n)
+{
+    char list[64];
+    snprintf(list, sizeof list, "%s:%d", point, n);
+    assert_true(sim.fault(list));
+}
+
+/* --- a backend's life ------------------------------------------------------------------------------------- */
+
+/* Some of every op; false when the backend says so at the end. */
+static bool use(struct kern *k, char *text, size_t bytes, bool *ret_is_memory)
+{
+    static float values[128 * 128], out[128 * 128];
+    size_t mark = kern_mark(k);
+    bool ok = true;
+    for (int d = 0; d < 2; d++) {
+        enum tensor_dtype dtype = d ? TENSOR_BF16 : TENSOR_F32;
+        struct kern_weight *w = kern_weight_linear(k, dtype, tensor_2d(values, TENSOR_F32, 64, 64), tensor_1d(values, TENSOR_F32, 64));
+        struct kern_weight *c = kern_weight_conv(k, dtype, tensor_4d(values, TENSOR_F32, 16, 5, 3, 3), (struct tensor){0});
+        struct tensor vector = kern_upload(k, dtype, tensor_1d(values, TENSOR_F32, 64));
+        int64_t heads[4] = {2, 16, 2, 32}, picture[4] = {1, 8, 8, 5}, wide[4] = {1, 8, 8, 16}, rows[2] = {32, 64};
+        struct tensor x = kern_temp(k, dtype, 2, rows), y = kern_temp(k, dtype, 2, rows);
+        struct tensor p = kern_temp(k, dtype, 4, picture), q = kern_temp(k, dtype, 4, wide);
+        if (w && c && vector.data && x.data && y.data && p.data && q.data) {
+            kern_write(k, x, tensor_2d(values, TENSOR_F32, 32, 64));
+            kern_linear(k, y, x, w);
+            kern_rms_norm(k, y, y, vector, 1e-6f, KERN_ROUND_ONCE);
+            kern_attention(k, tensor_shape(x, 4, heads), tensor_shape(y, 4, heads), tensor_shape(y, 4, heads), tensor_shape(y, 4, heads),
+                           0.1f, (struct kern_mask){0});
+            kern_gated_add(k, x, vector, y);
+            kern_write(k, p, tensor_4d(values, TENSOR_F32, 1, 8, 8, 5));
+            kern_conv2d(k, q, p, c, 1, 1);
+            kern_group_norm(k, q, q, tensor_slice(vector, 0, 0, 16), tensor_slice(vector, 0, 16, 16), 4, 1e-6f, true);
+            kern_has_nan(k, q);
+            kern_read(k, tensor_2d(out, TENSOR_F32, 32, 64), x);
+        }
+        ok = kern_sync(k);
+        kern_release(k, vector);
+        kern_weight_free(k, w);
+        kern_weight_free(k, c);
+        if (!ok)
+            break;
+    }
+    snprintf(text, bytes, "%s", kern_error(k));
+    *ret_is_memory = kern_error_is_memory(text);
+    kern_rewind(k, mark);
+    return ok;
+}
+
+/* Fails the n-th of `point` for n = 1, 2 .. until a life goes by without a fault; the number of faults. */
+static int every_fault(const char *point, bool must_be_memory)
+{
+    for (int n = 1; n < FAULTS_MAX; n++) {
+        char text[512] = "";
+        bool is_memory = false, ok = false;
+        set_fault(point, n);
+        struct kern *k = kern_module_open("cuda", text, sizeof text);
+        if (k)
+            ok = use(k, text, sizeof text, &is_memory);
+        else
+            is_memory = kern_error_is_memory(text);
+        sim.fault("");
+        if (!ok && !*text)
+            fail_msg("%s:%d: no sentence", point, n);
+        if (!ok && must_be_memory != is_memory)
+            fail_msg("%s:%d: '%s' is the wrong kind", point, n, text);
+        if (k && !ok && is_memory) {
+            char again[512];
+            bool ignored;
+            if (!kern_recover(k))
+                fail_msg("%s:%d: '%s' is not got over: %s", point, n, text, kern_error(k));
+            if (!use(k, again, sizeof again, &ignored))
+                fail_msg("%s:%d: the next use: %s", point, n, again);
+        }
+        if (k && !ok && !is_memory)
+            assert_false(kern_recover(k));
+        kern_close(k);
+        sim.restore();
+        nothing_is_left(point, n);
+        if (ok)
+            return n - 1;
+    }
+    fail_msg("%s: no end after %d faults", point, FAULTS_MAX);
+    return 0;
+}
+
+static void every_allocation_may_fail(void **state)
+{
+    (void)state;
+    int device = every_fault("malloc", true), host = every_fault("hostalloc", true);
+    print_message("%d allocations of the device, %d of the host\n", device, host);
+    assert_true(device > 8 && host == 2);
+}
+
+static void every_launch_may_fail(void **state)
+{
+    (void)state;
+    int launches = every_fault("launch", false), kernels = every_fault("kernel", false), lost = every_fault("lost", false);
+    print_message("%d launches refused, %d kernels crashed, device lost at %d points\n", launches, kernels, lost);
+    assert_true(launches > 15 && kernels > 15 && lost > 15);
+}
+
+static void every_copy_stream_and_wait_may_fail(void **state)
+{
+    (void)state;
+    static const char *const points[] = {"copy", "sync", "stream", "event"};
+    for (int i = 0; i < 4; i++)
+        print_message("%s: %d points\n", points[i], every_fault(points[i], false));
+}
+
+/* --- an engine's --------------------------------------------------------------------------------------------- */
+
+static bool open_engine(struct engine **ret, struct engine_error *why)
+{
+    return engine_open(ret, &(struct engine_options){.model_dir = MODEL, .precision = ENGINE_BF16, .device = "cuda"}, why);
+}
+
+static bool paint(struct engine *e, struct engine_image *image, struct engine_error *why)
+{
+    struct engine_request r = {.prompt = "a fox", .width = 64, .height = 64, .steps = 1, .seed = 3};
+    engine_request_defaults(e, &r);
+    return engine_generate(e, &r, 1, image, NULL, why);
+}
+
+/* Opening a model that does not fit at its 1st, 2nd, 4th, 8th .. allocation. */
+static void a_model_that_does_not_fit_leaves_nothing(void **state)
+{
+    (void)state;
+    for (int n = 1;; n *= 2) {
+        struct engine *e = NULL;
+        struct engine_error why = {0};
+        set_fault("malloc", n);
+        bool ok = open_engine(&e, &why);
+        sim.fault("");
+        if (ok) {
+            engine_close(e);
+            nothing_is_left("malloc", n);
+            assert_true(n > 100);
+            return;
+        }
+        if (why.fault != ENGINE_NO_MEMORY)
+            fail_msg("malloc:%d: %s: %s", n, engine_error_fault(why.fault), why.text);
+        nothing_is_left("malloc", n);
+    }
+}
+
+static void after_a_batch_without_memory_the_next_is_the_same_as_ever(void **state)
+{
+    (void)state;
+    struct engine *e;
+    struct engine_error why = {0};
+    struct engine_image good, image;
+    assert_true(open_engine(&e, &why));
+    set_fault("malloc", 1);
+    assert_false(paint(e, &image, &why));
+    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
+    sim.fault("");
+    if (!paint(e, &good, &why))
+        fail_msg("%s", why.text);
+    set_fault("malloc", 1); /* a second pass over a shape allocates nothing, or at most the one block that joins several */
+    bool ok = paint(e, &image, &why);
+    sim.fault("");
+    if (!ok && !paint(e, &image, &why))
+        fail_msg("%s", why.text);
+    assert_memory_equal(image.rgb, good.rgb, (size_t)good.width * (size_t)good.height * 3);
+    engine_image_done(&image);
+    set_fault("malloc", 1);
+    if (!paint(e, &image, &why))
+        fail_msg("a third pass over a shape allocates: %s", why.text);
+    sim.fault("");
+    engine_image_done(&image);
+    engine_image_done(&good);
+    engine_close(e);
+    nothing_is_left("close", 0);
+}
+
+static void a_lost_device_is_called_so(void **state)
+{
+    (void)state;
+    static const int when[] = {1, 50, 333};
+    for (int i = 0; i < 3; i++) {
+        struct engine *e;
+        struct engine_error why = {0};
+        struct engine_image image;
+        assert_true(open_engine(&e, &why));
+        set_fault("kernel", when[i]);
+        assert_false(paint(e, &image, &why));
+        assert_int_equal(why.fault, ENGINE_DEVICE);
+        assert_non_null(strstr(why.text, "device lost"));
+        assert_false(paint(e, &image, &why));
+        assert_int_equal(why.fault, ENGINE_DEVICE);
+        engine_close(e);
+        sim.fault("");
+        sim.restore(); /* the process is started again */
+        nothing_is_left("kernel", when[i]);
+        assert_true(open_engine(&e, &why));
+        if (!paint(e, &image, &why))
+            fail_msg("%s", why.text);
+        engine_image_done(&image);
+        engine_close(e);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_allocation_may_fail),
+        cmocka_unit_test(every_launch_may_fail),
+        cmocka_unit_test(every_copy_stream_and_wait_may_fail),
+        cmocka_unit_test(a_model_that_does_not_fit_leaves_nothing),
+        cmocka_unit_test(after_a_batch_without_memory_the_next_is_the_same_as_ever),
+        cmocka_unit_test(a_lost_device_is_called_so),
+    };
+    return cmocka_run_group_tests_name("cuda_faults", tests, find_simulator, NULL);
+}
