@@ -3,6 +3,7 @@
 A machine without time service, a summer that ends, a virtual machine that was asleep: none may cost an attempt."""
 
 import pathlib
+import signal
 
 import pytest
 
@@ -43,5 +44,7 @@ def test_wrong_and_jumping_clocks_cost_nothing(new_loose_farm):
     images = farm.assert_whole("clocks", 60)
     assert {i["attempt"] for i in images} == {1}, "no lease was taken for expired"
     assert {i["worker"] for i in images} == {"w1", "w2"}
+    farm.kill("w1", signal.SIGTERM)  # both say something at the end, with their new date
+    assert farm.wait_end("w1") == 0
     for name in ("coordinator", "w1"):
         wait_until(lambda: len(days(farm.log(name))) >= 2, f"{name}'s clock jumped (or the test proves nothing)", 30)
