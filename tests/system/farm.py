@@ -325,6 +325,10 @@ class LooseFarm(Base):
     def log(self, name):
         return (self.root / f"{name}.log").read_text(errors="replace")
 
+    def metrics_port(self, name):
+        """Of a worker that was started with --metrics-port 0."""
+        return int(wait_until(lambda: re.search(r"http://127\.0\.0\.1:(\d+)/metrics", self.log(name)), f"{name} names its page")[1])
+
     def page(self, port, path="/metrics"):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
             return answer.read().decode()

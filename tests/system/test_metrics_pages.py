@@ -2,7 +2,6 @@
 
 A page that Prometheus cannot read, or a counter that does not count, is an alarm that never rings."""
 
-import re
 import shutil
 import subprocess
 import urllib.error
@@ -17,8 +16,7 @@ def pages(new_loose_farm):
     farm = new_loose_farm(own_server=True)
     farm.coordinator()
     farm.worker("w1", "--metrics-port", "0")
-    port = wait_until(lambda: re.search(r"http://127\.0\.0\.1:(\d+)/metrics", farm.log("w1")), "the worker names its page")[1]
-    return farm, farm.state()["metrics_port"], int(port)
+    return farm, farm.state()["metrics_port"], farm.metrics_port("w1")
 
 
 def check(page):
