@@ -101,7 +101,7 @@ static void trace_work(FILE *out, const Work &work, int device, int stream_id, i
     fprintf(out, "}\n");
 }
 
-bool trace_open(const char *path)
+static bool trace_open(const char *path)
 {
     FILE *f = path ? fopen(path, "w") : nullptr;
     if (path && !f)

@@ -98,11 +98,35 @@ static void order_decides_what_a_missing_barrier_gives(void **)
                         run("missing-barrier", "CUDASIM_ORDER=rand:5").c_str());
 }
 
+/* What a process leaves behind is said at its end, and what the environment says wrongly at its start. */
+static void leaks_and_bad_settings_are_said(void **)
+{
+    char path[] = "/tmp/sim-report.XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    std::string out = run("unwritten-shared", (std::string("CUDASIM_LEAKS=report CUDASIM_REPORT=") + path).c_str());
+    assert_true(out.find("left behind at the end of the process:\ndevice 0: 256 bytes not freed") != std::string::npos);
+    std::ifstream file(path);
+    std::string report;
+    std::getline(file, report);
+    remove(path);
+    assert_true(report.find("\"peak_bytes\":512") != std::string::npos); /* charged in units of 512 */
+    assert_true(report.find("\"launches\":1,") != std::string::npos);
+    assert_true(report.find("\"leak_count\":1,") != std::string::npos);
+    assert_int_equal(WEXITSTATUS(system("CUDASIM_LEAKS=fail '" SIM_BROKEN_RUN "' unwritten-shared >/dev/null 2>&1")), 23);
+    assert_true(run("unwritten-shared", "CUDASIM_ORDER=sideways").find("CUDASIM_ORDER=sideways: want fwd, rev or rand:N") !=
+                std::string::npos);
+    assert_true(run("unwritten-shared", "CUDASIM_VRAM_MB=12x").find("want megabytes") != std::string::npos);
+    assert_true(run("unwritten-shared", "CUDASIM_FAULT=mallok:1").find("unknown point 'mallok'") != std::string::npos);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_bug_is_caught),
         cmocka_unit_test(order_decides_what_a_missing_barrier_gives),
+        cmocka_unit_test(leaks_and_bad_settings_are_said),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
