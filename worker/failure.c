@@ -13,33 +13,13 @@
 #include <stdio.h>
 #include <string.h>
 
-static bool is_continuation(char c)
-{
-    return ((unsigned char)c & 0xc0) == 0x80;
-}
+#include "json_text.h"
 
-static size_t character_bytes(const char *p)
+void failure_make_sendable(char *text)
 {
-    unsigned char c = (unsigned char)*p;
-    size_t want = c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
-    for (size_t i = 1; i < want; i++)
-        if (!is_continuation(p[i]))
-            return 0;
-    bool is_overlong = (c == 0xe0 && (unsigned char)p[1] < 0xa0) || (c == 0xf0 && (unsigned char)p[1] < 0x90);
-    bool is_beyond = (c == 0xed && (unsigned char)p[1] > 0x9f) || (c == 0xf4 && (unsigned char)p[1] > 0x8f);
-    return is_overlong || is_beyond ? 0 : want;
-}
-
-/* A reason may quote a prompt or a path cut in the middle of a character; such bytes become '?', since a message
- * that holds them could not be sent and its task would hang until the lease ends. */
-static void make_sendable(char *text)
-{
-    while (*text) {
-        size_t step = character_bytes(text);
-        if (step == 0)
-            *text = '?';
-        text += step ? step : 1;
-    }
+    size_t bytes = strlen(text);
+    for (size_t at = 0; (at += json_text_utf8_fault(text + at, bytes - at)) < bytes; at++)
+        text[at] = '?';
 }
 
 static struct failure make(enum msg_failure kind, const char *format, va_list list)
@@ -48,7 +28,7 @@ static struct failure make(enum msg_failure kind, const char *format, va_list li
     vsnprintf(f.reason, sizeof f.reason, format, list);
     if (strlen(f.reason) == sizeof f.reason - 1)
         memcpy(f.reason + sizeof f.reason - 4, "...", 3);
-    make_sendable(f.reason);
+    failure_make_sendable(f.reason);
     return f;
 }
 

@@ -21,6 +21,10 @@ struct failure failure_refuse(const char *format, ...) __attribute__((format(pri
 struct failure failure_retry(const char *format, ...) __attribute__((format(printf, 1, 2)));
 struct failure failure_released(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* failure_make_sendable: a text may quote a prompt or a path cut in the middle of a character, or a path that never was
+ * UTF-8. Such bytes become '?': a message that holds them could not be sent, and whoever waits for it would wait in vain. */
+void failure_make_sendable(char *text);
+
 /* failure_is_of_one: could a single request of a batch be the cause? Then the batch is rendered singly to find it. */
 bool failure_is_of_one(enum engine_fault fault);
 

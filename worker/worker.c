@@ -15,6 +15,7 @@
 
 #include "batch.h"
 #include "clock.h"
+#include "failure.h"
 #include "heartbeat.h"
 #include "lifecycle.h"
 #include "log.h"
@@ -387,6 +388,16 @@ static void count_repeats(struct spool_entry *const *due, uint32_t count)
             metric_add(worker_metric_all()->repeats, 1);
 }
 
+static bool say(struct worker *w, const struct msg *m, struct spool_entry *const *due, uint32_t count, int64_t now_ms)
+{
+    if (count == 0 || !session_send(&w->session, m))
+        return false;
+    count_repeats(due, count);
+    for (uint32_t i = 0; i < count; i++)
+        spool_said(due[i], now_ms);
+    return true;
+}
+
 static bool say_results(struct worker *w, int64_t now_ms)
 {
     struct spool_entry *due[REPORT_MAX];
@@ -400,12 +411,7 @@ static bool say_results(struct worker *w, int64_t now_ms)
             .truncated = e->truncated, .render_s = e->render_s};
     }
     struct msg m = {.kind = MSG_RESULT, .result = {.count = count, .items = items}};
-    if (count == 0 || !session_send(&w->session, &m))
-        return false;
-    count_repeats(due, count);
-    for (uint32_t i = 0; i < count; i++)
-        spool_said(due[i], now_ms);
-    return true;
+    return say(w, &m, due, count, now_ms);
 }
 
 static bool say_failures(struct worker *w, int64_t now_ms)
@@ -416,12 +422,7 @@ static bool say_failures(struct worker *w, int64_t now_ms)
     for (uint32_t i = 0; i < count; i++)
         items[i] = (struct msg_failed_item){.task = due[i]->task, .token = due[i]->token, .kind = due[i]->kind, .reason = due[i]->reason};
     struct msg m = {.kind = MSG_FAILED, .failed = {.count = count, .items = items}};
-    if (count == 0 || !session_send(&w->session, &m))
-        return false;
-    count_repeats(due, count);
-    for (uint32_t i = 0; i < count; i++)
-        spool_said(due[i], now_ms);
-    return true;
+    return say(w, &m, due, count, now_ms);
 }
 
 static void worker_report(struct worker *w, int64_t now_ms)
@@ -465,6 +466,7 @@ static void worker_beat(struct worker *w, int64_t now_ms, const char *blocked)
         snprintf(w->state, sizeof w->state, "blocked: %s", blocked);
     else
         snprintf(w->state, sizeof w->state, "%s", w->is_draining ? "draining" : view.is_rendering ? "rendering" : "idle");
+    failure_make_sendable(w->state); /* it may quote a path; without a heartbeat this worker is taken for dead */
     metric_set(metrics->held, w->held);
     metric_set(metrics->spooled, w->spool.result_count);
     metric_set(metrics->is_connected, is_connected);

@@ -10,7 +10,7 @@
 #define FAKE_PATIENCE_MS 20000
 
 struct fake_coordinator {
-    char dir[64], out_dir[192], model_dir[128], endpoint[160], spool_dir[160];
+    char dir[64], out_dir[1024], model_dir[128], endpoint[160], spool_dir[160];
     const char *program; /* the worker */
     struct link *link;
     char peer[LINK_PEER_MAX];

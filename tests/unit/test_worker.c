@@ -608,6 +608,35 @@ static void a_missing_disk_stops_the_work_not_the_task(void **state)
     fake_coordinator_end(&f);
 }
 
+/* The state names the folder, cut where it gets long. Half a character there made every heartbeat unsendable: the worker was
+ * taken for dead and its images were rendered again, until the disk was back. */
+static void a_long_folder_with_accents_does_not_silence_the_worker(void **state)
+{
+    (void)state;
+    struct fake_coordinator f;
+    char outcomes[5], command[1100];
+    const size_t cut = 400; /* writer.c shows so much of a folder */
+    start(&f, NULL);
+    size_t used = (size_t)snprintf(f.out_dir, sizeof f.out_dir, "%s/mount/%s", f.dir, "");
+    if (used % 2 == cut % 2)
+        f.out_dir[used++] = 'x';
+    for (; used < cut + 100; used += 2)
+        memcpy(f.out_dir + used, used % 100 < 2 ? "x/" : "\xc3\xa4", 2);
+    f.out_dir[used] = 0;
+    assert_true(((unsigned char)f.out_dir[cut] & 0xc0) == 0x80);
+    join(&f);
+    fake_coordinator_assign(&f, 10, four, 1);
+    fake_coordinator_expect(&f, MSG_READY);
+    fake_coordinator_expect_state(&f, "blocked: missing folder: ");
+    snprintf(command, sizeof command, "mkdir -p '%s'", f.out_dir);
+    assert_int_equal(system(command), 0);
+    fake_coordinator_collect(&f, 10, 1, outcomes);
+    assert_string_equal(outcomes, "R");
+    expect_ready(&f, 8);
+    stop(&f);
+    fake_coordinator_end(&f);
+}
+
 static void fill(const char *path)
 {
     static const char block[4096];
@@ -677,7 +706,7 @@ static void what_cannot_work_is_refused_at_start(void **state)
     expect_refusal_to_start(&f, (const char *[]){"--model", bad + 2, NULL}, NULL, "want NAME=DIR");
     expect_refusal_to_start(&f, (const char *[]){"--model", bad, "--model", bad, NULL}, NULL, "given twice");
     expect_refusal_to_start(&f, (const char *[]){"--connect", "tcp://10.0.0.1:5", NULL}, NULL, "only this machine");
-    expect_refusal_to_start(&f, (const char *[]){"--device", "cuda", NULL}, NULL, "renders on cpu");
+    expect_refusal_to_start(&f, (const char *[]){"--device", "gpu", NULL}, NULL, "accepted: cpu, cuda, cuda:N");
     expect_refusal_to_start(&f, (const char *[]){"--batch", "65", NULL}, NULL, "from 0 to 64");
     expect_refusal_to_start(&f, (const char *[]){"--name", "a/b", NULL}, NULL, "--name 'a/b'");
     expect_refusal_to_start(&f, (const char *[]){"--precision", "f16", NULL}, NULL, "want bf16 or f32");
@@ -768,6 +797,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(what_is_held_from_before_is_named_in_ready, fake_coordinator_abandon),
         cmocka_unit_test_teardown(a_refusal_for_good_ends_the_process, fake_coordinator_abandon),
         cmocka_unit_test_teardown(a_missing_disk_stops_the_work_not_the_task, fake_coordinator_abandon),
+        cmocka_unit_test_teardown(a_long_folder_with_accents_does_not_silence_the_worker, fake_coordinator_abandon),
         cmocka_unit_test_teardown(a_full_disk_stops_the_work_and_room_lets_it_go_on, fake_coordinator_abandon),
         cmocka_unit_test_teardown(what_cannot_work_is_refused_at_start, fake_coordinator_abandon),
         cmocka_unit_test_teardown(two_workers_of_one_name_do_not_share_a_spool, fake_coordinator_abandon),
