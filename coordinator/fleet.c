@@ -10,7 +10,6 @@
 #define WORKER_BUCKETS 4096
 #define HELD_BUCKETS_FIRST 4096 /* a power of two, doubled as it fills */
 #define HELD_BLOCK 1024
-#define LICENCE_NON_COMMERCIAL "FLUX Non-Commercial"
 
 struct held_block { struct held_block *next; struct fleet_held item[HELD_BLOCK]; };
 
@@ -220,7 +219,7 @@ static bool note_models(struct fleet *f, struct fleet_worker *w, const struct ms
     struct dispatch_model models[DISPATCH_MODELS_MAX];
     static_assert(DISPATCH_MODELS_MAX >= MSG_MODELS_MAX, "every model of a HELLO has a place");
     for (uint32_t i = 0; i < h->model_count; i++) {
-        models[i] = (struct dispatch_model){fleet_name_id(f, h->models[i].name), strcmp(h->models[i].licence, LICENCE_NON_COMMERCIAL) == 0};
+        models[i] = (struct dispatch_model){fleet_name_id(f, h->models[i].name), strcmp(h->models[i].licence, MSG_LICENCE_NON_COMMERCIAL) == 0};
         if (models[i].model < 0) {
             snprintf(why, why_bytes, "model '%s': this coordinator has heard %d names of models, which is all it takes", h->models[i].name, FLEET_NAMES_MAX);
             return false;

@@ -234,6 +234,12 @@ void msg_done(struct msg *m)
     memset(m, 0, sizeof *m);
 }
 
+bool msg_worker_name_ok(const char *name)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    return *name && *name != '.' && strspn(name, letters) == strlen(name);
+}
+
 const char *msg_kind_name(enum msg_kind kind)
 {
     const struct wire_schema *schema = schema_of(kind);

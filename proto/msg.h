@@ -20,6 +20,7 @@
 #define MSG_PATH_MAX 4096
 #define MSG_PROMPT_MAX 65536
 #define MSG_REASON_MAX 2048
+#define MSG_LICENCE_NON_COMMERCIAL "FLUX Non-Commercial" /* msg_model.licence that forbids commercial use */
 
 enum msg_kind {
     MSG_HELLO = 1, /* w→c who I am */
@@ -122,6 +123,8 @@ bool msg_decode(struct msg *ret, const void *head, size_t head_bytes, const void
 /* msg_encode writes the body into a malloc'ed buffer the caller frees; head is MSG_VERSION, kind. */
 bool msg_encode(const struct msg *m, uint8_t head[2], void **ret_body, size_t *ret_bytes, char *why, size_t why_bytes);
 void msg_done(struct msg *m);
+/* msg_worker_name_ok: a worker's name is a folder, a routing id and a label: no character that any of them minds. */
+bool msg_worker_name_ok(const char *name);
 const char *msg_kind_name(enum msg_kind kind);       /* "hello" */
 const char *msg_failure_name(enum msg_failure kind); /* "refuse" */
 

@@ -9,8 +9,6 @@
 #include "digest.h"
 #include "log.h"
 
-#define LICENCE_NON_COMMERCIAL "FLUX Non-Commercial"
-
 /* The first image pays for page faults, thread start and packed weights; a campaign's first should not. */
 static bool warm_up(struct model *m, struct engine_error *why)
 {
@@ -127,7 +125,7 @@ void model_set_describe(const struct model_set *s, struct msg_hello *ret)
 
 bool model_set_allows(const struct model *m, const char *use, char *why, size_t why_bytes)
 {
-    if (strcmp(use, "commercial") != 0 || strcmp(m->info.licence, LICENCE_NON_COMMERCIAL) != 0)
+    if (strcmp(use, "commercial") != 0 || strcmp(m->info.licence, MSG_LICENCE_NON_COMMERCIAL) != 0)
         return true;
     snprintf(why, why_bytes,
              "model '%s' is licensed %s and the campaign declares commercial use; use a model that allows it "

@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "json_text.h"
+
 #define BATCH_DEFAULT 4
 #define CREDIT_MAX 1024
 
@@ -96,6 +98,10 @@ static bool read_model(struct worker_options_read *o, const char *text, char *wh
         snprintf(why, why_bytes, "--model '%s': want NAME=DIR, a name of 1 to %d bytes", text, MSG_NAME_MAX);
         return false;
     }
+    if (json_text_utf8_fault(text, name_bytes) != name_bytes) {
+        snprintf(why, why_bytes, "--model '%s': the name is not UTF-8", text);
+        return false;
+    }
     if (at == MSG_MODELS_MAX) {
         snprintf(why, why_bytes, "--model '%s': at most %d models", text, MSG_MODELS_MAX);
         return false;
@@ -120,11 +126,9 @@ static bool read_model(struct worker_options_read *o, const char *text, char *wh
     return true;
 }
 
-/* The name is a folder, a routing id and a label: no character that any of them minds. */
 static bool name_ok(const char *name)
 {
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
-    return *name && *name != '.' && strlen(name) <= WORKER_NAME_MAX && strspn(name, letters) == strlen(name);
+    return strlen(name) <= WORKER_NAME_MAX && msg_worker_name_ok(name);
 }
 
 static bool read_word(struct worker_options_read *o, int word, const char *text, char *why, size_t why_bytes)
@@ -139,14 +143,14 @@ static bool read_word(struct worker_options_read *o, int word, const char *text,
             return true;
         snprintf(why, why_bytes, "--device '%s', accepted: cpu, cuda, cuda:N", text);
         return false;
-    case OPTION_THREADS: return read_number("--threads", text, 0, 4096, &w->threads, why, why_bytes);
+    case OPTION_THREADS: return read_number("--threads", text, 1, 4096, &w->threads, why, why_bytes);
     case OPTION_PRECISION:
         w->precision = strcmp(text, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16;
         if (strcmp(text, "f32") == 0 || strcmp(text, "bf16") == 0)
             return true;
         snprintf(why, why_bytes, "--precision '%s': want bf16 or f32", text);
         return false;
-    case OPTION_BATCH: return read_number("--batch", text, 0, ENGINE_BATCH_MAX, &w->batch_max, why, why_bytes);
+    case OPTION_BATCH: return read_number("--batch", text, 1, ENGINE_BATCH_MAX, &w->batch_max, why, why_bytes);
     case OPTION_CREDIT: return read_number("--credit", text, 1, CREDIT_MAX, &w->credit, why, why_bytes);
     case OPTION_NAME:
         snprintf(o->name, sizeof o->name, "%s", text);
@@ -210,8 +214,6 @@ static bool complete(struct worker_options_read *o, char *why, size_t why_bytes)
     }
     if (!*o->name && !default_name(o, why, why_bytes))
         return false;
-    if (w->batch_max == 0)
-        w->batch_max = BATCH_DEFAULT;
     if (w->credit && w->credit < w->batch_max) {
         snprintf(why, why_bytes, "--credit %d: at least --batch, which is %d", w->credit, w->batch_max);
         return false;
@@ -235,6 +237,7 @@ bool worker_options_read(struct worker_options_read *ret, int argc, char **argv,
 {
     memset(ret, 0, sizeof *ret);
     ret->worker.precision = ENGINE_BF16;
+    ret->worker.batch_max = BATCH_DEFAULT;
     ret->worker.metrics_port = -1;
     ret->log_level = LOG_INFO;
     opterr = 0;

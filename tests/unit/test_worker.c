@@ -707,7 +707,10 @@ static void what_cannot_work_is_refused_at_start(void **state)
     expect_refusal_to_start(&f, (const char *[]){"--model", bad, "--model", bad, NULL}, NULL, "given twice");
     expect_refusal_to_start(&f, (const char *[]){"--connect", "tcp://10.0.0.1:5", NULL}, NULL, "only this machine");
     expect_refusal_to_start(&f, (const char *[]){"--device", "gpu", NULL}, NULL, "accepted: cpu, cuda, cuda:N");
-    expect_refusal_to_start(&f, (const char *[]){"--batch", "65", NULL}, NULL, "from 0 to 64");
+    expect_refusal_to_start(&f, (const char *[]){"--batch", "65", NULL}, NULL, "from 1 to 64");
+    expect_refusal_to_start(&f, (const char *[]){"--batch", "0", NULL}, NULL, "from 1 to 64");
+    expect_refusal_to_start(&f, (const char *[]){"--threads", "0", NULL}, NULL, "from 1 to 4096");
+    expect_refusal_to_start(&f, (const char *[]){"--model", "\xc3=/tmp", NULL}, NULL, "not UTF-8");
     expect_refusal_to_start(&f, (const char *[]){"--name", "a/b", NULL}, NULL, "--name 'a/b'");
     expect_refusal_to_start(&f, (const char *[]){"--precision", "f16", NULL}, NULL, "want bf16 or f32");
     expect_refusal_to_start(&f, (const char *[]){"--credit", "2", NULL}, NULL, "at least --batch");
