@@ -30,7 +30,7 @@ static void refuse(struct coordinator *c, const char *peer, bool is_final, const
 
 static void give_back(struct coordinator *c, const struct fleet_held *h, enum task_failure kind, const char *reason)
 {
-    if (!report_give_back(&c->reports, h->task, h->token, kind, reason, h->worker->name))
+    if (!report_give_back(&c->reports, h->task, h->token, kind, reason))
         log_event(LOG_WARN, "give_back_dropped", "task=%" PRIu64 " worker=%s until=lease_ends", h->task, log_quote(h->worker->name));
     if (kind == TASK_LOST)
         metric_add(coordinator_metric_all()->lost, 1);
@@ -53,13 +53,6 @@ void conversation_ping(struct coordinator *c)
 
 /* --- HELLO ----------------------------------------------------------------------------------------------------- */
 
-/* The name is a routing id, a folder and a label: no character that any of them minds. */
-static bool name_is_plain(const char *name)
-{
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
-    return *name && *name != '.' && strspn(name, letters) == strlen(name);
-}
-
 /* A process that was killed closes its connection: the ROUTER knows at once. One that hangs beats no more. */
 static bool is_alive(struct coordinator *c, const struct fleet_worker *w, int64_t now_ms)
 {
@@ -80,7 +73,7 @@ static bool admit(struct coordinator *c, const char *peer, const struct msg_hell
     if (h->protocol_min > MSG_VERSION || h->protocol_max < MSG_VERSION)
         snprintf(reason, sizeof reason, "%s speaks protocol %" PRIu32 " to %" PRIu32 ", this coordinator (kiln " KILN_VERSION
                  ") speaks %d: use the same release on both sides", h->software, h->protocol_min, h->protocol_max, MSG_VERSION);
-    else if (!name_is_plain(h->worker))
+    else if (!msg_worker_name_ok(h->worker))
         snprintf(reason, sizeof reason, "worker name '%s': want letters, digits, '.', '_' or '-', the first no '.'", h->worker);
     else if (known && known->boot_epoch != h->boot_epoch && is_alive(c, known, now_ms)) {
         snprintf(reason, sizeof reason, "a worker named '%s' is there already (host %s, pid %" PRIu32 ", heard %" PRId64 " ms ago): give each its own --name",

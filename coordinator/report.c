@@ -59,7 +59,7 @@ bool report_result(struct report_queue *q, struct fleet_held *held, const struct
     snprintf(r->sha256, sizeof r->sha256, "%s", item->sha256);
     snprintf(r->digest, sizeof r->digest, "%s", item->digest);
     r->finish = (struct task_finish){
-        .task = item->task, .token = item->token, .worker = held->worker->name, .file = "", .sha256 = r->sha256, .digest = r->digest,
+        .task = item->task, .token = item->token, .worker = held->worker->name, .sha256 = r->sha256, .digest = r->digest,
         .bytes = item->bytes, .seed = item->seed, .width = as_int(item->width), .height = as_int(item->height),
         .steps = as_int(item->steps), .guidance = item->guidance, .render_s = item->render_s, .truncated = item->truncated};
     mark(held);
@@ -85,18 +85,17 @@ bool report_failed(struct report_queue *q, struct fleet_held *held, const struct
         return false;
     f->held = held;
     f->is_oom = item->kind == MSG_FAILURE_OOM;
-    f->fail = (struct task_fail){.task = item->task, .token = item->token, .kind = kind[item->kind], .reason = f->reason, .worker = held->worker->name};
+    f->fail = (struct task_fail){.task = item->task, .token = item->token, .kind = kind[item->kind], .reason = f->reason};
     mark(held);
     return true;
 }
 
-bool report_give_back(struct report_queue *q, uint64_t task, uint64_t token, enum task_failure kind, const char *reason, const char *worker)
+bool report_give_back(struct report_queue *q, uint64_t task, uint64_t token, enum task_failure kind, const char *reason)
 {
     struct report_failure *f = add_failure(q, reason);
     if (!f)
         return false;
-    snprintf(f->worker, sizeof f->worker, "%s", worker);
-    f->fail = (struct task_fail){.task = task, .token = token, .kind = kind, .reason = f->reason, .worker = f->worker};
+    f->fail = (struct task_fail){.task = task, .token = token, .kind = kind, .reason = f->reason};
     return true;
 }
 

@@ -15,7 +15,7 @@ struct report_failure {
     struct fleet_held *held;  /* NULL: the coordinator itself gives the task back; nobody is answered */
     struct task_fail fail;
     bool is_oom;
-    char *reason, worker[TASK_STORE_NAME_MAX + 1];
+    char *reason;
 };
 struct report_queue {
     struct report_result *results; int result_first, result_count;
@@ -27,7 +27,7 @@ void report_close(struct report_queue *q);
 /* False: the queue is full or out of memory. held gets is_reported, and its worker a pin, until it is answered. */
 bool report_result(struct report_queue *q, struct fleet_held *held, const struct msg_result_item *item);
 bool report_failed(struct report_queue *q, struct fleet_held *held, const struct msg_failed_item *item);
-bool report_give_back(struct report_queue *q, uint64_t task, uint64_t token, enum task_failure kind, const char *reason, const char *worker);
+bool report_give_back(struct report_queue *q, uint64_t task, uint64_t token, enum task_failure kind, const char *reason);
 /* report_forgive: the worker still has it after all; what the turn that runs has taken (the first `running`) stays. */
 void report_forgive(struct report_queue *q, int running, uint64_t task, uint64_t token);
 struct report_result *report_result_at(struct report_queue *q, int i);   /* 0: the oldest */

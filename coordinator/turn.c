@@ -195,10 +195,10 @@ static void end_failures(struct coordinator *c, const struct task_turn_result *r
 
 /* --- assignments ----------------------------------------------------------------------------------------------- */
 
-static void release(struct coordinator *c, const struct task_claimed *claimed, int count, enum task_failure kind, const char *reason, const char *worker)
+static void release(struct coordinator *c, const struct task_claimed *claimed, int count, enum task_failure kind, const char *reason)
 {
     for (int i = 0; i < count; i++)
-        if (!report_give_back(&c->reports, claimed[i].task, claimed[i].token, kind, reason, worker))
+        if (!report_give_back(&c->reports, claimed[i].task, claimed[i].token, kind, reason))
             log_event(LOG_WARN, "give_back_dropped", "task=%" PRIu64 " until=lease_ends", claimed[i].task);
 }
 
@@ -240,7 +240,7 @@ static bool assign(struct coordinator *c, struct fleet_worker *w, const struct w
     w->pause_ms = now_ms + PAUSE_MS;
     log_event(LOG_WARN, "assign_failed", "worker=%s tasks=%d why=%s", log_quote(w->name), count, is_unwritable ? "unwritable" : sent == LINK_GONE ? "gone" : "full");
     release(c, claimed, count, is_unwritable ? TASK_RETRY : TASK_RELEASED,
-            is_unwritable ? "the task could not be written as a message" : "the worker could not be reached", w->name);
+            is_unwritable ? "the task could not be written as a message" : "the worker could not be reached");
     return false;
 }
 
@@ -256,7 +256,7 @@ static void end_wants(struct coordinator *c, const struct task_turn_result *r, i
         workload_given(&c->workload, group, c->turn.plan[i].count, got, now_ms);
         metric_add(metric->claimed, got);
         if (got > 0 && !is_there) {
-            release(c, claimed, got, TASK_RELEASED, "the worker was no longer ready for it", w->name);
+            release(c, claimed, got, TASK_RELEASED, "the worker was no longer ready for it");
         } else if (got > 0 && assign(c, w, g, claimed, got, now_ms)) {
             metric_add(metric->assigned, got);
             metric_add(metric->batches, 1);

@@ -202,11 +202,6 @@ const char *link_endpoint(const struct link *l)
     return l->endpoint;
 }
 
-int link_fd(const struct link *l)
-{
-    return (int)zsock_fd(l->socket);
-}
-
 /* --- receive --------------------------------------------------------------------------------------- */
 
 struct frames {

@@ -19,7 +19,6 @@ bool link_connect(struct link **ret, const char *endpoint, const char *identity,
 void link_close(struct link **link, int linger_ms); /* accepts NULL; what was sent is flushed for so long, by another thread:
                                                        * exit() waits for it, _exit() does not */
 const char *link_endpoint(const struct link *l);    /* as bound: with the real port */
-int link_fd(const struct link *l);                  /* edge-triggered as ZMQ_FD: after poll, receive until EMPTY */
 
 enum link_got { LINK_MESSAGE, LINK_EMPTY, LINK_BAD, LINK_ERROR };
 /* link_receive never waits. peer (LINK_PEER_MAX bytes) gets the routing id (coordinator only; may be NULL).

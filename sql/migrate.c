@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "sql_text.h"
 
@@ -33,6 +34,12 @@ bool migrate_check(int version, struct pg_error *why)
                             "the database has schema version %d, this program needs %d: 'kiln up' brings it there",
                             version, migrate_version());
     return true;
+}
+
+bool migrate_explain(struct pg_error *why)
+{
+    bool is_unborn = strcmp(why->sqlstate, "42P01") == 0 || strcmp(why->sqlstate, "3F000") == 0; /* no table, no schema */
+    return is_unborn && pg_error_set(why, PG_REFUSED, "the database has no kiln tables: 'kiln up' makes them");
 }
 
 static bool read_version(struct pg *pg, int *ret, struct pg_error *why)

@@ -12,4 +12,7 @@ bool migrate_run(const char *uri, int *ret_from, int *ret_to, struct pg_error *w
 /* migrate_check says whether a database of this version may be used; a sentence with both versions when not. */
 bool migrate_check(int version, struct pg_error *why);
 
+/* migrate_explain: an error of asking for the version that only means "no tables yet" says so. Always false. */
+bool migrate_explain(struct pg_error *why);
+
 #endif

@@ -41,11 +41,8 @@ static bool check_version(struct task_store *s, struct pg_error *why)
 {
     struct pg_result *r = NULL;
     pg_values_clear(&s->values);
-    if (!run(s, "version", &r, why)) {
-        if (strcmp(why->sqlstate, "42P01") == 0 || strcmp(why->sqlstate, "3F000") == 0)
-            pg_error_set(why, PG_REFUSED, "the database has no kiln tables: 'kiln up' makes them");
-        return false;
-    }
+    if (!run(s, "version", &r, why))
+        return migrate_explain(why);
     int version = (int)pg_row_i64(r, 0, 0);
     pg_result_free(r);
     return migrate_check(version, why);
@@ -73,6 +70,11 @@ void task_store_close(struct task_store *s)
     pg_values_done(&s->filling.rows);
     pg_values_done(&s->under_way.rows);
     free(s);
+}
+
+static bool announce(struct task_store *s, struct pg_error *why)
+{
+    return pg_script(s->pg, sql_text_query("announce"), why);
 }
 
 /* transact runs `act` in a transaction, again when it met another one. */
@@ -405,7 +407,7 @@ bool task_store_submit_row(struct task_store *s, const struct task_row *row, str
 
 bool task_store_submit_end(struct task_store *s, struct task_submitted *ret, struct pg_error *why)
 {
-    if (!send_chunk(s, why) || !settle_chunk(s, why) || (s->submitted.added > 0 && !pg_script(s->pg, sql_text_query("announce"), why)))
+    if (!send_chunk(s, why) || !settle_chunk(s, why) || (s->submitted.added > 0 && !announce(s, why)))
         return false;
     *ret = s->submitted;
     return true;
@@ -453,11 +455,6 @@ static bool move(struct task_store *s, const char *query, struct change *c, stru
     c->count = pg_row_i64(r, 0, 0);
     pg_result_free(r);
     return true;
-}
-
-static bool announce(struct task_store *s, struct pg_error *why)
-{
-    return pg_script(s->pg, sql_text_query("announce"), why);
 }
 
 static bool refuse_cancelled(const struct change *c, const char *verb, struct pg_error *why)

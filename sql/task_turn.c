@@ -241,8 +241,8 @@ static bool hear_greeting(struct task_turn *t)
         pg_result_free(r);
         return true;
     case PG_EVENT_FAILED:
-        if (t->phase == GREETING && (strcmp(why.sqlstate, "42P01") == 0 || strcmp(why.sqlstate, "3F000") == 0))
-            pg_error_set(&why, PG_REFUSED, "the database has no kiln tables: 'kiln up' makes them");
+        if (t->phase == GREETING)
+            migrate_explain(&why);
         t->why = why;
         t->broken = true;
         return true;

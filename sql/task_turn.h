@@ -41,14 +41,14 @@ struct task_claimed { /* strings live as long as the result they came in */
 };
 struct task_finish {
     uint64_t task, token;
-    const char *worker, *file, *sha256, *digest; /* file: as claimed; the database keeps its own */
+    const char *worker, *sha256, *digest;
     uint64_t bytes, seed;
     int width, height, steps;
     double guidance, render_s;
     bool truncated;
 };
 enum task_failure { TASK_REFUSE, TASK_RETRY, TASK_LOST, TASK_RELEASED }; /* released: no attempt counted */
-struct task_fail { uint64_t task, token; enum task_failure kind; const char *reason, *worker; };
+struct task_fail { uint64_t task, token; enum task_failure kind; const char *reason; };
 
 /* --- one turn ------------------------------------------------------------------------------------- */
 

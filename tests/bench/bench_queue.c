@@ -114,7 +114,7 @@ static const struct task_turn_result *turn(struct task_turn *t, const struct tas
 
 static struct task_finish finish_of(const struct task_claimed *c)
 {
-    return (struct task_finish){.task = c->task, .token = c->token, .worker = "bench", .file = "as claimed", .sha256 = sha256,
+    return (struct task_finish){.task = c->task, .token = c->token, .worker = "bench", .sha256 = sha256,
                                 .digest = "0123456789abcdef", .bytes = 400000, .seed = c->seed, .width = 512,
                                 .height = 512, .steps = 4, .guidance = 1, .render_s = 0.5};
 }

@@ -200,7 +200,7 @@ bool test_server_turn(struct task_turn *t, const struct task_turn_request *reque
 struct task_finish test_server_finish(const struct task_claimed *c, const char *worker)
 {
     return (struct task_finish){
-        .task = c->task, .token = c->token, .worker = worker, .file = c->file,
+        .task = c->task, .token = c->token, .worker = worker,
         .sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", .digest = "d", .bytes = 1000,
         .seed = c->seed, .width = 512, .height = 512, .steps = 4, .guidance = 1, .render_s = 0.5};
 }

@@ -62,7 +62,7 @@ static void work(int count, int done, int refused)
     for (int i = 0; i < done; i++)
         finishes[i] = test_server_finish(&r->claimed[i], "w");
     for (int i = 0; i < refused; i++)
-        fails[i] = (struct task_fail){r->claimed[done + i].task, r->claimed[done + i].token, TASK_REFUSE, "prompt too long", "w"};
+        fails[i] = (struct task_fail){r->claimed[done + i].task, r->claimed[done + i].token, TASK_REFUSE, "prompt too long"};
     task_turn_finish(t);
     assert_true(test_server_turn(t, &(struct task_turn_request){.finishes = finishes, .finish_count = done, .fails = fails,
                                                                 .fail_count = refused}));

@@ -291,7 +291,7 @@ static void task_that_is_still_held_is_not_given_back(void **state)
     struct report_queue q;
     assert_true(report_open(&q));
     for (uint64_t i = 1; i <= 3; i++)
-        assert_true(report_give_back(&q, i, 5, TASK_LOST, "silent", "w"));
+        assert_true(report_give_back(&q, i, 5, TASK_LOST, "silent"));
     report_forgive(&q, 1, 1, 5); /* in the running turn already: too late */
     report_forgive(&q, 1, 2, 4); /* another token */
     report_forgive(&q, 1, 3, 5);
@@ -300,7 +300,7 @@ static void task_that_is_still_held_is_not_given_back(void **state)
     assert_int_equal(report_failure_at(&q, 2)->fail.task, 0);
     report_answered(&q, 0, 1);
     assert_int_equal(q.failure_count, 2);
-    while (report_give_back(&q, 9, 9, TASK_LOST, "silent", "w"))
+    while (report_give_back(&q, 9, 9, TASK_LOST, "silent"))
         ;
     assert_int_equal(q.failure_count, REPORT_QUEUE_MAX);
     report_close(&q);

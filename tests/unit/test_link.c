@@ -253,7 +253,6 @@ static void waiting_ends_when_another_file_is_readable(void **state)
     assert_int_equal(link_wait(router, pipes, 1, 20), 0);
     assert_int_equal(write(pipes[1], "x", 1), 1);
     assert_int_equal(link_wait(router, pipes, 1, 1000 * PATIENCE_S), 2);
-    assert_true(link_fd(router) >= 0);
     link_close(&router, 0);
     close(pipes[0]);
     close(pipes[1]);

@@ -175,13 +175,13 @@ static int work(const char *campaign, int count, int fails)
         const struct task_claimed *c = &r->claimed[i];
         struct store_error fault;
         if (i < fails) {
-            refused[fail_count++] = (struct task_fail){c->task, c->token, TASK_REFUSE, "the prompt has 600 tokens", "w1"};
+            refused[fail_count++] = (struct task_fail){c->task, c->token, TASK_REFUSE, "the prompt has 600 tokens"};
             continue;
         }
         int n = finish_count++;
         snprintf(files[n], sizeof files[n], "%s", c->file);
         assert_true(store_dir_stage(group.out_dir, c->task, c->token, c->file, strlen(c->file), sha256[n], &fault));
-        finishes[n] = (struct task_finish){.task = c->task, .token = c->token, .worker = "w1", .file = files[n], .sha256 = sha256[n],
+        finishes[n] = (struct task_finish){.task = c->task, .token = c->token, .worker = "w1", .sha256 = sha256[n],
                                            .digest = "d1", .bytes = strlen(c->file), .seed = c->seed, .width = group.width,
                                            .height = group.height, .steps = 4, .guidance = 1, .render_s = 0.25};
     }
