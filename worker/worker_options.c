@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "home_dir.h"
 #include "json_text.h"
 
 #define BATCH_DEFAULT 4
@@ -184,22 +185,6 @@ static bool default_name(struct worker_options_read *o, char *why, size_t why_by
     return true;
 }
 
-/* KILN_HOME/spool, by the rule all programs of kiln share. */
-static bool spool_base(char *ret, size_t bytes)
-{
-    const char *home = getenv("KILN_HOME"), *data = getenv("XDG_DATA_HOME"), *user = getenv("HOME");
-    int used = -1;
-    if (home && *home)
-        used = snprintf(ret, bytes, "%s/spool", home);
-    else if (geteuid() == 0)
-        used = snprintf(ret, bytes, "/var/lib/kiln/spool");
-    else if (data && *data)
-        used = snprintf(ret, bytes, "%s/kiln/spool", data);
-    else if (user && *user)
-        used = snprintf(ret, bytes, "%s/.local/share/kiln/spool", user);
-    return used > 0 && (size_t)used < bytes;
-}
-
 static bool complete(struct worker_options_read *o, char *why, size_t why_bytes)
 {
     char base[PATH_MAX];
@@ -218,11 +203,12 @@ static bool complete(struct worker_options_read *o, char *why, size_t why_bytes)
         snprintf(why, why_bytes, "--credit %d: at least --batch, which is %d", w->credit, w->batch_max);
         return false;
     }
-    if (!w->spool_dir && !spool_base(base, sizeof base)) {
+    if (!w->spool_dir && !home_dir_default(base, sizeof base)) {
         snprintf(why, why_bytes, "no folder for the spool: give --spool DIR or set KILN_HOME");
         return false;
     }
-    int used = snprintf(o->spool_dir, sizeof o->spool_dir, "%s/%s", w->spool_dir ? w->spool_dir : base, o->name);
+    int used = snprintf(o->spool_dir, sizeof o->spool_dir, "%s%s/%s", w->spool_dir ? w->spool_dir : base, w->spool_dir ? "" : "/spool",
+                        o->name);
     if (used < 0 || (size_t)used >= sizeof o->spool_dir - 64) {
         snprintf(why, why_bytes, "--spool: the path is longer than %zu bytes", sizeof o->spool_dir - 64);
         return false;

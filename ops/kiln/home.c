@@ -16,23 +16,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* --- where it is -------------------------------------------------------------------------------------------- */
+#include "home_dir.h"
 
-static bool default_dir(char *ret, size_t bytes)
-{
-    const char *home = getenv("KILN_HOME"), *data = getenv("XDG_DATA_HOME"), *user = getenv("HOME");
-    const struct passwd *me = NULL;
-    int used = -1;
-    if (home && *home)
-        used = snprintf(ret, bytes, "%s", home);
-    else if (geteuid() == 0)
-        used = snprintf(ret, bytes, "/var/lib/kiln");
-    else if (data && *data)
-        used = snprintf(ret, bytes, "%s/kiln", data);
-    else if ((user && *user) || ((me = getpwuid(geteuid())) != NULL && (user = me->pw_dir) != NULL))
-        used = snprintf(ret, bytes, "%s/.local/share/kiln", user);
-    return used > 0 && (size_t)used < bytes;
-}
+/* --- where it is -------------------------------------------------------------------------------------------- */
 
 /* The path without links, as far as it exists: two spellings of one home must not look like two homes. */
 static bool resolve(const char *path, char ret[PATH_MAX])
@@ -63,7 +49,7 @@ bool home_open(struct home *ret, const char *option, char *why, size_t why_bytes
         snprintf(why, why_bytes, "--home is empty; accepted is a folder");
         return false;
     }
-    if (option ? (size_t)snprintf(named, sizeof named, "%s", option) >= sizeof named : !default_dir(named, sizeof named)) {
+    if (option ? (size_t)snprintf(named, sizeof named, "%s", option) >= sizeof named : !home_dir_default(named, sizeof named)) {
         snprintf(why, why_bytes, option ? "--home is longer than a path may be" : "no home for kiln: set KILN_HOME or give --home DIR");
         return false;
     }
@@ -198,11 +184,12 @@ void home_private_uri(const struct home *home, char *ret, size_t bytes)
     snprintf(ret + used, bytes - used, "/run&port=5432&user=kiln");
 }
 
+const char *const home_database_variables[HOME_DATABASE_VARIABLES] = {"PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE"};
+
 bool home_environment_names_database(void)
 {
-    static const char *const names[] = {"PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const char *value = getenv(names[i]);
+    for (int i = 0; i < HOME_DATABASE_VARIABLES; i++) {
+        const char *value = getenv(home_database_variables[i]);
         if (value && *value)
             return true;
     }

@@ -6,7 +6,7 @@
  *   HOME/spool/worker-N/    results a worker could not hand over yet
  *   HOME/images/CAMPAIGN/   unless submit says --out
  *
- * HOME is --home, KILN_HOME, $XDG_DATA_HOME/kiln or ~/.local/share/kiln; /var/lib/kiln for root. Unix sockets limit
+ * HOME is --home, else what home_dir.h says (KILN_HOME, /var/lib/kiln for root, ...). Unix sockets limit
  * paths to 107 bytes, so a home may be HOME_DIR_MAX bytes long; a longer one is refused. */
 #ifndef KILN_HOME_H
 #define KILN_HOME_H
@@ -40,7 +40,9 @@ void home_private_uri(const struct home *home, char *ret, size_t bytes);
  * environment (*ret empty), then what `kiln up` wrote to kiln.json, then the private one. False when
  * `kiln up` used an environment that is not here. HOME_PATH_MAX bytes. */
 bool home_database(const struct home *home, const char *option, char *ret, size_t bytes, char *why, size_t why_bytes);
-bool home_environment_names_database(void); /* PGHOST, PGSERVICE, PGDATABASE, ... is set */
+#define HOME_DATABASE_VARIABLES 5
+extern const char *const home_database_variables[HOME_DATABASE_VARIABLES]; /* of libpq, that say which database: PGHOST, ... */
+bool home_environment_names_database(void);                               /* one of them is set */
 
 /* run/kiln.json: what the last `kiln up` was told. It stays after `kiln down`. */
 struct home_model { char name[HOME_NAME_MAX + 1], dir[HOME_PATH_MAX]; };

@@ -199,7 +199,6 @@ static void hash(uint32_t *h, const char *text)
 
 void up_plan_tag(char *ret, size_t bytes, const struct home *home, const char *database)
 {
-    static const char *const names[] = {"PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE"};
     char host[HOST_MAX + 1] = "";
     uint32_t h = 2166136261u;
     gethostname(host, sizeof host - 1);
@@ -208,8 +207,8 @@ void up_plan_tag(char *ret, size_t bytes, const struct home *home, const char *d
             *c = '-';
     hash(&h, home->dir);
     hash(&h, database);
-    for (size_t i = 0; !*database && i < sizeof names / sizeof *names; i++)
-        hash(&h, getenv(names[i]));
+    for (int i = 0; !*database && i < HOME_DATABASE_VARIABLES; i++)
+        hash(&h, getenv(home_database_variables[i]));
     snprintf(ret, bytes, "%s-%08" PRIx32 "-", *host ? host : "host", h);
 }
 
