@@ -326,12 +326,12 @@ static bool png_record(spng_ctx *png, char **ret, char *why, size_t why_bytes)
     return !error || refuse(why, why_bytes, "PNG: texts cannot be read: %s", spng_strerror(error));
 }
 
-static bool size_ok(uint64_t width, uint64_t height, char *why, size_t why_bytes)
+static bool size_ok(int64_t width, int64_t height, char *why, size_t why_bytes)
 {
     if (width >= 1 && height >= 1 && width <= IMAGE_FILE_SIDE_MAX && height <= IMAGE_FILE_SIDE_MAX &&
         width * height <= IMAGE_FILE_PIXELS_MAX)
         return true;
-    return refuse(why, why_bytes, "image of %" PRIu64 "x%" PRIu64 ": accepted are 1 to %d a side and at most %u pixels", width,
+    return refuse(why, why_bytes, "image of %" PRId64 "x%" PRId64 ": accepted are 1 to %d a side and at most %u pixels", width,
                   height, IMAGE_FILE_SIDE_MAX, IMAGE_FILE_PIXELS_MAX);
 }
 
@@ -689,7 +689,7 @@ static bool decode_webp(struct decoded *d, bool want_record, const void *data, s
         return refuse(why, why_bytes, "WebP: the header is damaged");
     if (features.has_animation)
         return refuse(why, why_bytes, "WebP: an animation; accepted is a single image");
-    if (!size_ok((uint64_t)features.width, (uint64_t)features.height, why, why_bytes))
+    if (!size_ok(features.width, features.height, why, why_bytes))
         return false;
     size_t stride = (size_t)features.width * 3, length = stride * (size_t)features.height;
     d->width = features.width;
@@ -714,9 +714,8 @@ bool image_file_encode(void **ret, size_t *ret_bytes, enum image_format format, 
     bool ok = false;
     put_record(&json, record);
     put_parameters(&parameters, record);
-    if (record->width < 1 || record->height < 1 || !size_ok((uint64_t)record->width, (uint64_t)record->height, why, why_bytes))
-        refuse(why, why_bytes, "image of %dx%d: accepted are 1 to %d a side and at most %u pixels", record->width,
-               record->height, IMAGE_FILE_SIDE_MAX, IMAGE_FILE_PIXELS_MAX);
+    if (!size_ok(record->width, record->height, why, why_bytes))
+        ok = false;
     else if (json.failed || parameters.failed)
         refuse(why, why_bytes, "the image's record cannot be written: a text is not UTF-8, or no memory");
     else if (format == IMAGE_PNG)
