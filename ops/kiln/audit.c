@@ -328,13 +328,11 @@ static void done(struct audit *a)
         free(a->second_look[i]);
     for (int i = 0; i < a->folder_count; i++)
         tally_done(&a->folders[i].files);
-    for (int i = 0; i < a->campaign_count; i++)
-        free(a->campaigns[i].out_dir);
     json_text_done(&a->missing.examples);
     json_text_done(&a->damaged.examples);
     json_text_done(&a->orphan.examples);
     json_text_done(&a->staged.examples);
-    free(a->campaigns);
+    task_store_campaigns_free(a->campaigns, a->campaign_count);
     free(a->folders);
     task_store_close(a->store);
 }

@@ -8,7 +8,7 @@
  *       const char *words[1];
  *       int word_count;
  *       if (!command_parse(call, options, 1, words, 0, 1, &word_count))
- *           return COMMAND_REFUSED;             -- it has said why on stderr
+ *           return command_code(call);          -- it has said why on stderr, or answered --help
  *       struct task_store *store;
  *       int code = command_store(call, &store); -- opens the database this home uses
  *       if (code != COMMAND_DONE)

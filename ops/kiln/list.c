@@ -91,7 +91,7 @@ static int begin_code(int code)
 static void end(struct listing *l)
 {
     json_text_done(&l->line);
-    free(l->campaign.out_dir);
+    task_store_campaign_done(&l->campaign);
     task_store_close(l->store);
 }
 
@@ -179,9 +179,7 @@ static int status_all(struct listing *l)
         puts("no campaigns yet; `kiln submit FILE --campaign NAME` makes one");
     else
         status_print(l, campaigns, count);
-    for (int i = 0; i < count; i++)
-        free(campaigns[i].out_dir);
-    free(campaigns);
+    task_store_campaigns_free(campaigns, count);
     return COMMAND_DONE;
 }
 
@@ -203,26 +201,15 @@ static int status_run(struct command_call *call)
 
 /* --- images ------------------------------------------------------------------------------------------- */
 
-static void put_path(struct listing *l, const char *path)
-{
-    char whole[4096];
-    if (*path == '/')
-        snprintf(whole, sizeof whole, "%s", path);
-    else
-        snprintf(whole, sizeof whole, "%s/%s", l->campaign.out_dir, path);
-    put_text(&l->line, "path", whole);
-}
-
 static bool image_json(void *context, const struct image_row *r)
 {
-    struct listing *l = context;
-    struct json_text *t = &l->line;
+    struct json_text *t = &((struct listing *)context)->line;
     open_object(t);
     put_u64(t, "task", r->task);
     put_text(t, "campaign", r->campaign);
     put_int(t, "row", r->row);
     put_int(t, "variation", r->variation);
-    put_path(l, r->path);
+    put_text(t, "path", r->path);
     put_text(t, "sha256", r->sha256);
     put_u64(t, "bytes", r->bytes);
     put_int(t, "width", r->width);
@@ -238,11 +225,10 @@ static bool image_json(void *context, const struct image_row *r)
 
 static bool image_line(void *context, const struct image_row *r)
 {
-    struct listing *l = context;
     char prompt[256];
+    (void)context;
     table_shown(prompt, sizeof prompt, r->prompt, 60);
-    return printf("%s%s%s  seed %" PRIu64 "  %dx%d  %s\n", *r->path == '/' ? "" : l->campaign.out_dir, *r->path == '/' ? "" : "/",
-                  r->path, r->seed, r->width, r->height, prompt) >= 0;
+    return printf("%s  seed %" PRIu64 "  %dx%d  %s\n", r->path, r->seed, r->width, r->height, prompt) >= 0;
 }
 
 static int images_run(struct command_call *call)

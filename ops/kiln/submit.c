@@ -497,7 +497,7 @@ static int open_campaign(struct submit *s, struct task_store *store, struct camp
         if (!task_store_campaign(store, &spec, ret, &why))
             code = command_fault(s->call, &why);
     }
-    free(existing.out_dir);
+    task_store_campaign_done(&existing);
     return code;
 }
 
@@ -531,7 +531,7 @@ static int send(struct submit *s, struct task_submitted *ret)
         code = command_fault(s->call, &n.fault);
     image_plan_done(&n.plan);
 done:
-    free(campaign.out_dir);
+    task_store_campaign_done(&campaign);
     task_store_close(n.store);
     return code;
 }
