@@ -25,6 +25,8 @@ void CPU_NAME(gather_rows)(struct kern *k, struct tensor out, struct tensor tabl
 void CPU_NAME(resample_timestep)(struct kern *k, struct tensor out, float t);
 void CPU_NAME(resample_unpatchify)(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean,
                                    struct tensor std);
+void CPU_NAME(resample_patchify)(struct kern *k, struct tensor tokens, struct tensor x, struct tensor mean,
+                                 struct tensor std);
 void CPU_NAME(resample_upsample2)(struct kern *k, struct tensor out, struct tensor x);
 void CPU_NAME(resample_pixels)(struct kern *k, struct tensor out, struct tensor x);
 struct kern_weight *CPU_NAME(linear_weight)(struct kern *k, enum tensor_dtype dtype, struct tensor w,

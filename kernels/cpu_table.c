@@ -22,6 +22,7 @@ const struct kern_ops CPU_NAME(cpu_table) = {
     .guide = CPU_NAME(elementwise_guide),
     .euler = CPU_NAME(elementwise_euler),
     .unpatchify = CPU_NAME(resample_unpatchify),
+    .patchify = CPU_NAME(resample_patchify),
     .upsample2 = CPU_NAME(resample_upsample2),
     .pixels = CPU_NAME(resample_pixels),
     .has_nan = CPU_NAME(elementwise_has_nan),

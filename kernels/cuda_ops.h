@@ -60,6 +60,7 @@ void rope_rotate_cuda(struct kern *k, struct tensor x, struct tensor cos, struct
                       enum kern_rope_layout layout);
 void resample_unpatchify_cuda(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean,
                               struct tensor std);
+void resample_patchify_cuda(struct kern *k, struct tensor tokens, struct tensor x, struct tensor mean, struct tensor std);
 void resample_upsample2_cuda(struct kern *k, struct tensor out, struct tensor x);
 void resample_pixels_cuda(struct kern *k, struct tensor out, struct tensor x);
 struct kern_weight *linear_weight_cuda(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);

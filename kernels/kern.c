@@ -165,8 +165,10 @@ void kern_conv2d(struct kern *k, struct tensor out, struct tensor x, const struc
     assert(out.rank == 4 && x.rank == 4 && w->rank == 4 && x.dtype == w->dtype);
     assert(tensor_is_contiguous(x) && tensor_is_contiguous(out));
     assert(x.shape[3] == w->in && out.shape[3] == w->n && out.shape[0] == x.shape[0]);
-    assert(out.shape[1] == (x.shape[1] + 2 * pad - w->kh) / stride + 1);
-    assert(out.shape[2] == (x.shape[2] + 2 * pad - w->kw) / stride + 1);
+    for (int axis = 1; axis <= 2; axis++) {
+        int64_t reach = x.shape[axis] + 2 * pad - (axis == 1 ? w->kh : w->kw);
+        assert(out.shape[axis] == reach / stride + 1 || out.shape[axis] == (reach + 1) / stride + 1);
+    }
     k->ops->conv2d(k, out, x, w, stride, pad);
 }
 
@@ -273,6 +275,15 @@ void kern_unpatchify(struct kern *k, struct tensor out, struct tensor tokens, st
     assert(mean.shape[0] == tokens.shape[2] && std.shape[0] == tokens.shape[2]);
     if (!k->failed)
         k->ops->unpatchify(k, out, tokens, mean, std);
+}
+
+void kern_patchify(struct kern *k, struct tensor tokens, struct tensor x, struct tensor mean, struct tensor std)
+{
+    assert(x.rank == 4 && tokens.rank == 3 && tokens.shape[0] == x.shape[0] && tokens.dtype == x.dtype);
+    assert(tokens.shape[2] == 4 * x.shape[3] && 4 * tokens.shape[1] == x.shape[1] * x.shape[2] && x.shape[2] % 2 == 0);
+    assert(mean.shape[0] == tokens.shape[2] && std.shape[0] == tokens.shape[2]);
+    if (!k->failed)
+        k->ops->patchify(k, tokens, x, mean, std);
 }
 
 void kern_upsample2(struct kern *k, struct tensor out, struct tensor x)

@@ -70,8 +70,9 @@ void kern_gather(struct kern *k, struct tensor out, struct tensor table, struct 
  * x [rows, k], out [rows, n]; both may be column slices of wider rows. */
 void kern_linear(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
 
-/* kern_conv2d: 2-D convolution, channels last. x [b, h, w, in], out [b, h', w', out];
- * zero padding `pad` on all sides. f32 sums, bias added in f32, one rounding. */
+/* kern_conv2d: 2-D convolution, channels last. x [b, h, w, in], out [b, h', w', out]; zero padding `pad` at the top and at
+ * the left. h' and w' are those of the same padding at the bottom and right, or of one pixel more there (stride 2 and no
+ * padding halves an even picture that way). f32 sums, bias added in f32, one rounding. */
 void kern_conv2d(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w, int stride, int pad);
 
 struct kern_mask {
@@ -132,6 +133,9 @@ void kern_euler(struct kern *k, struct tensor x, struct tensor v, float dt);
 /* kern_unpatchify: tokens [b, h * w, 4c] -> out [b, 2h, 2w, c], token channel 4 ch + 2 (row parity) +
  * (column parity); each value first times std[4c] plus mean[4c], rounded after each. */
 void kern_unpatchify(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean, struct tensor std);
+/* kern_patchify: the way back: x [b, 2h, 2w, c] -> tokens [b, h * w, 4c]; each value first minus mean[4c], then divided by
+ * std[4c], rounded after each. x may be a slice of the channels of a wider picture. */
+void kern_patchify(struct kern *k, struct tensor tokens, struct tensor x, struct tensor mean, struct tensor std);
 /* kern_upsample2: nearest neighbour. x [b, h, w, c] -> out [b, 2h, 2w, c] */
 void kern_upsample2(struct kern *k, struct tensor out, struct tensor x);
 /* kern_pixels: u8 = round_half_even(255 * clamp(0.5 x + 0.5, 0, 1)); in bf16 0.5x and the sum round. x, out [b, h, w, 3] */

@@ -480,6 +480,7 @@ static const struct kern_ops cuda_table = {
     .guide = elementwise_guide_cuda,
     .euler = elementwise_euler_cuda,
     .unpatchify = resample_unpatchify_cuda,
+    .patchify = resample_patchify_cuda,
     .upsample2 = resample_upsample2_cuda,
     .pixels = resample_pixels_cuda,
     .has_nan = cuda_has_nan,

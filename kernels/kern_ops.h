@@ -43,6 +43,7 @@ struct kern_ops {
     void (*euler)(struct kern *k, struct tensor x, struct tensor v, float dt);
     void (*unpatchify)(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean,
                        struct tensor std);
+    void (*patchify)(struct kern *k, struct tensor tokens, struct tensor x, struct tensor mean, struct tensor std);
     void (*upsample2)(struct kern *k, struct tensor out, struct tensor x);
     void (*pixels)(struct kern *k, struct tensor out, struct tensor x);
     bool (*has_nan)(struct kern *k, struct tensor x);

@@ -1,4 +1,4 @@
-/* resample.c - where tokens become pictures and pictures become bytes: time sinusoid, unpatchify, upsampling, pixels. */
+/* resample.c - where tokens become pictures and pictures become bytes: time sinusoid, unpatchify and patchify, upsampling, pixels. */
 #include "cpu_ops.h"
 
 #include <math.h>
@@ -18,7 +18,7 @@ void CPU_NAME(resample_timestep)(struct kern *k, struct tensor out, float t)
 }
 
 struct patches {
-    struct tensor out, tokens, mean, std;
+    struct tensor out, tokens, mean, std; /* out: the picture, which patchify reads */
 };
 
 static void unpatchify_rows(void *context, int64_t first, int64_t end)
@@ -45,6 +45,31 @@ void CPU_NAME(resample_unpatchify)(struct kern *k, struct tensor out, struct ten
 {
     struct patches j = {out, tokens, mean, std};
     cpu_rows(k, tokens.shape[0] * tokens.shape[1], tokens.shape[2], unpatchify_rows, &j);
+}
+
+static void patchify_rows(void *context, int64_t first, int64_t end)
+{
+    const struct patches *j = context;
+    int64_t w = j->out.shape[2] / 2, wide = 4 * j->out.shape[3], tokens = j->tokens.shape[1];
+    enum tensor_dtype d = j->out.dtype;
+    for (int64_t r = first; r < end; r++) {
+        int64_t b = r / tokens, y = r % tokens / w, x = r % tokens % w;
+        void *token = cpu_row(j->tokens, r);
+        for (int64_t i = 0; i < wide; i++) {
+            int64_t row = 2 * y + i % 4 / 2, column = 2 * x + i % 2;
+            const void *from = cpu_row(j->out, (b * j->out.shape[1] + row) * j->out.shape[2] + column);
+            vf v = vec_splat(vec_load(from, d, i / 4, 1)[0]) - vec_splat(vec_load(j->mean.data, j->mean.dtype, i, 1)[0]);
+            v = vec_round(v, d) / vec_splat(vec_load(j->std.data, j->std.dtype, i, 1)[0]);
+            vec_store(token, j->tokens.dtype, i, 1, v);
+        }
+    }
+}
+
+void CPU_NAME(resample_patchify)(struct kern *k, struct tensor tokens, struct tensor x, struct tensor mean,
+                                 struct tensor std)
+{
+    struct patches j = {x, tokens, mean, std};
+    cpu_rows(k, tokens.shape[0] * tokens.shape[1], tokens.shape[2], patchify_rows, &j);
 }
 
 struct upsample {

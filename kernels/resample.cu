@@ -1,7 +1,7 @@
-/* resample.cu - resample.c on the device: unpatchify, upsampling, pixels. (The time sinusoid is 256 values per step; the
+/* resample.cu - resample.c on the device: unpatchify and patchify, upsampling, pixels. (The time sinusoid is 256 values per step; the
  * host computes them with the definition's own functions and sends them: kern_cuda.c.)
  *
- * Who does what: unpatchify one token channel per thread, upsampling 16 bytes of an output pixel per thread, pixels one
+ * Who does what: unpatchify and patchify one token channel per thread, upsampling 16 bytes of an output pixel per thread, pixels one
  *     value per thread. No shared memory.
  * Limit: bytes. Upsampling reads a quarter of what it writes. Unpatchify writes single values 4 pixels apart; it moves
  *     0.5 MB once per image, so nothing is gained by a tile.
@@ -36,6 +36,32 @@ template <typename T> void unpatchify(struct kern *k, const struct tensor &out, 
            gpu_rows_of<T>(out), gpu_rows_of<const T>(tokens), (const T *)mean.data, (const T *)std.data, count, wide,
            (uint32_t)out.shape[1] / 2, (uint32_t)out.shape[2] / 2);
     cuda_launched(k, "unpatchify");
+}
+
+template <typename T>
+__global__ void __launch_bounds__(THREADS) patchify_kernel(gpu_rows<T> tokens, gpu_rows<const T> picture, const T *mean,
+                                                           const T *std, uint32_t count, uint32_t wide, uint32_t grid_h,
+                                                           uint32_t grid_w)
+{
+    uint32_t index = blockIdx.x * THREADS + threadIdx.x;
+    if (index >= count)
+        return;
+    uint32_t token = index / wide, channel = index % wide;
+    uint32_t x = token % grid_w, y = token / grid_w % grid_h, b = token / grid_w / grid_h;
+    uint32_t row = 2 * y + channel % 4 / 2, column = 2 * x + channel % 2;
+    float v = gpu_float(picture.at((b * 2 * grid_h + row) * 2 * grid_w + column)[channel / 4]);
+    v = gpu_round<T>(v - gpu_float(mean[channel])) / gpu_float(std[channel]);
+    tokens.at(token)[channel] = gpu_of<T>(v);
+}
+
+template <typename T> void patchify(struct kern *k, const struct tensor &tokens, const struct tensor &x,
+                                    const struct tensor &mean, const struct tensor &std)
+{
+    uint32_t wide = (uint32_t)tokens.shape[2], count = (uint32_t)tensor_count(tokens);
+    GPU_LAUNCH((patchify_kernel<T>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, cuda_stream(k),
+           gpu_rows_of<T>(tokens), gpu_rows_of<const T>(x), (const T *)mean.data, (const T *)std.data, count, wide,
+           (uint32_t)x.shape[1] / 2, (uint32_t)x.shape[2] / 2);
+    cuda_launched(k, "patchify");
 }
 
 /* W: one access, whatever the values are. */
@@ -97,6 +123,18 @@ void resample_unpatchify_cuda(struct kern *k, struct tensor out, struct tensor t
         unpatchify<float>(k, out, tokens, mean, std);
     else
         unpatchify<bf16>(k, out, tokens, mean, std);
+}
+
+void resample_patchify_cuda(struct kern *k, struct tensor tokens, struct tensor x, struct tensor mean, struct tensor std)
+{
+    assert(tokens.dtype == x.dtype && mean.dtype == x.dtype && std.dtype == x.dtype);
+    assert(tensor_count(tokens) < (int64_t)1 << 32);
+    if (tensor_count(tokens) == 0)
+        return;
+    if (x.dtype == TENSOR_F32)
+        patchify<float>(k, tokens, x, mean, std);
+    else
+        patchify<bf16>(k, tokens, x, mean, std);
 }
 
 void resample_upsample2_cuda(struct kern *k, struct tensor out, struct tensor x)

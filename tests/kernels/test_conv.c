@@ -5,12 +5,13 @@
 
 struct shape {
     int64_t b, h, w, in, out, size;
-    int stride, pad;
+    int stride, pad, more; /* more: rows and columns of zeros at the bottom and at the right besides the padding */
 };
 
 static const struct shape shapes[] = {
-    {1, 1, 1, 1, 1, 1, 1, 0}, {1, 3, 3, 3, 5, 3, 1, 1},   {2, 5, 7, 4, 17, 3, 1, 1},  {1, 9, 8, 16, 65, 3, 2, 1},
-    {3, 4, 4, 7, 3, 1, 1, 0}, {1, 12, 11, 8, 16, 3, 1, 0}, {2, 10, 10, 60, 12, 3, 1, 1}, {1, 2, 2, 5, 6, 5, 1, 2}};
+    {1, 1, 1, 1, 1, 1, 1, 0, 0}, {1, 3, 3, 3, 5, 3, 1, 1, 0},    {2, 5, 7, 4, 17, 3, 1, 1, 0},  {1, 9, 8, 16, 65, 3, 2, 1, 0},
+    {3, 4, 4, 7, 3, 1, 1, 0, 0}, {1, 12, 11, 8, 16, 3, 1, 0, 0}, {2, 10, 10, 60, 12, 3, 1, 1, 0}, {1, 2, 2, 5, 6, 5, 1, 2, 0},
+    {2, 8, 6, 5, 16, 3, 2, 0, 1}};
 
 /* As in linear: k + 1 f32 additions, the bias among them. */
 static void compare(struct kernel_check *c, const struct shape *s, struct tensor out, struct tensor x, struct tensor w, struct tensor bias)
@@ -40,8 +41,8 @@ static void compare(struct kernel_check *c, const struct shape *s, struct tensor
 
 static struct tensor output(struct kernel_check *c, const struct shape *s)
 {
-    return kernel_check_tensor(c, c->dtype, 4, (int64_t[]){s->b, (s->h + 2 * s->pad - s->size) / s->stride + 1,
-                                                           (s->w + 2 * s->pad - s->size) / s->stride + 1, s->out});
+    return kernel_check_tensor(c, c->dtype, 4, (int64_t[]){s->b, (s->h + 2 * s->pad + s->more - s->size) / s->stride + 1,
+                                                           (s->w + 2 * s->pad + s->more - s->size) / s->stride + 1, s->out});
 }
 
 static void equals_the_definition_at_every_shape(struct kernel_check *c)
@@ -62,7 +63,7 @@ static void equals_the_definition_at_every_shape(struct kernel_check *c)
 
 static void a_picture_does_not_depend_on_its_batch_or_threads(struct kernel_check *c)
 {
-    struct shape s = {3, 13, 9, 20, 24, 3, 1, 1};
+    struct shape s = {3, 13, 9, 20, 24, 3, 1, 1, 0};
     struct tensor x = kernel_check_random(c, 4, (int64_t[]){s.b, s.h, s.w, s.in}, 1, 1);
     struct tensor w = kernel_check_random(c, 4, (int64_t[]){s.out, s.in, 3, 3}, 2, 1), all = output(c, &s);
     struct kern *backends[] = {c->k, c->one, c->three};

@@ -1,4 +1,4 @@
-/* test_resample.c - time sinusoid, unpatchify, upsampling, pixels: if this breaks, pictures are shuffled or banded. */
+/* test_resample.c - time sinusoid, unpatchify and patchify, upsampling, pixels: if this breaks, pictures are shuffled or banded. */
 #include "kernel_check.h"
 
 #include <math.h>
@@ -40,6 +40,29 @@ static void unpatchify_puts_every_value_where_it_belongs(struct kernel_check *c)
     kernel_check_compare(c, out, want, slack);
 }
 
+/* x is the lower half of the channels of a wider picture, as the encoder's means are. */
+static void patchify_puts_every_value_where_it_belongs(struct kernel_check *c)
+{
+    int64_t b = 2, h = 3, w = 5, channels = 3, wide = 4 * channels;
+    struct tensor all = kernel_check_random(c, 4, (int64_t[]){b, 2 * h, 2 * w, 2 * channels}, 1, 2);
+    struct tensor x = tensor_slice(all, 3, 0, channels), tokens = kernel_check_tensor(c, c->dtype, 3, (int64_t[]){b, h * w, wide});
+    struct tensor mean = kernel_check_random(c, 1, &wide, 2, 1), std = kernel_check_random(c, 1, &wide, 3, 1);
+    for (int64_t i = 0; i < wide; i++)
+        kernel_check_set(std, i, 1.5 + 0.25 * (double)i);
+    kern_patchify(c->k, tokens, x, mean, std);
+    int64_t count = tensor_count(tokens);
+    double *want = kernel_check_doubles(count), *slack = kernel_check_doubles(count);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t channel = i % wide, column = i / wide % w, row = i / wide / w % h, s = i / wide / w / h;
+        int64_t py = 2 * row + channel / 2 % 2, px = 2 * column + channel % 2;
+        double value = kernel_check_get(all, ((s * 2 * h + py) * 2 * w + px) * 2 * channels + channel / 4);
+        double difference = kernel_check_round(c->dtype, value - kernel_check_get(mean, channel));
+        want[i] = kernel_check_round(c->dtype, difference / kernel_check_get(std, channel));
+        slack[i] = kernel_check_unit(c->dtype, want[i]);
+    }
+    kernel_check_compare(c, tokens, want, slack);
+}
+
 static void upsampling_repeats_each_pixel_four_times(struct kernel_check *c)
 {
     struct tensor x = kernel_check_random(c, 4, (int64_t[]){2, 3, 4, 5}, 1, 1), out = kernel_check_tensor(c, c->dtype, 4, (int64_t[]){2, 6, 8, 5});
@@ -73,6 +96,7 @@ int main(void)
     static const struct kernel_check_test tests[] = {
         KERNEL_CHECK_TEST(timestep_embedding_equals_the_definition),
         KERNEL_CHECK_TEST(unpatchify_puts_every_value_where_it_belongs),
+        KERNEL_CHECK_TEST(patchify_puts_every_value_where_it_belongs),
         KERNEL_CHECK_TEST(upsampling_repeats_each_pixel_four_times),
         KERNEL_CHECK_TEST(pixels_round_and_stop_at_black_and_white),
     };
