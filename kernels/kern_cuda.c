@@ -392,7 +392,7 @@ static void cuda_timestep_embedding(struct kern *k, struct tensor out, float t)
     if (!stage)
         return;
     for (int64_t i = 0; i < half; i++) {
-        float angle = t * expf(-9.210340371976184f * (float)i / (float)half), wave[2] = {cosf(angle), sinf(angle)};
+        float angle = t * kern_ops_frequency(i, half), wave[2] = {cosf(angle), sinf(angle)};
         for (int part = 0; part < 2; part++)
             tensor_convert(tensor_1d(stage + (size_t)(part * half + i) * size, out.dtype, 1),
                            tensor_1d(&wave[part], TENSOR_F32, 1));

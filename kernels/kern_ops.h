@@ -68,6 +68,10 @@ struct kern_weight {
     void *owner;  /* the backend's */
 };
 
+/* kern_ops_frequency: exp(-ln(10000) i / half) as torch's exp on a CPU rounds it. That is to the nearest value but for two of
+ * the 128, which lie almost in the middle and come out one unit higher; at time 1000 that unit is 6e-5 of a wave. */
+float kern_ops_frequency(int64_t i, int64_t half);
+
 /* kern_ops_fail keeps the first error. */
 void kern_ops_fail(struct kern *k, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

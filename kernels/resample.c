@@ -10,8 +10,7 @@ void CPU_NAME(resample_timestep)(struct kern *k, struct tensor out, float t)
     (void)k;
     int64_t half = out.shape[1] / 2;
     for (int64_t i = 0; i < half; i++) {
-        float frequency = expf(-9.210340371976184f * (float)i / (float)half);
-        float angle = t * frequency;
+        float angle = t * kern_ops_frequency(i, half);
         vec_store(out.data, out.dtype, i, 1, vec_splat(cosf(angle)));
         vec_store(out.data, out.dtype, half + i, 1, vec_splat(sinf(angle)));
     }
