@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "engine_batch.h"
+#include "engine_edit.h"
 #include "engine_model.h"
 
 struct engine {
@@ -45,6 +46,19 @@ void engine_request_defaults(const struct engine *e, struct engine_request *r)
         r->steps = is_distilled ? 4 : 50;
     if (isnan(r->guidance) || is_distilled)
         r->guidance = is_distilled ? 1.0f : 4.0f;
+    struct engine_error why; /* a reference that cannot be used is for engine_check to refuse */
+    if (!r->width && !r->height && r->reference_count > 0 && r->references[0].rgb)
+        engine_reference_size(r->references[0].width, r->references[0].height, &r->width, &r->height, &why);
+}
+
+bool engine_reference_size(int width, int height, int *ret_width, int *ret_height, struct engine_error *why)
+{
+    struct reference_layout layout;
+    if (!reference_layout_of(&layout, width, height, why))
+        return false;
+    *ret_width = layout.width;
+    *ret_height = layout.height;
+    return true;
 }
 
 static bool check_size(const struct engine_request *r, struct engine_error *why)
@@ -96,7 +110,7 @@ static bool check_prompts(const struct engine *e, const struct engine_request *r
 /* Everything but the prompts, which the batch tokenises anyway. */
 static bool check_settings(const struct engine *e, const struct engine_request *r, struct engine_error *why)
 {
-    if (!check_size(r, why))
+    if (!engine_edit_check(r, why) || !check_size(r, why))
         return false;
     if (r->steps < 1 || r->steps > ENGINE_STEPS_MAX)
         return engine_error_set(why, ENGINE_BAD_REQUEST, "steps %d: accepted: 1 to %d", r->steps, ENGINE_STEPS_MAX);
@@ -105,7 +119,8 @@ static bool check_settings(const struct engine *e, const struct engine_request *
 
 bool engine_check(struct engine *e, const struct engine_request *r, struct engine_error *why)
 {
-    return check_settings(e, r, why) && check_prompts(e, r, why);
+    return check_settings(e, r, why) && check_prompts(e, r, why) &&
+           (!r->reference_count || engine_model_encoder(&e->model, why));
 }
 
 static bool check_batch(struct engine *e, const struct engine_request *requests, int count, struct engine_error *why)
@@ -150,7 +165,7 @@ static bool run(struct engine *e, const struct engine_request *requests, int cou
     for (int i = 0; i < count; i++)
         rgb[i] = images[i].rgb;
     if (!engine_batch_begin(b, &e->model, requests, count, watch, why) || !engine_batch_prompts(b, why) ||
-        !engine_batch_noise(b, why))
+        !engine_batch_noise(b, why) || !engine_batch_references(b, why))
         return false;
     for (int step = 0; step < requests[0].steps; step++)
         if (!engine_batch_step(b, step, why))

@@ -37,20 +37,30 @@ struct engine_options {
 #define ENGINE_STEPS_MAX 1000
 #define ENGINE_TOKENS_MAX 512
 #define ENGINE_BATCH_MAX 64
+#define ENGINE_REFERENCES_MAX 10
+
+/* A reference image, upright: at least 64 pixels a side, one side at most 8 times the other (reference.h). */
+struct engine_reference {
+    int width, height;
+    const uint8_t *rgb;   /* height * width * 3 */
+};
 
 struct engine_request {
     const char *prompt;   /* UTF-8 */
     const char *negative; /* NULL or "": the empty prompt. Base models only; a distilled model refuses text here */
-    int width, height;    /* multiples of 16, at least 64, at most 4 MP */
+    int width, height;    /* multiples of 16, at least 64, at most 4 MP; both 0 with references: the size of the first as it
+                             is seen, after engine_request_defaults */
     int steps;            /* 0: the model's default, after engine_request_defaults */
     float guidance;       /* NaN: the model's default; ignored by distilled models */
     uint64_t seed;
     bool truncate;        /* cut a prompt over 512 tokens instead of refusing it (recorded in the image) */
+    const struct engine_reference *references; /* edit these, in the order in which the prompt may speak of them */
+    int reference_count;
     const struct tensor *noise; /* tests only: initial latents [128, h/16, w/16] f32 instead of the seed's; or NULL */
 };
 
 struct engine_timing {
-    double load_s, encode_s, denoise_s, decode_s; /* encode_s is 0 when the embedding was cached */
+    double load_s, encode_s, denoise_s, decode_s; /* encode_s: prompts that were not remembered, and references */
     size_t peak_bytes;
 };
 
@@ -77,18 +87,22 @@ struct engine;
 bool engine_open(struct engine **ret, const struct engine_options *options, struct engine_error *why);
 void engine_close(struct engine *e); /* accepts NULL */
 
-/* engine_request_defaults fills steps and guidance that were left open: 4 and 1 for distilled models,
- * 50 and 4 for base models. */
+/* engine_request_defaults fills what was left open: 4 steps and guidance 1 for distilled models, 50 and 4 for base models;
+ * the size from the first reference. */
 void engine_request_defaults(const struct engine *e, struct engine_request *r);
 
 /* engine_check says whether this request could be rendered, without rendering (size, steps, tokens..). */
 bool engine_check(struct engine *e, const struct engine_request *r, struct engine_error *why);
 
-/* engine_generate renders `count` requests of one width, height, steps and guidance as one batch.
+/* engine_generate renders `count` requests of one width, height, steps, guidance, number of references and sizes to which
+ * these are cut (engine_reference_size) as one batch.
  * On failure no image is allocated. */
 bool engine_generate(struct engine *e, const struct engine_request *requests, int count, struct engine_image *images,
                      const struct engine_watch *watch, struct engine_error *why);
 void engine_image_done(struct engine_image *image);
+
+/* engine_reference_size: the size at which a reference of this size is seen (and that of the picture when none is asked for). */
+bool engine_reference_size(int width, int height, int *ret_width, int *ret_height, struct engine_error *why);
 
 struct engine_info {
     char family[32];       /* "klein-4b", "klein-9b", "klein-custom" */

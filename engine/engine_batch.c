@@ -1,4 +1,4 @@
-/* engine_batch.c - one batch: prompts to contexts, seeds to noise, steps, latents to pixels.
+/* engine_batch.c - one batch: prompts to contexts, seeds to noise, references to tokens, steps, latents to pixels.
  *
  * The dump (engine_watch.dump) shows tensors under the names and in the layouts of tests/golden/README.md. While
  * someone dumps, prompts are encoded anew even if their context is known. */
@@ -79,7 +79,7 @@ static void dump_step(struct engine_batch *b, const char *name, int step, struct
 
 static bool check_one_shape(const struct engine_request *r, int count, struct engine_error *why)
 {
-    for (int i = 1; i < count; i++)
+    for (int i = 1; i < count; i++) {
         if (r[i].width != r[0].width || r[i].height != r[0].height || r[i].steps != r[0].steps ||
             (r[i].guidance != r[0].guidance && !(isnan(r[i].guidance) && isnan(r[0].guidance))))
             return engine_error_set(why, ENGINE_BAD_REQUEST,
@@ -87,6 +87,12 @@ static bool check_one_shape(const struct engine_request *r, int count, struct en
                                     "guidance %g; a batch has one shape",
                                     i + 1, count, r[i].width, r[i].height, r[i].steps, (double)r[i].guidance, r[0].width,
                                     r[0].height, r[0].steps, (double)r[0].guidance);
+        if (!engine_edit_same(&r[i], &r[0]))
+            return engine_error_set(why, ENGINE_BAD_REQUEST,
+                                    "image %d of %d: %d reference images, but the batch began with %d, or their sizes once they are "
+                                    "cut differ; a batch has one shape",
+                                    i + 1, count, r[i].reference_count, r[0].reference_count);
+    }
     return true;
 }
 
@@ -114,6 +120,8 @@ bool engine_batch_begin(struct engine_batch *b, struct engine_model *m, const st
     b->tokens = (int64_t)b->grid_h * b->grid_w;
     b->timing = (struct engine_timing){.load_s = m->load_s};
     b->prompt_count = 0;
+    engine_edit_plan(&b->edit, requests, count);
+    b->has_kv = b->edit.count && strcmp(m->config.pipeline, "Flux2KleinKVPipeline") == 0;
     scheduler_plan(&b->schedule, requests[0].steps, (int)b->tokens);
     dump_schedule(b);
     return true;
@@ -254,23 +262,39 @@ static bool draw(struct engine_batch *b, int image, struct engine_error *why)
 static void plan_times(struct engine_batch *b)
 {
     struct engine_model *m = b->model;
-    float time[ENGINE_STEPS_MAX];
+    float time[ENGINE_STEPS_MAX + 1];
     for (int i = 0; i < b->schedule.steps; i++)
         time[i] = scheduler_model_time(&b->schedule, i, m->precision);
-    transformer_times(m->kern, &m->config.transformer, &m->transformer, m->dtype, &b->times, time, b->schedule.steps);
+    time[b->schedule.steps] = 0;
+    transformer_times(m->kern, &m->config.transformer, &m->transformer, m->dtype, &b->times, time,
+                      b->schedule.steps + (b->has_kv ? 1 : 0));
+}
+
+/* The tables of keys: references stand behind the picture, or as keys and values between text and picture. */
+static bool plan_rope(struct engine_batch *b, struct engine_error *why)
+{
+    struct engine_model *m = b->model;
+    int64_t half = m->config.transformer.attention_head_dim / 2;
+    struct transformer_grid grids[ENGINE_REFERENCES_MAX + 1];
+    int at = b->has_kv ? 0 : 1;
+    memcpy(grids + at, b->edit.grids, (size_t)b->edit.count * sizeof *grids);
+    grids[b->has_kv ? b->edit.count : 0] = (struct transformer_grid){b->grid_h, b->grid_w, 0};
+    if (!engine_model_rope(m, grids, b->edit.count + 1, why))
+        return false;
+    b->cos = kern_temp(m->kern, TENSOR_F32, 2, (int64_t[]){m->rope.rows, half});
+    b->sin = kern_temp(m->kern, TENSOR_F32, 2, (int64_t[]){m->rope.rows, half});
+    kern_write(m->kern, b->cos, tensor_2d(m->rope.cos, TENSOR_F32, m->rope.rows, half));
+    kern_write(m->kern, b->sin, tensor_2d(m->rope.sin, TENSOR_F32, m->rope.rows, half));
+    return true;
 }
 
 bool engine_batch_noise(struct engine_batch *b, struct engine_error *why)
 {
     struct engine_model *m = b->model;
     struct kern *k = m->kern;
-    int64_t channels = m->config.transformer.in_channels, half = m->config.transformer.attention_head_dim / 2;
-    if (!engine_model_rope(m, b->grid_h, b->grid_w, why))
+    int64_t channels = m->config.transformer.in_channels;
+    if (!plan_rope(b, why))
         return false;
-    b->cos = kern_temp(k, TENSOR_F32, 2, (int64_t[]){m->rope.rows, half});
-    b->sin = kern_temp(k, TENSOR_F32, 2, (int64_t[]){m->rope.rows, half});
-    kern_write(k, b->cos, tensor_2d(m->rope.cos, TENSOR_F32, m->rope.rows, half));
-    kern_write(k, b->sin, tensor_2d(m->rope.sin, TENSOR_F32, m->rope.rows, half));
     b->latents = kern_temp(k, m->dtype, 3, (int64_t[]){b->count, b->tokens, channels});
     for (int i = 0; i < b->count; i++)
         if (!draw(b, i, why))
@@ -279,6 +303,46 @@ bool engine_batch_noise(struct engine_batch *b, struct engine_error *why)
     if (!engine_model_sync(m, why))
         return false;
     dump(b, "noise", tensor_shape(b->latents, 4, (int64_t[]){b->count, b->grid_h, b->grid_w, channels}), channels_first);
+    return true;
+}
+
+/* --- references ---------------------------------------------------------------------------------------- */
+
+static void dump_latent(void *context, int reference, struct tensor latent)
+{
+    char name[32];
+    snprintf(name, sizeof name, "ref_latent.%d", reference);
+    dump(context, name, latent, channels_first);
+}
+
+/* What a KV model keeps of the first block of each kind. */
+static void dump_kv(struct engine_batch *b)
+{
+    const struct transformer_kv *kv = &b->edit.kv[0];
+    int64_t single = b->model->config.transformer.num_layers;
+    dump(b, "kv.double.0.k", tensor_slice(kv->k, 0, 0, 1), NULL);
+    dump(b, "kv.double.0.v", tensor_slice(kv->v, 0, 0, 1), NULL);
+    dump(b, "kv.single.0.k", tensor_slice(kv->k, 0, single, 1), NULL);
+    dump(b, "kv.single.0.v", tensor_slice(kv->v, 0, single, 1), NULL);
+}
+
+bool engine_batch_references(struct engine_batch *b, struct engine_error *why)
+{
+    struct engine_edit *e = &b->edit;
+    double start = engine_model_now_s();
+    if (!e->count)
+        return true;
+    if (!engine_edit_encode(e, b->model, b->requests, is_dumping(b) ? dump_latent : NULL, b, why))
+        return false;
+    dump(b, "ref_tokens", tensor_shape(e->tokens[0], 3, (int64_t[]){1, e->rows, e->tokens[0].shape[1]}), NULL);
+    if (b->has_kv)
+        engine_edit_keep(e, b->model, tensor_slice(b->cos, 0, TRANSFORMER_TEXT_ROWS, e->rows),
+                         tensor_slice(b->sin, 0, TRANSFORMER_TEXT_ROWS, e->rows), &b->times, b->schedule.steps);
+    if (!engine_model_sync(b->model, why))
+        return engine_error_at(why, "references");
+    if (b->has_kv)
+        dump_kv(b);
+    b->timing.encode_s += engine_model_now_s() - start;
     return true;
 }
 
@@ -291,18 +355,25 @@ static void step_group(struct engine_batch *b, int step, int first, int count, s
     struct engine_model *m = b->model;
     struct kern *k = m->kern;
     struct tensor latents = tensor_slice(b->latents, 0, first, count), model_latents = latents;
-    struct tensor context[ENGINE_BATCH_PROMPTS_MAX];
+    struct tensor context[ENGINE_BATCH_PROMPTS_MAX], references[ENGINE_BATCH_PROMPTS_MAX];
+    const struct transformer_kv *kv[ENGINE_BATCH_PROMPTS_MAX];
     size_t mark = kern_mark(k);
     if (b->passes > 1)
         model_latents = kern_temp(k, m->dtype, 3, (int64_t[]){b->passes * count, b->tokens, latents.shape[2]});
     for (int pass = 0; pass < b->passes; pass++) {
         if (b->passes > 1)
             kern_copy(k, tensor_slice(model_latents, 0, pass * count, count), latents);
-        for (int i = 0; i < count; i++)
-            context[pass * count + i] = context_of(b, b->prompt_of[pass][first + i]);
+        for (int i = 0; i < count; i++) {
+            int list = b->edit.list_of[first + i], at = pass * count + i;
+            context[at] = context_of(b, b->prompt_of[pass][first + i]);
+            references[at] = b->edit.tokens[list];
+            kv[at] = &b->edit.kv[list];
+        }
     }
-    transformer_run(k, &m->peers, &m->config.transformer, &m->transformer, velocities,
-                    &(struct transformer_input){model_latents, context, b->cos, b->sin, &b->times, step});
+    struct transformer_input in = {.latents = model_latents, .context = context, .cos = b->cos, .sin = b->sin,
+                                   .references = b->edit.count && !b->has_kv ? references : NULL, .kv = b->has_kv ? kv : NULL,
+                                   .times = &b->times, .step = step};
+    transformer_run(k, &m->peers, &m->config.transformer, &m->transformer, velocities, &in);
     struct tensor velocity = tensor_slice(velocities, 0, 0, count), guided = velocity;
     if (b->passes > 1) {
         guided = kern_temp(k, m->dtype, 3, velocity.shape);
@@ -322,7 +393,7 @@ bool engine_batch_step(struct engine_batch *b, int step, struct engine_error *wh
     static const char *const names[] = {"velocity", "velocity_uncond"};
     struct kern *k = b->model->kern;
     int64_t channels = b->latents.shape[2];
-    int group = is_dumping(b) ? b->count : group_size(ROWS_PER_PASS, b->passes * (TRANSFORMER_TEXT_ROWS + b->tokens));
+    int group = is_dumping(b) ? b->count : group_size(ROWS_PER_PASS, b->passes * (TRANSFORMER_TEXT_ROWS + b->tokens + b->edit.rows));
     double start = engine_model_now_s();
     if (is_cancelled(b))
         return engine_error_set(why, ENGINE_CANCELLED, "cancelled before step %d of %d", step + 1, b->schedule.steps);

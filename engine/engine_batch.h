@@ -1,12 +1,13 @@
 /* engine_batch.h - the state of one batch on its way from prompts to pixels, and the steps in their order.
  * Inside engine/ only. All tensors are arena memory of the model's backend: the caller rewinds when done.
  *
- *   begin -> prompts -> noise -> step 0 .. n-1 -> decode
+ *   begin -> prompts -> noise -> references -> step 0 .. n-1 -> decode
  *
  * A batch is worked off in groups that bound memory; a group's size changes no bit of any image. */
 #ifndef KILN_ENGINE_BATCH_H
 #define KILN_ENGINE_BATCH_H
 
+#include "engine_edit.h"
 #include "engine_model.h"
 #include "scheduler.h"
 
@@ -20,6 +21,8 @@ struct engine_batch {
     int count, passes;                      /* passes: 1, or 2 with guidance */
     int grid_h, grid_w;                     /* latent tokens */
     int64_t tokens;                         /* N = grid_h * grid_w */
+    struct engine_edit edit;                /* the references */
+    bool has_kv;                            /* a KV model with references */
     struct schedule schedule;
     struct engine_timing timing;
 
@@ -31,14 +34,15 @@ struct engine_batch {
 
     struct tensor contexts;                 /* [prompt_count, 512, hidden] */
     struct tensor latents;                  /* [count, N, 128] */
-    struct tensor cos, sin;                 /* [512 + N, head_dim / 2] f32 */
-    struct transformer_times times;
+    struct tensor cos, sin;                 /* [512 + N + R, head_dim / 2] f32, in the order of keys */
+    struct transformer_times times;         /* with has_kv a row more: time 0, that of the references */
 };
 
 bool engine_batch_begin(struct engine_batch *b, struct engine_model *m, const struct engine_request *requests, int count,
                         const struct engine_watch *watch, struct engine_error *why);
 bool engine_batch_prompts(struct engine_batch *b, struct engine_error *why);
 bool engine_batch_noise(struct engine_batch *b, struct engine_error *why);
+bool engine_batch_references(struct engine_batch *b, struct engine_error *why);
 bool engine_batch_step(struct engine_batch *b, int step, struct engine_error *why);
 /* engine_batch_decode fills rgb[i], each height * width * 3 bytes of the caller. */
 bool engine_batch_decode(struct engine_batch *b, uint8_t *const *rgb, struct engine_error *why);

@@ -1,7 +1,8 @@
 /* engine_model.c - opens a model folder part by part; closes in reverse order.
  *
  * Weights are converted once into what the kernels want. Transformer and VAE files are unmapped as soon as that is
- * done; the text encoder's stay mapped for the rows of its embedding table. */
+ * done; the text encoder's stay mapped for the rows of its embedding table, and the VAE's until its encoder is needed, so
+ * that it comes from the files whose other tensors are used, even if the folder has changed since. */
 #include "engine_model.h"
 
 #include <stdio.h>
@@ -93,15 +94,33 @@ static bool load_transformer(struct engine_model *m, const char *dir, struct eng
 
 static bool load_vae(struct engine_model *m, const char *dir, struct engine_error *why)
 {
-    struct safetensors *files = NULL;
-    if (!open_part(&files, dir, "vae", "diffusion_pytorch_model", why))
+    if (!open_part(&m->vae_files, dir, "vae", "diffusion_pytorch_model", why))
         return false;
-    struct weights w = begin(m, files, "vae");
+    struct weights w = begin(m, m->vae_files, "vae");
     vae_load(&m->vae, &m->config.vae, &w);
     m->info.parameters += w.parameters;
-    bool ok = weights_done(&w, why);
-    safetensors_close(files);
-    return ok;
+    return weights_done(&w, why);
+}
+
+bool engine_model_encoder(struct engine_model *m, struct engine_error *why)
+{
+    if (m->encoder_pool)
+        return true;
+    struct weights_pool *pool = weights_pool_new(m->kern);
+    if (!pool)
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
+    struct weights w = begin(m, m->vae_files, "vae");
+    w.pool = pool;
+    vae_load_encoder(&m->encoder, &m->config.vae, &w);
+    if (!weights_done(&w, why) || !engine_model_sync(m, why)) {
+        weights_pool_free(pool); /* nothing half loaded stays: the next call begins anew */
+        m->encoder = (struct vae_encoder){0};
+        return engine_error_at(why, "the encoder of the VAE, which reference images need");
+    }
+    m->encoder_pool = pool;
+    safetensors_close(m->vae_files);
+    m->vae_files = NULL;
+    return true;
 }
 
 static void describe(struct engine_model *m)
@@ -136,7 +155,9 @@ void engine_model_close(struct engine_model *m)
     free(m->rope.cos);
     free(m->rope.sin);
     transformer_unload(&m->transformer);
+    weights_pool_free(m->encoder_pool);
     weights_pool_free(m->pool);
+    safetensors_close(m->vae_files);
     safetensors_close(m->text_files);
     context_cache_free(m->contexts);
     tokenizer_close(m->tokenizer);
@@ -167,22 +188,33 @@ bool engine_model_ids(const struct engine_model *m, const char *prompt, bool tru
     return true;
 }
 
-bool engine_model_rope(struct engine_model *m, int grid_h, int grid_w, struct engine_error *why)
+static bool is_rope_of(const struct engine_rope *r, const struct transformer_grid *grids, int count)
+{
+    bool same = r->cos && r->count == count;
+    for (int i = 0; same && i < count; i++)
+        same = r->grids[i].h == grids[i].h && r->grids[i].w == grids[i].w && r->grids[i].t == grids[i].t;
+    return same;
+}
+
+bool engine_model_rope(struct engine_model *m, const struct transformer_grid *grids, int count, struct engine_error *why)
 {
     struct engine_rope *r = &m->rope;
-    if (r->cos && r->grid_h == grid_h && r->grid_w == grid_w)
+    if (is_rope_of(r, grids, count))
         return true;
-    int64_t rows = TRANSFORMER_TEXT_ROWS + (int64_t)grid_h * grid_w;
+    int64_t rows = TRANSFORMER_TEXT_ROWS;
+    for (int i = 0; i < count; i++)
+        rows += (int64_t)grids[i].h * grids[i].w;
     size_t bytes = (size_t)rows * (size_t)m->config.transformer.attention_head_dim / 2 * sizeof(float);
     free(r->cos);
     free(r->sin);
-    *r = (struct engine_rope){grid_h, grid_w, rows, malloc(bytes), malloc(bytes)};
+    *r = (struct engine_rope){.count = count, .rows = rows, .cos = malloc(bytes), .sin = malloc(bytes)};
     if (!r->cos || !r->sin) {
         free(r->cos);
         free(r->sin);
         *r = (struct engine_rope){0};
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for rotary tables of %lld rows", (long long)rows);
     }
-    transformer_rope(&m->config.transformer, r->cos, r->sin, grid_h, grid_w);
+    memcpy(r->grids, grids, (size_t)count * sizeof *grids);
+    transformer_rope(&m->config.transformer, r->cos, r->sin, grids, count);
     return true;
 }

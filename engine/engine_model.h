@@ -15,8 +15,9 @@
 #include "vae.h"
 #include "weights.h"
 
-struct engine_rope { /* host tables of the last shape: [512 + grid_h * grid_w, head_dim / 2] */
-    int grid_h, grid_w;
+struct engine_rope { /* host tables of the last shape: [512 + tokens of all grids, head_dim / 2] */
+    struct transformer_grid grids[ENGINE_REFERENCES_MAX + 1];
+    int count;
     int64_t rows;
     float *cos, *sin;
 };
@@ -34,6 +35,9 @@ struct engine_model {
     struct text_encoder_weights text;
     struct transformer_weights transformer;
     struct vae_weights vae;
+    struct safetensors *vae_files;      /* stays open until the encoder is loaded from it */
+    struct vae_encoder encoder;
+    struct weights_pool *encoder_pool;  /* NULL: no reference image was rendered yet */
     struct context_cache *contexts;
     struct engine_rope rope;
     double load_s;
@@ -48,8 +52,11 @@ void engine_model_close(struct engine_model *m);
 bool engine_model_ids(const struct engine_model *m, const char *prompt, bool truncate, int32_t ids[ENGINE_TOKENS_MAX],
                       int32_t *ret_count, bool *ret_truncated, struct engine_error *why);
 
-/* engine_model_rope gives the tables of a shape, computed when the shape changes. */
-bool engine_model_rope(struct engine_model *m, int grid_h, int grid_w, struct engine_error *why);
+/* engine_model_rope gives the tables of a shape (pictures in the order of the sequence), computed when the shape changes. */
+bool engine_model_rope(struct engine_model *m, const struct transformer_grid *grids, int count, struct engine_error *why);
+
+/* engine_model_encoder loads the encoder of the VAE at the first call: from the file that was there when the model was opened. */
+bool engine_model_encoder(struct engine_model *m, struct engine_error *why);
 
 /* engine_model_sync waits for the backend; false and the backend's reason if anything failed since open. */
 bool engine_model_sync(struct engine_model *m, struct engine_error *why);

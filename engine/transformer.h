@@ -4,7 +4,11 @@
  * (transformer_times, all steps in one go), the context on the prompt only (transformer_context), the rotary
  * tables on the shape only (transformer_rope). transformer_run does the rest, for a batch at one step.
  *
- * h = hidden, D = attention_head_dim, N = image tokens, S = 512 + N: text rows stand before image rows. */
+ * Reference images are tokens like those of the picture, R in all, at other positions. Either they stand behind the
+ * picture's at every step, or (klein-9b-kv) a run over the references alone keeps their keys and values in a transformer_kv,
+ * and the steps find those between text and picture.
+ *
+ * h = hidden, D = attention_head_dim, N = tokens of the picture, S = rows of a sequence: text, then image rows. */
 #ifndef KILN_TRANSFORMER_H
 #define KILN_TRANSFORMER_H
 
@@ -61,18 +65,33 @@ void transformer_times(struct kern *k, const struct transformer_config *c, const
 /* transformer_context: out [rows, h] = embeds [rows, joint_attention_dim] through the context embedder. */
 void transformer_context(struct kern *k, const struct transformer_weights *w, struct tensor out, struct tensor embeds);
 
-/* transformer_rope fills host tables cos, sin [512 + grid_h * grid_w, D / 2]: text row j turns by (0,0,0,j), image
- * token (r, c) by (0,r,c,0). Angles in double, as in the reference. */
-void transformer_rope(const struct transformer_config *c, float *cos, float *sin, int grid_h, int grid_w);
+/* A picture of h x w tokens in a sequence: the one that is made has t 0, reference n has 10 + 10 n. */
+struct transformer_grid {
+    int h, w, t;
+};
+/* transformer_rope fills host tables cos, sin [512 + sum of h * w, D / 2]: text row j turns by (0,0,0,j), then for each
+ * picture its token (r, c) by (t,r,c,0). Angles in double, as in the reference. */
+void transformer_rope(const struct transformer_config *c, float *cos, float *sin, const struct transformer_grid *grids, int count);
+
+/* Keys (normalised and rotated) and values of the references of one picture, by block: double blocks first. */
+struct transformer_kv {
+    struct tensor k, v;            /* [blocks, R, heads, D] */
+};
+/* transformer_kv_temp: arena memory for R = rows tokens. */
+struct transformer_kv transformer_kv_temp(struct kern *k, const struct transformer_config *c, enum tensor_dtype dtype, int64_t rows);
 
 struct transformer_input {
     struct tensor latents;         /* [b, N, 128] */
-    const struct tensor *context;  /* b of [512, h]; may repeat */
-    struct tensor cos, sin;        /* [S, D / 2] f32 on the device */
+    const struct tensor *context;  /* b of [512, h], may repeat; NULL: a sequence without text */
+    const struct tensor *references; /* b of [R, 128], may repeat: behind the picture's tokens; NULL: none */
+    const struct transformer_kv *const *kv; /* b of them, may repeat: between text and picture; NULL: none */
+    struct transformer_kv *keep;   /* b = 1: gets keys and values of all image rows; or NULL */
+    struct tensor cos, sin;        /* f32 on the device, [rows, D / 2]: text, kv, image rows */
     const struct transformer_times *times;
     int step;
 };
-/* transformer_run: velocity [b, N, 128]. Rows of one image do not depend on the other images. */
+/* transformer_run: velocity [b, N, 128], or data NULL when only `keep` is wanted. Rows of one image do not depend on the
+ * other images. */
 void transformer_run(struct kern *k, const struct peers *peers, const struct transformer_config *c,
                      const struct transformer_weights *w, struct tensor velocity, const struct transformer_input *in);
 

@@ -1,4 +1,5 @@
-/* vae.c - the decoder: a middle with one attention, then four levels, three of which double the picture.
+/* vae.c - the decoder: a middle with one attention, then four levels, three of which double the picture; the encoder: four
+ * levels, three of which halve it, then the same middle.
  *
  * Memory is three slots, each as large as the largest tensor that ever stands in it. The picture so far is always
  * in slot 0; a residual block works in slots 1 and 2 and adds into 0:
@@ -107,6 +108,35 @@ void vae_load(struct vae_weights *ret, const struct vae_config *c, struct weight
         load_level(&ret->levels[level], c, w, level);
     ret->norm_out = load_norm(w, last, "decoder.conv_norm_out");
     ret->conv_out = weights_conv_bias(w, 3, last, 3, "decoder.conv_out");
+}
+
+void vae_load_encoder(struct vae_encoder *ret, const struct vae_config *c, struct weights *w)
+{
+    int64_t first = c->block_out_channels[0], deep = c->block_out_channels[VAE_LEVELS - 1], twice = 2 * (int64_t)c->latent_channels;
+    char name[128];
+    assert(c->layers_per_block <= MODEL_CONFIG_LAYERS_PER_BLOCK_MAX);
+    for (int level = 0; level < VAE_LEVELS && !w->failed; level++)
+        if (c->block_out_channels[level] % c->norm_num_groups) {
+            w->failed = true;
+            engine_error_set(&w->why, ENGINE_BAD_MODEL, "vae: %d channels are no multiple of %d groups", c->block_out_channels[level],
+                             c->norm_num_groups);
+        }
+    ret->conv_in = weights_conv_bias(w, first, 3, 3, "encoder.conv_in");
+    for (int level = 0; level < VAE_LEVELS; level++) {
+        int64_t out = c->block_out_channels[level], in = level ? c->block_out_channels[level - 1] : out;
+        for (int i = 0; i < c->layers_per_block; i++) {
+            snprintf(name, sizeof name, "encoder.down_blocks.%d.resnets.%d", level, i);
+            load_resnet(&ret->levels[level].resnets[i], w, i ? out : in, out, name);
+        }
+        if (level < VAE_LEVELS - 1)
+            ret->levels[level].downsample = weights_conv_bias(w, out, out, 3, "encoder.down_blocks.%d.downsamplers.0.conv", level);
+    }
+    load_resnet(&ret->mid[0], w, deep, deep, "encoder.mid_block.resnets.0");
+    load_attention(&ret->attention, w, deep, "encoder.mid_block.attentions.0");
+    load_resnet(&ret->mid[1], w, deep, deep, "encoder.mid_block.resnets.1");
+    ret->norm_out = load_norm(w, deep, "encoder.conv_norm_out");
+    ret->conv_out = weights_conv_bias(w, twice, deep, 3, "encoder.conv_out");
+    ret->quant = weights_conv_bias(w, twice, twice, 1, "quant_conv");
 }
 
 /* --- state ------------------------------------------------------------------------------------------ */
@@ -231,4 +261,61 @@ void vae_decode(struct kern *k, const struct vae_config *c, const struct vae_wei
     norm_silu(k, &s, picture(&s, 1, s.x.shape[3]), s.x, &w->norm_out);
     kern_conv2d(k, image, picture(&s, 1, s.x.shape[3]), w->conv_out, 1, 1);
     kern_rewind(k, mark);
+}
+
+/* --- encoder -------------------------------------------------------------------------------------------- */
+
+/* All three slots are as large as the largest tensor: the picture changes slots when it is halved. */
+static void plan_encoder(struct kern *k, struct vae_state *s, const struct vae_config *c, struct tensor image)
+{
+    int64_t pixels = image.shape[0] * image.shape[1] * image.shape[2];
+    int64_t count = pixels / (VAE_SCALE * VAE_SCALE) * 2 * c->latent_channels;
+    *s = (struct vae_state){.batch = image.shape[0], .h = image.shape[1], .w = image.shape[2], .groups = c->norm_num_groups};
+    for (int level = 0; level < VAE_LEVELS; level++) {
+        int64_t out = c->block_out_channels[level], in = level ? c->block_out_channels[level - 1] : out;
+        count = larger(count, (pixels >> 2 * level) * larger(in, out));
+    }
+    for (int i = 0; i < 3; i++)
+        s->slot[i] = kern_temp(k, image.dtype, 1, &count);
+}
+
+/* Zeros stand at the right and at the bottom only: windows begin at even pixels, and the last reaches one beyond the picture. */
+static void downsample(struct kern *k, struct vae_state *s, const struct kern_weight *conv)
+{
+    struct tensor x = s->x, old = s->slot[0];
+    s->h /= 2, s->w /= 2;
+    s->x = picture(s, 1, x.shape[3]);
+    kern_conv2d(k, s->x, x, conv, 2, 0);
+    s->slot[0] = s->slot[1], s->slot[1] = old;
+}
+
+void vae_encode(struct kern *k, const struct vae_config *c, const struct vae_encoder *w, struct tensor latents,
+                struct tensor image)
+{
+    struct vae_state s;
+    size_t mark = kern_mark(k);
+    plan_encoder(k, &s, c, image);
+    s.x = picture(&s, 0, c->block_out_channels[0]);
+    kern_conv2d(k, s.x, image, w->conv_in, 1, 1);
+    for (int level = 0; level < VAE_LEVELS; level++) {
+        for (int i = 0; i < c->layers_per_block; i++)
+            resnet(k, &s, &w->levels[level].resnets[i]);
+        if (w->levels[level].downsample)
+            downsample(k, &s, w->levels[level].downsample);
+    }
+    resnet(k, &s, &w->mid[0]);
+    attention(k, &s, &w->attention);
+    resnet(k, &s, &w->mid[1]);
+    struct tensor normed = picture(&s, 1, s.x.shape[3]), both = picture(&s, 2, 2 * c->latent_channels);
+    norm_silu(k, &s, normed, s.x, &w->norm_out);
+    kern_conv2d(k, both, normed, w->conv_out, 1, 1);
+    struct tensor quantised = picture(&s, 0, 2 * c->latent_channels);
+    kern_conv2d(k, quantised, both, w->quant, 1, 0);
+    kern_copy(k, latents, tensor_slice(quantised, 3, 0, c->latent_channels));
+    kern_rewind(k, mark);
+}
+
+void vae_tokens(struct kern *k, const struct vae_weights *w, struct tensor tokens, struct tensor latents)
+{
+    kern_patchify(k, tokens, latents, w->mean, w->std);
 }

@@ -24,12 +24,12 @@
 #include "noise.h"
 #include "scheduler.h"
 
-#define CASES_EXPECTED 20
+#define CASES_EXPECTED 27
 #define BF16_EMBEDS_SHARE 0.0365 /* other_order rms / scale of distilled-bf16's prompt_embeds */
 
 static const struct { const char *prefix; double largest; } f32_bounds[] = {
-    {"prompt_embeds", 5e-4}, {"negative_prompt_embeds", 5e-4}, {"velocity", 1e-4}, {"latents", 1e-4},
-    {"vae_latents", 5e-4},   {"image", 5e-5},
+    {"prompt_embeds", 5e-4}, {"negative_prompt_embeds", 5e-4}, {"velocity", 4e-5}, {"latents", 1e-4},
+    {"vae_latents", 5e-4},   {"image", 5e-5},           {"ref_latent", 1e-4}, {"ref_tokens", 1e-4}, {"kv.", 1e-4},
 };
 
 static bool starts_with(const char *text, const char *prefix)
@@ -164,22 +164,45 @@ static void compare_schedule(const struct golden_case *c)
 
 /* --- pictures -------------------------------------------------------------------------------------------- */
 
-static uint8_t *read_png(const struct golden_case *c, int image, int width, int height)
+static uint8_t *read_picture(const struct golden_case *c, const char *name, int *ret_width, int *ret_height)
 {
     char path[512], why[256];
-    snprintf(path, sizeof path, image ? "%s/expected-%d.png" : "%s/expected.png", c->folder, image);
+    snprintf(path, sizeof path, "%s/%s", c->folder, name);
     FILE *f = fopen(path, "rb");
     assert_non_null(f);
     static char data[1 << 20];
     size_t bytes = fread(data, 1, sizeof data, f);
     fclose(f);
     uint8_t *rgb;
-    int w, h;
-    if (!image_file_decode(&rgb, &w, &h, NULL, data, bytes, why, sizeof why))
+    if (!image_file_decode(&rgb, ret_width, ret_height, NULL, data, bytes, why, sizeof why))
         fail_msg("%s: %s", path, why);
+    return rgb;
+}
+
+static uint8_t *read_png(const struct golden_case *c, int image, int width, int height)
+{
+    char name[32];
+    int w, h;
+    snprintf(name, sizeof name, image ? "expected-%d.png" : "expected.png", image);
+    uint8_t *rgb = read_picture(c, name, &w, &h);
     assert_int_equal(w, width);
     assert_int_equal(h, height);
     return rgb;
+}
+
+/* The reference images of a case, for all of its requests. */
+static int read_references(struct golden_case *c, struct engine_reference *ret)
+{
+    const json_t *names = json_object_get(json_object_get(c->json, "call"), "image");
+    int count = (int)json_array_size(names);
+    assert_true(count <= ENGINE_REFERENCES_MAX);
+    for (int i = 0; i < count; i++)
+        ret[i].rgb = read_picture(c, json_string_value(json_array_get(names, (size_t)i)), &ret[i].width, &ret[i].height);
+    for (int i = 0; i < c->image_count; i++) {
+        c->requests[i].references = ret;
+        c->requests[i].reference_count = count;
+    }
+    return count;
 }
 
 static void compare_png(const struct golden_case *c, int image, const struct engine_image *got)
@@ -239,6 +262,8 @@ static void compare_all(struct golden_case *c, struct engine *e)
     struct engine_error why;
     struct golden_dump dump = {0};
     struct tensor noise[GOLDEN_IMAGES_MAX];
+    struct engine_reference references[ENGINE_REFERENCES_MAX];
+    int reference_count = read_references(c, references);
     float *shared = c->one_generator ? share_generator(c, noise) : NULL;
     bool is_long = strcmp(c->name, "prompt-too-long") == 0;
     for (int i = 0; i < c->image_count; i++)
@@ -260,6 +285,8 @@ static void compare_all(struct golden_case *c, struct engine *e)
         engine_image_done(&images[i]);
     }
     golden_dump_done(&dump);
+    for (int i = 0; i < reference_count; i++)
+        free((void *)(uintptr_t)references[i].rgb);
     free(shared);
 }
 

@@ -3,16 +3,21 @@
 
     trim.py MADE DEST
 
-Left out of the models: the VAE's encoder, text layers from 27 on, the final norm and lm_head (nothing runs them), copies of the
-tokenizer (links to pocket's), tokenizer.json, pocket-bf16 (the test rounds pocket, which gives the same values). Left out of the
-cases: velocities and latents between the first and the last step, except in distilled-f32 (no measured error to hold them
-against); attention masks; of prompt embeddings all but the first and last 24 rows; of the trace's rotary tables all but 32 rows.
+Left out of the models: the VAE's encoder where no case has a reference image, text layers from 27 on, the final norm and lm_head
+(nothing runs them), copies of the tokenizer (links to pocket's), tokenizer.json, pocket-bf16 (the test rounds pocket, which gives
+the same values). Left out of the cases: velocities and latents between the first and the last step, except in distilled-f32 (no
+measured error to hold them against); attention masks; of prompt embeddings all but the first and last 24 rows; of the trace
+what depends on more than the schedule or the shape, and of its rotary tables all but 32 rows of text. And where other cases show the same: the decoder's floats (the PNG and its input stay), the noise
+(a function of the seed) and the last latents (the decoder's input says the same).
 Needs only the standard library."""
 import json, os, pathlib, re, shutil, struct, sys
 
 TABLES = ["noise", "schedule", "tokenizer"]
 SCRIPTS = ["make.py", "weights.py", "tables.py", "plan.json"]
-OTHER_CASES = ("edit-", "kv-one", "kv-two", "lora-", "single-")
+OTHER_CASES = ("lora-", "single-")
+EDITED_MODELS = ("pocket", "base", "kv")
+WHOLE_ENDS = ("distilled-f32", "distilled-bf16", "like-9b-f32")
+TRACED = ("temb", "double_stream_modulation_", "single_stream_modulation", "rope.")
 WHOLE = "distilled-f32"
 HEAD = 24
 
@@ -45,7 +50,7 @@ def rows(tensor, first, count):
     return {"dtype": entry["dtype"], "shape": shape}, data[first * row:(first + count) * row]
 
 
-def slim(tensors, steps, whole):
+def slim(tensors, steps, whole, whole_ends):
     """The tensors of a case that a test reads."""
     kept = {}
     for name, tensor in tensors.items():
@@ -53,7 +58,9 @@ def slim(tensors, steps, whole):
         last_only = step and step[1] == "latents"
         if step and not whole and int(step[2]) < steps - 1 and (last_only or int(step[2]) > 0):
             continue
-        if name.endswith("attention_mask") or name == "txt_ids":
+        if name.endswith("attention_mask") or name in ("txt_ids", "ref_ids"):
+            continue
+        if not whole_ends and (last_only or name in ("image", "noise")):
             continue
         if name.endswith("prompt_embeds"):
             kept[name + "_head"] = rows(tensor, 0, HEAD)
@@ -65,9 +72,11 @@ def slim(tensors, steps, whole):
     return kept
 
 
-def unused_weight(name):
+def unused_weight(name, model):
     layer = re.match(r"model\.layers\.(\d+)\.", name)
-    return name.startswith(("encoder.", "quant_conv", "lm_head", "model.norm")) or (layer and int(layer[1]) >= 27)
+    if name.startswith(("encoder.", "quant_conv")):
+        return model not in EDITED_MODELS
+    return name.startswith(("lm_head", "model.norm")) or (layer and int(layer[1]) >= 27)
 
 
 def copy_model(made, dest):
@@ -78,10 +87,10 @@ def copy_model(made, dest):
         to.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             meta, tensors = read(path)
-            write(to, meta, {n: t for n, t in tensors.items() if not unused_weight(n)})
+            write(to, meta, {n: t for n, t in tensors.items() if not unused_weight(n, made.name)})
         elif path.name.endswith(".index.json"):
             index = json.loads(path.read_text())
-            index["weight_map"] = {n: f for n, f in index["weight_map"].items() if not unused_weight(n)}
+            index["weight_map"] = {n: f for n, f in index["weight_map"].items() if not unused_weight(n, made.name)}
             to.write_text(json.dumps(index, indent=2) + "\n")
         else:
             shutil.copyfile(path, to)
@@ -89,13 +98,27 @@ def copy_model(made, dest):
         os.symlink("../pocket/tokenizer", dest / "tokenizer")
 
 
-def copy_case(made, dest):
+def link_if_known(path, to, known):
+    """A picture that several cases take is kept once; the others are links to it."""
+    first = known.setdefault(path.read_bytes(), to)
+    to.unlink(missing_ok=True)
+    if first == to:
+        shutil.copyfile(path, to)
+    else:
+        os.symlink(f"../{first.parent.name}/{first.name}", to)
+
+
+def copy_case(made, dest, known):
     dest.mkdir(parents=True, exist_ok=True)
     steps = json.loads((made / "case.json").read_text())["call"]["num_inference_steps"]
     for path in sorted(made.iterdir()):
-        if path.suffix == ".safetensors":
+        if path.name.startswith(("reference-", "mask")):
+            link_if_known(path, dest / path.name, known)
+        elif path.suffix == ".safetensors":
             meta, tensors = read(path)
-            write(dest / path.name, meta, slim(tensors, steps, made.name == WHOLE))
+            if path.name == "trace.safetensors":
+                tensors = {n: t for n, t in tensors.items() if n.startswith(TRACED)}
+            write(dest / path.name, meta, slim(tensors, steps, made.name == WHOLE, made.name in WHOLE_ENDS))
         else:
             shutil.copyfile(path, dest / path.name)
 
@@ -108,9 +131,10 @@ def main():
         shutil.copytree(made / name, dest / name, copy_function=shutil.copyfile, dirs_exist_ok=True)
     for model in ("pocket", "base", "kv", "like-9b"):
         copy_model(made / "models" / model, dest / "models" / model)
+    known = {}
     for case in sorted(made.glob("*/case.json")):
         if not case.parent.name.startswith(OTHER_CASES):
-            copy_case(case.parent, dest / case.parent.name)
+            copy_case(case.parent, dest / case.parent.name, known)
 
 
 main()

@@ -17,6 +17,8 @@
 
 #define DISTILLED "tests/golden/models/pocket"
 #define BASE "tests/golden/models/base"
+#define KV "tests/golden/models/kv"
+#define NO_ENCODER "tests/golden/models/like-9b" /* trimmed: no case of it has a reference */
 
 static struct engine *open_with(const char *dir, enum engine_precision precision, int threads, const char *isa)
 {
@@ -184,6 +186,238 @@ static void prompt_seed_and_negative_each_matter(void **state)
     for (int i = 0; i < 4; i++)
         engine_image_done(&images[i]);
     engine_close(e);
+}
+
+/* --- reference images ---------------------------------------------------------------------------------------- */
+
+#define PICTURE_MAX (128 * 128 * 3)
+
+/* A picture of its own for each seed: a gradient with noise. */
+static struct engine_reference reference_of(uint8_t *pixels, int width, int height, uint32_t seed)
+{
+    uint32_t state = seed * 2654435761u + 1;
+    assert_true(width * height * 3 <= PICTURE_MAX);
+    for (int i = 0; i < width * height * 3; i++) {
+        state = state * 1664525 + 1013904223;
+        pixels[i] = (uint8_t)((unsigned)i * 200u / (unsigned)(width * height * 3) + (state >> 26));
+    }
+    return (struct engine_reference){width, height, pixels};
+}
+
+/* Three pictures, two references each: of equal layout (96x64, 64x96), of unequal sizes; the third shares the first's. */
+struct edits {
+    uint8_t pixels[4][PICTURE_MAX];
+    struct engine_reference lists[3][2];
+};
+
+static struct edits *edits_new(void)
+{
+    struct edits *t = malloc(sizeof *t);
+    t->lists[0][0] = reference_of(t->pixels[0], 101, 75, 1);
+    t->lists[0][1] = reference_of(t->pixels[1], 70, 98, 2);
+    t->lists[1][0] = reference_of(t->pixels[2], 96, 64, 3);
+    t->lists[1][1] = reference_of(t->pixels[3], 79, 111, 4);
+    memcpy(t->lists[2], t->lists[0], sizeof t->lists[0]);
+    return t;
+}
+
+static void edit_requests(const struct engine *e, const struct edits *t, struct engine_request r[3])
+{
+    static const char *const prompts[3] = {"in winter", "at night", "in winter"};
+    for (int i = 0; i < 3; i++) {
+        r[i] = request_of(e, prompts[i], 20 + (uint64_t)i);
+        r[i].references = t->lists[i];
+        r[i].reference_count = 2;
+    }
+}
+
+static void edits_change_no_pixel_in_batch_and_threads(const char *dir, enum engine_precision precision)
+{
+    struct edits *t = edits_new();
+    struct engine *one = open_with(dir, precision, 1, NULL), *two = open_with(dir, precision, 2, NULL);
+    struct engine_request r[3];
+    struct engine_image of_one[3], of_two[3], alone;
+    edit_requests(one, t, r);
+    render(one, r, 3, of_one);
+    render(two, r, 3, of_two);
+    for (int i = 0; i < 3; i++) {
+        render(i % 2 ? one : two, &r[i], 1, &alone);
+        assert_same_pixels(&of_one[i], &alone);
+        assert_same_pixels(&of_one[i], &of_two[i]);
+        engine_image_done(&alone);
+    }
+    assert_false(has_same_pixels(&of_one[0], &of_one[1]));
+    assert_false(has_same_pixels(&of_one[0], &of_one[2]));
+    for (int i = 0; i < 3; i++) {
+        engine_image_done(&of_one[i]);
+        engine_image_done(&of_two[i]);
+    }
+    engine_close(one);
+    engine_close(two);
+    free(t);
+}
+
+static void a_batch_of_edits_equals_its_single_renders(void **state)
+{
+    (void)state;
+    static const char *const models[] = {DISTILLED, BASE, KV};
+    for (int i = 0; i < 3; i++) {
+        edits_change_no_pixel_in_batch_and_threads(models[i], ENGINE_F32);
+        edits_change_no_pixel_in_batch_and_threads(models[i], ENGINE_BF16);
+    }
+}
+
+/* Every reference and its place counts; the size in a file counts only as far as it is not cut away. */
+static void references_matter(void **state)
+{
+    (void)state;
+    static const char *const models[] = {DISTILLED, KV};
+    static uint8_t other[PICTURE_MAX], copy[PICTURE_MAX];
+    for (int m = 0; m < 2; m++) {
+        struct edits *t = edits_new();
+        struct engine *e = open_with(models[m], ENGINE_F32, 2, NULL);
+        struct engine_request r = request_of(e, "in winter", 3), plain = r;
+        struct engine_image images[6];
+        struct engine_reference list[2] = {t->lists[0][0], t->lists[0][1]};
+        render(e, &plain, 1, &images[0]);
+        r.references = list, r.reference_count = 1;
+        render(e, &r, 1, &images[1]);
+        r.reference_count = 2;
+        render(e, &r, 1, &images[2]);
+        list[1] = reference_of(other, 70, 98, 9);
+        render(e, &r, 1, &images[3]);
+        list[1] = list[0], list[0] = reference_of(other, 70, 98, 2);
+        render(e, &r, 1, &images[4]);
+        memcpy(copy, t->pixels[0], sizeof copy);
+        list[1].rgb = copy, list[1].width = 101; /* other memory, same pixels */
+        render(e, &r, 1, &images[5]);
+        for (int i = 0; i < 5; i++)
+            for (int j = 0; j < i; j++)
+                assert_false(has_same_pixels(&images[i], &images[j]));
+        assert_same_pixels(&images[4], &images[5]);
+        for (int i = 0; i < 6; i++)
+            engine_image_done(&images[i]);
+        render(e, &plain, 1, &images[0]); /* what was edited before changes nothing */
+        struct engine_request none = plain;
+        none.references = list, none.reference_count = 0;
+        render(e, &none, 1, &images[1]);
+        assert_same_pixels(&images[0], &images[1]);
+        engine_image_done(&images[0]);
+        engine_image_done(&images[1]);
+        engine_close(e);
+        free(t);
+    }
+}
+
+static void ten_references_are_rendered_and_bad_ones_refused(void **state)
+{
+    (void)state;
+    static uint8_t pixels[PICTURE_MAX];
+    static const struct { int width, height; const char *says; } bad[] = {
+        {63, 64, "63x64"}, {64, 0, "64x0"}, {-100, 100, "-100x100"}, {16385, 4000, "16385x4000"}, {1 << 30, 1 << 30, "64 to 16384"},
+        {640, 79, "8 times"}, {64, 513, "8 times"}, {0, 0, "0x0"},
+    };
+    struct engine *e = open_with(DISTILLED, ENGINE_F32, 2, NULL);
+    struct engine_reference list[11];
+    struct engine_request r = request_of(e, "a fox", 1);
+    struct engine_image image;
+    struct engine_error why;
+    for (int i = 0; i < 11; i++)
+        list[i] = reference_of(pixels, 64, 64, 1);
+    r.references = list, r.reference_count = 10;
+    assert_true(engine_check(e, &r, &why));
+    render(e, &r, 1, &image);
+    engine_image_done(&image);
+    for (int count = -1; count <= 11; count += 12) {
+        r.reference_count = count;
+        assert_false(engine_check(e, &r, &why));
+        assert_false(engine_generate(e, &r, 1, &image, NULL, &why));
+        assert_int_equal(why.fault, ENGINE_BAD_REQUEST);
+        assert_non_null(strstr(why.text, "up to 10"));
+    }
+    r.reference_count = 3;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        list[1].width = bad[i].width, list[1].height = bad[i].height;
+        assert_false(engine_generate(e, &r, 1, &image, NULL, &why));
+        assert_false(engine_check(e, &r, &why));
+        assert_int_equal(why.fault, ENGINE_BAD_REQUEST);
+        if (!strstr(why.text, bad[i].says) || !strstr(why.text, "reference 2 of 3"))
+            fail_msg("'%s' does not say '%s'", why.text, bad[i].says);
+    }
+    list[1] = (struct engine_reference){64, 64, NULL};
+    assert_false(engine_check(e, &r, &why));
+    assert_non_null(strstr(why.text, "no pixels"));
+    engine_close(e);
+}
+
+static void references_of_two_layouts_are_no_batch(void **state)
+{
+    (void)state;
+    struct edits *t = edits_new();
+    struct engine *e = open_with(DISTILLED, ENGINE_F32, 1, NULL);
+    struct engine_request r[3];
+    struct engine_image images[3];
+    struct engine_error why;
+    edit_requests(e, t, r);
+    r[1].reference_count = 1;
+    assert_false(engine_generate(e, r, 3, images, NULL, &why));
+    assert_int_equal(why.fault, ENGINE_BAD_REQUEST);
+    assert_non_null(strstr(why.text, "image 2 of 3"));
+    r[1].reference_count = 2;
+    t->lists[2][1] = (struct engine_reference){98, 70, t->pixels[1]}; /* as many tokens, but lying */
+    assert_false(engine_generate(e, r, 3, images, NULL, &why));
+    assert_non_null(strstr(why.text, "image 3 of 3"));
+    engine_close(e);
+    free(t);
+}
+
+static void a_size_that_is_left_open_is_that_of_the_first_reference(void **state)
+{
+    (void)state;
+    struct edits *t = edits_new();
+    struct engine *e = open_with(DISTILLED, ENGINE_F32, 1, NULL);
+    struct engine_error why;
+    int width, height;
+    struct engine_request r = {.prompt = "a", .references = t->lists[1] + 1, .reference_count = 1};
+    engine_request_defaults(e, &r);
+    assert_int_equal(r.width, 64); /* 79 x 111 */
+    assert_int_equal(r.height, 96);
+    assert_true(engine_reference_size(4000, 3000, &width, &height, &why));
+    assert_int_equal(width, 1168); /* 1182 x 886 is the largest of this shape within a megapixel */
+    assert_int_equal(height, 880);
+    assert_false(engine_reference_size(40, 3000, &width, &height, &why));
+    r = (struct engine_request){.prompt = "a"};
+    engine_request_defaults(e, &r);
+    assert_int_equal(r.width, 0);
+    assert_false(engine_check(e, &r, &why));
+    engine_close(e);
+    free(t);
+}
+
+static void a_model_without_encoder_refuses_references_and_renders_on(void **state)
+{
+    (void)state;
+    struct edits *t = edits_new();
+    struct engine *e = open_with(NO_ENCODER, ENGINE_F32, 1, NULL);
+    struct engine_request r = request_of(e, "a fox", 1);
+    struct engine_image before, image, after;
+    struct engine_error why;
+    render(e, &r, 1, &before);
+    r.references = t->lists[0], r.reference_count = 2;
+    for (int i = 0; i < 2; i++) {
+        assert_false(engine_check(e, &r, &why));
+        assert_int_equal(why.fault, ENGINE_BAD_MODEL);
+        assert_non_null(strstr(why.text, "encoder.conv_in"));
+        assert_false(engine_generate(e, &r, 1, &image, NULL, &why));
+        assert_int_equal(why.fault, ENGINE_BAD_MODEL);
+    }
+    r.reference_count = 0;
+    render(e, &r, 1, &after);
+    assert_same_pixels(&before, &after);
+    engine_image_done(&before);
+    engine_image_done(&after);
+    engine_close(e);
+    free(t);
 }
 
 /* --- requests ---------------------------------------------------------------------------------------------- */
@@ -366,6 +600,12 @@ int main(void)
         cmocka_unit_test(a_remembered_prompt_gives_the_same_pixels),
         cmocka_unit_test(another_shape_in_between_changes_nothing),
         cmocka_unit_test(prompt_seed_and_negative_each_matter),
+        cmocka_unit_test(a_batch_of_edits_equals_its_single_renders),
+        cmocka_unit_test(references_matter),
+        cmocka_unit_test(ten_references_are_rendered_and_bad_ones_refused),
+        cmocka_unit_test(references_of_two_layouts_are_no_batch),
+        cmocka_unit_test(a_size_that_is_left_open_is_that_of_the_first_reference),
+        cmocka_unit_test(a_model_without_encoder_refuses_references_and_renders_on),
         cmocka_unit_test(bad_requests_are_refused_with_a_reason),
         cmocka_unit_test(a_batch_of_two_shapes_is_refused),
         cmocka_unit_test(defaults_are_those_of_the_model),
