@@ -1,4 +1,4 @@
-/* render.c - `kiln-worker render`: reads options and prompts, opens the model, renders batch after batch, writes files.
+/* render.c - `kiln-worker render`: reads options, prompts and reference images, opens the model, renders batch after batch, writes files.
  *
  * A file appears whole or not at all: it is written under a temporary name beside its place and renamed. One picture goes
  * to --out itself; several (--batch or --prompt-file) go into the folder --out as 000001.png, 000002.png .. in their order.
@@ -28,6 +28,7 @@
 enum exit_code { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_REFUSED = 2, EXIT_SIGNAL = 128 };
 
 #define PROMPTS_MAX 999999
+#define IMAGE_BYTES_MAX (512 << 20) /* of a file given with --image */
 #define DUMP_MAX 4096
 
 static const char usage_text[] =
@@ -41,7 +42,9 @@ static const char usage_text[] =
     "  --prompt-file FILE   a prompt a line; empty lines and lines that begin with # are skipped; - is stdin\n"
     "  --negative TEXT      negative prompt (base models, guidance above 1)\n"
     "  --seed N             seed of the first picture; picture i has seed N + i\n"
-    "  --size WxH           pixels: multiples of 16, at least 64, at most 4 MP in all\n"
+    "  --size WxH           pixels: multiples of 16, at least 64, at most 4 MP in all; with --image it may be left out\n"
+    "  --image FILE         a reference image to edit: PNG, JPEG or WebP, at least 64 pixels a side; up to 10 times.\n"
+    "                       The first gives the size when --size does not\n"
     "  --steps N            1 to 1000; default: 4 for distilled models, 50 for base models\n"
     "  --guidance G         base models; default 4. Distilled models ignore it\n"
     "  --truncate           cut a prompt of more than 512 tokens instead of refusing it\n"
@@ -64,6 +67,8 @@ struct options {
     int width, height, steps, threads, batch;
     float guidance;
     bool has_seed, truncate, json;
+    const char *images[ENGINE_REFERENCES_MAX];
+    int image_count;
 };
 
 struct prompts { /* owned texts */
@@ -80,6 +85,8 @@ struct dump {
 struct run {
     struct options options;
     struct prompts prompts;
+    struct engine_reference references[ENGINE_REFERENCES_MAX]; /* decoded, owned */
+    int reference_count;
     struct engine *engine;
     char digest[65];
     bool to_folder, is_terminal;
@@ -153,7 +160,7 @@ static bool parse_guidance(const char *text, float *ret)
     return true;
 }
 
-enum option_id { OPT_MODEL = 256, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_STEPS, OPT_GUIDANCE,
+enum option_id { OPT_MODEL = 256, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_IMAGE, OPT_STEPS, OPT_GUIDANCE,
                  OPT_TRUNCATE, OPT_BATCH, OPT_OUT, OPT_DUMP, OPT_DEVICE, OPT_PRECISION, OPT_THREADS, OPT_JSON, OPT_HELP,
                  OPT_VERSION };
 
@@ -166,6 +173,7 @@ static const struct option long_options[] = {
     {"out", required_argument, NULL, OPT_OUT},             {"dump", required_argument, NULL, OPT_DUMP},
     {"device", required_argument, NULL, OPT_DEVICE},       {"precision", required_argument, NULL, OPT_PRECISION},
     {"threads", required_argument, NULL, OPT_THREADS},     {"json", no_argument, NULL, OPT_JSON},
+    {"image", required_argument, NULL, OPT_IMAGE},
     {"help", no_argument, NULL, OPT_HELP},                 {"version", no_argument, NULL, OPT_VERSION},
     {NULL, 0, NULL, 0},
 };
@@ -190,6 +198,11 @@ static int take_option(struct options *o, int option, const char *value)
     case OPT_SIZE:
         if (!parse_size(value, &o->width, &o->height))
             return refuse("--size '%s': accepted: WIDTHxHEIGHT, for example 512x512", value);
+        break;
+    case OPT_IMAGE:
+        if (o->image_count == ENGINE_REFERENCES_MAX)
+            return refuse("--image '%s': accepted: up to %d images", value, ENGINE_REFERENCES_MAX);
+        o->images[o->image_count++] = value;
         break;
     case OPT_STEPS:
         if (!parse_int(value, ENGINE_STEPS_MAX, &o->steps) || o->steps < 1)
@@ -230,7 +243,7 @@ static int check_options(const struct options *o)
         return refuse(o->prompt ? "--prompt and --prompt-file: give one of the two" : "--prompt TEXT or --prompt-file FILE is missing");
     if (!o->has_seed)
         return refuse("--seed N is missing");
-    if (!o->width)
+    if (!o->width && !o->image_count)
         return refuse("--size WxH is missing");
     if (!o->out || !*o->out)
         return refuse("--out is missing");
@@ -347,6 +360,62 @@ static int read_prompts(struct run *r)
                       r->prompts.count, o->batch, r->prompts.count);
     r->to_folder = o->prompt_file || o->batch > 1;
     return 0;
+}
+
+/* --- reference images -------------------------------------------------------------------------------------- */
+
+/* The bytes of a regular file; NULL and errno. */
+static void *read_file(const char *path, size_t *ret_bytes)
+{
+    struct stat info;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not hang */
+    if (fd < 0)
+        return NULL;
+    bool is_file = fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0 && info.st_size <= IMAGE_BYTES_MAX;
+    char *data = is_file ? malloc((size_t)info.st_size) : NULL;
+    errno = is_file ? ENOMEM : EINVAL;
+    size_t at = 0;
+    for (ssize_t n = 1; data && n && at < (size_t)info.st_size;) {
+        n = read(fd, data + at, (size_t)info.st_size - at);
+        if (n < 0 && errno != EINTR) {
+            free(data);
+            data = NULL;
+        }
+        at += n > 0 ? (size_t)n : 0;
+        n = n < 0 ? 1 : n;
+    }
+    int error = errno;
+    close(fd);
+    errno = error;
+    *ret_bytes = at;
+    return data;
+}
+
+static int read_image(struct engine_reference *ret, const char *option, const char *path)
+{
+    char why[256];
+    size_t bytes;
+    uint8_t *rgb;
+    void *data = read_file(path, &bytes);
+    if (!data)
+        return refuse("%s '%s': %s", option, path,
+                      errno == EINVAL ? "not a file of 1 byte to 512 MB" : strerror(errno));
+    bool ok = image_file_decode(&rgb, &ret->width, &ret->height, NULL, data, bytes, why, sizeof why);
+    free(data);
+    if (!ok)
+        return refuse("%s '%s': %s", option, path, why);
+    ret->rgb = rgb;
+    return 0;
+}
+
+static int read_images(struct run *r)
+{
+    int code = 0;
+    for (int i = 0; !code && i < r->options.image_count; i++) {
+        code = read_image(&r->references[i], "--image", r->options.images[i]);
+        r->reference_count += !code;
+    }
+    return code;
 }
 
 /* --- files ---------------------------------------------------------------------------------------------- */
@@ -547,7 +616,8 @@ static struct engine_request request_of(const struct run *r, int index)
     const struct options *o = &r->options;
     struct engine_request request = {.prompt = r->prompts.text[index], .negative = o->negative, .width = o->width,
                                      .height = o->height, .steps = o->steps, .guidance = o->guidance,
-                                     .seed = o->seed + (uint64_t)index, .truncate = o->truncate};
+                                     .seed = o->seed + (uint64_t)index, .truncate = o->truncate,
+                                     .references = r->references, .reference_count = r->reference_count};
     engine_request_defaults(r->engine, &request);
     return request;
 }
@@ -627,6 +697,8 @@ static void run_done(struct run *r)
     for (int i = 0; i < r->prompts.count; i++)
         free(r->prompts.text[i]);
     free(r->prompts.text);
+    for (int i = 0; i < r->reference_count; i++)
+        free((void *)(uintptr_t)r->references[i].rgb);
     for (size_t i = 0; i < r->dump.count; i++) {
         free((void *)(uintptr_t)r->dump.items[i].name);
         free(r->dump.items[i].value.data);
@@ -650,6 +722,8 @@ int render_main(int argc, char **argv)
         run_done(r);
         return code;
     }
+    if (!code)
+        code = read_images(r);
     if (!code)
         code = open_model(r);
     if (!code)

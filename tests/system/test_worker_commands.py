@@ -67,6 +67,53 @@ def test_what_cannot_be_rendered_is_refused_with_a_sentence(tmp_path, words, sai
     assert run.returncode == 2 and said in run.stderr and not out.exists(), run.stderr
 
 
+def edit(out, *words):
+    return worker("render", "--model", TINY, "--precision", "f32", "--prompt", "the same scene, but in winter", "--seed", 46, "--out", out, *words)
+
+
+def test_reference_images_are_edited_as_the_reference_does(tmp_path):
+    """The size of the first image, a second one, and a photo that lies on its side: JPEG with an orientation."""
+    golden = ROOT / "tests/golden"
+    two = golden / "edit-two"
+    run = edit(tmp_path / "two.png", "--size", "80x64", "--image", two / "reference-0.png", "--image", two / "reference-1.png")
+    assert run.returncode == 0, run.stderr
+    want, got = (Image.open(p).convert("RGB").tobytes() for p in (two / "expected.png", tmp_path / "two.png"))
+    assert len(want) == len(got) and sum(a != b for a, b in zip(want, got)) <= len(want) / 1000
+    run = edit(tmp_path / "open.png", "--image", golden / "edit-size-from-reference/reference-0.png")
+    assert run.returncode == 0 and Image.open(tmp_path / "open.png").size == (64, 96), run.stderr
+
+    upright = Image.open(two / "reference-0.png").convert("RGB")
+    lying, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6
+    upright.save(tmp_path / "upright.webp", lossless=True)
+    lying.save(tmp_path / "lying.webp", lossless=True, exif=exif)
+    for name in ("upright", "lying"):
+        assert edit(tmp_path / f"{name}.png", "--image", tmp_path / f"{name}.webp").returncode == 0
+    assert pixels(tmp_path / "upright.png") == pixels(tmp_path / "lying.png")
+
+
+def test_what_is_no_reference_image_is_refused_with_its_name(tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.png").write_text("")
+    Image.new("RGB", (63, 200)).save(tmp_path / "narrow.png")
+    Image.new("RGB", (64, 600)).save(tmp_path / "long.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    good = ROOT / "tests/golden/edit-one/reference-0.png"
+    for words, said in [
+        (["--image", tmp_path / "none.png"], "none.png': No such file"),
+        (["--image", good, "--image", tmp_path / "text.png"], "text.png'"),
+        (["--image", tmp_path / "empty.png"], "empty.png'"),
+        (["--image", tmp_path / "pipe.png"], "pipe.png'"),
+        (["--image", tmp_path], "not a file"),
+        (["--image", good, "--image", tmp_path / "narrow.png"], "reference 2 of 2"),
+        (["--image", tmp_path / "long.png", "--size", "64x64"], "at most 8 times"),
+        (["--image", good] * 11, "up to 10"),
+        ([], "--size WxH is missing"),
+    ]:
+        run = edit(tmp_path / "no.png", *words)
+        assert run.returncode == 2 and said in run.stderr and not (tmp_path / "no.png").exists(), (words, run.stderr)
+
+
 def test_tokenize_speaks_json_lines():
     run = worker("tokenize", "--model", TINY, stdin='"a cat"\n"¡Hola, 世界!"\n')
     assert run.returncode == 0 and [type(i) for i in json.loads(run.stdout.splitlines()[0])][0] is int
