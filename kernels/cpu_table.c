@@ -21,6 +21,7 @@ const struct kern_ops CPU_NAME(cpu_table) = {
     .timestep_embedding = CPU_NAME(resample_timestep),
     .guide = CPU_NAME(elementwise_guide),
     .euler = CPU_NAME(elementwise_euler),
+    .mix = CPU_NAME(elementwise_mix),
     .unpatchify = CPU_NAME(resample_unpatchify),
     .patchify = CPU_NAME(resample_patchify),
     .upsample2 = CPU_NAME(resample_upsample2),

@@ -3,17 +3,17 @@
 
 #include "vec.h"
 
-enum shape_of_op { OP_SILU, OP_SILU_MUL, OP_ADD, OP_GATED_ADD, OP_GUIDE, OP_EULER, OP_COPY };
+enum shape_of_op { OP_SILU, OP_SILU_MUL, OP_ADD, OP_GATED_ADD, OP_GUIDE, OP_EULER, OP_MIX, OP_COPY };
 
 struct job {
     enum shape_of_op op;
     struct tensor out, a, b;
-    const void *gate;
+    const void *gate; /* by column; of OP_MIX by row */
     enum tensor_dtype gate_dtype;
     float scalar;
 };
 
-VEC_INLINE vf one(const struct job *j, vf a, vf b, int64_t i, int64_t n)
+VEC_INLINE vf one(const struct job *j, vf a, vf b, int64_t r, int64_t i, int64_t n)
 {
     enum tensor_dtype d = j->out.dtype;
     switch (j->op) {
@@ -33,6 +33,10 @@ VEC_INLINE vf one(const struct job *j, vf a, vf b, int64_t i, int64_t n)
     }
     case OP_EULER:
         return a + vec_round(vec_splat(j->scalar) * b, d);
+    case OP_MIX: {
+        vf share = vec_splat(vec_load(j->gate, j->gate_dtype, r, 1)[0]);
+        return vec_round(vec_round(vec_splat(1) - share, d) * a, d) + vec_round(share * b, d);
+    }
     }
     return a;
 }
@@ -47,7 +51,7 @@ static void run(void *context, int64_t first, int64_t end)
         for (int64_t i = 0; i < width; i += VEC) {
             int64_t n = width - i;
             vf x = vec_load(a, j->a.dtype, i, n), y = vec_load(b, j->b.dtype, i, n);
-            vec_store(out, j->out.dtype, i, n, one(j, x, y, i, n));
+            vec_store(out, j->out.dtype, i, n, one(j, x, y, r, i, n));
         }
     }
 }
@@ -112,6 +116,11 @@ void CPU_NAME(elementwise_euler)(struct kern *k, struct tensor x, struct tensor 
 {
     float scalar = x.dtype == TENSOR_BF16 ? tensor_f32_of(tensor_bf16_of(dt)) : dt;
     apply(k, &(struct job){.op = OP_EULER, .out = x, .a = x, .b = v, .scalar = scalar});
+}
+
+void CPU_NAME(elementwise_mix)(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share)
+{
+    apply(k, &(struct job){.op = OP_MIX, .out = out, .a = a, .b = b, .gate = share.data, .gate_dtype = share.dtype});
 }
 
 bool CPU_NAME(elementwise_has_nan)(struct kern *k, struct tensor x)

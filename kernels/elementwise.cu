@@ -12,10 +12,10 @@
 
 namespace {
 
-enum op { OP_CAST, OP_SILU, OP_SILU_MUL, OP_ADD, OP_GATED_ADD, OP_GUIDE, OP_EULER };
+enum op { OP_CAST, OP_SILU, OP_SILU_MUL, OP_ADD, OP_GATED_ADD, OP_GUIDE, OP_EULER, OP_MIX };
 
 struct operands {
-    struct tensor out, a, b, gate;
+    struct tensor out, a, b, gate; /* gate: by column; of OP_MIX by row */
     float scalar;
 };
 
@@ -34,6 +34,8 @@ template <int OP, typename T> __device__ __forceinline__ float one(float a, floa
         return b + gpu_round<T>(scalar * gpu_round<T>(a - b));
     case OP_EULER:
         return a + gpu_round<T>(scalar * b);
+    case OP_MIX:
+        return gpu_round<T>(gpu_round<T>(1.0f - gate) * a) + gpu_round<T>(gate * b);
     }
     return a;
 }
@@ -50,13 +52,14 @@ __global__ void __launch_bounds__(THREADS) elementwise_kernel(gpu_rows<T> out, g
     uint32_t row = first_row + index / chunks, column = index % chunks * N;
     float x[N], y[N] = {}, g[N] = {}, result[N];
     gpu_load<N>(x, a.at(row) + column);
-    if (OP == OP_SILU_MUL || OP == OP_ADD || OP == OP_GATED_ADD || OP == OP_GUIDE || OP == OP_EULER)
+    if (OP == OP_SILU_MUL || OP == OP_ADD || OP == OP_GATED_ADD || OP == OP_GUIDE || OP == OP_EULER || OP == OP_MIX)
         gpu_load<N>(y, b.at(row) + column);
     if (OP == OP_GATED_ADD)
         gpu_load<N>(g, gate + column);
+    float share = OP == OP_MIX ? gpu_float(gate[row]) : 0;
 #pragma unroll
     for (int i = 0; i < N; i++)
-        result[i] = one<OP, T>(x[i], y[i], g[i], scalar);
+        result[i] = one<OP, T>(x[i], y[i], OP == OP_MIX ? share : g[i], scalar);
     gpu_store<N>(out.at(row) + column, result);
 }
 
@@ -222,6 +225,11 @@ void elementwise_euler_cuda(struct kern *k, struct tensor x, struct tensor v, fl
 {
     float scalar = x.dtype == TENSOR_BF16 ? tensor_f32_of(tensor_bf16_of(dt)) : dt;
     apply<OP_EULER>(k, {x, x, v, {}, scalar});
+}
+
+void elementwise_mix_cuda(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share)
+{
+    apply<OP_MIX>(k, {out, a, b, share, 0});
 }
 
 void elementwise_bad_cuda(struct kern *k, int32_t *bad, struct tensor x)

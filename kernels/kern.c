@@ -275,6 +275,14 @@ void kern_euler(struct kern *k, struct tensor x, struct tensor v, float dt)
         k->ops->euler(k, x, v, dt);
 }
 
+void kern_mix(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share)
+{
+    assert(tensor_same_shape(out, a) && tensor_same_shape(out, b) && out.rank == 2 && share.rank == 1);
+    assert(share.shape[0] == out.shape[0] && share.dtype == out.dtype && a.dtype == out.dtype && b.dtype == out.dtype);
+    if (!k->failed)
+        k->ops->mix(k, out, a, b, share);
+}
+
 void kern_unpatchify(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean, struct tensor std)
 {
     assert(out.rank == 4 && tokens.rank == 3 && tokens.shape[0] == out.shape[0]);

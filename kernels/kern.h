@@ -130,6 +130,9 @@ void kern_timestep_embedding(struct kern *k, struct tensor out, float t);
 void kern_guide(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g);
 /* kern_euler: x = x + dt * v. bf16: x + bf16(bf16(dt) * v) in f32, rounded once. */
 void kern_euler(struct kern *k, struct tensor x, struct tensor v, float dt);
+/* kern_mix: out = (1 - share) * a + share * b, one share per row; 1 - share, both products and the sum round. share is of the
+ * dtype of the others. out, a, b [rows, width], share [rows] */
+void kern_mix(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share);
 /* kern_unpatchify: tokens [b, h * w, 4c] -> out [b, 2h, 2w, c], token channel 4 ch + 2 (row parity) +
  * (column parity); each value first times std[4c] plus mean[4c], rounded after each. */
 void kern_unpatchify(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean, struct tensor std);

@@ -479,6 +479,7 @@ static const struct kern_ops cuda_table = {
     .timestep_embedding = cuda_timestep_embedding,
     .guide = elementwise_guide_cuda,
     .euler = elementwise_euler_cuda,
+    .mix = elementwise_mix_cuda,
     .unpatchify = resample_unpatchify_cuda,
     .patchify = resample_patchify_cuda,
     .upsample2 = resample_upsample2_cuda,

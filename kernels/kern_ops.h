@@ -41,6 +41,7 @@ struct kern_ops {
     void (*timestep_embedding)(struct kern *k, struct tensor out, float t);
     void (*guide)(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g);
     void (*euler)(struct kern *k, struct tensor x, struct tensor v, float dt);
+    void (*mix)(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share);
     void (*unpatchify)(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean,
                        struct tensor std);
     void (*patchify)(struct kern *k, struct tensor tokens, struct tensor x, struct tensor mean, struct tensor std);

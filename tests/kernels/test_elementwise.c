@@ -129,6 +129,28 @@ static void every_op_equals_its_definition(struct kernel_check *c)
         }
 }
 
+static void a_mixture_takes_each_row_s_share(struct kernel_check *c)
+{
+    for (size_t s = 0; s < WIDTHS; s++) {
+        int64_t width = widths[s], count = ROWS * width;
+        struct tensor a = kernel_check_random(c, 2, (int64_t[]){ROWS, width}, 1, 4), b = kernel_check_random(c, 2, a.shape, 2, 4);
+        struct tensor share = kernel_check_random(c, 1, (int64_t[]){ROWS}, 3, 1), out = kernel_check_tensor(c, c->dtype, 2, a.shape);
+        double *want = kernel_check_doubles(count), *slack = kernel_check_doubles(count);
+        kernel_check_set(share, 0, 0);
+        kernel_check_set(share, 1, 1);
+        kern_mix(c->k, out, kernel_check_strided(c, a, 3), kernel_check_strided(c, b, 2), share);
+        for (int64_t i = 0; i < count; i++) {
+            double m = kernel_check_get(share, i / width), x = kernel_check_get(a, i), y = kernel_check_get(b, i);
+            double first = r(c->dtype, r(c->dtype, 1 - m) * x), second = r(c->dtype, m * y);
+            want[i] = r(c->dtype, first + second);
+            slack[i] = kernel_check_unit(c->dtype, first) + kernel_check_unit(c->dtype, second) + 4 * KERNEL_CHECK_U32 * (fabs(x) + fabs(y));
+            if (i < 2 * width) /* no share, all of it: exact */
+                assert_true(kernel_check_get(out, i) == (i < width ? x : y));
+        }
+        kernel_check_compare(c, out, want, slack);
+    }
+}
+
 static void rows_threads_and_places_do_not_change_a_bit(struct kernel_check *c)
 {
     for (size_t o = 0; o < OPS; o++) {
@@ -224,6 +246,7 @@ int main(void)
 {
     static const struct kernel_check_test tests[] = {
         KERNEL_CHECK_TEST(every_op_equals_its_definition),
+        KERNEL_CHECK_TEST(a_mixture_takes_each_row_s_share),
         KERNEL_CHECK_TEST(rows_threads_and_places_do_not_change_a_bit),
         KERNEL_CHECK_TEST(silu_of_large_values_is_x_or_zero),
         KERNEL_CHECK_TEST(nan_and_infinity_go_through_and_are_found),
