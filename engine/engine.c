@@ -46,6 +46,8 @@ void engine_request_defaults(const struct engine *e, struct engine_request *r)
         r->steps = is_distilled ? 4 : 50;
     if (isnan(r->guidance) || is_distilled)
         r->guidance = is_distilled ? 1.0f : 4.0f;
+    if (r->mask && r->strength == 0)
+        r->strength = 0.8;
     struct engine_error why; /* a reference that cannot be used is for engine_check to refuse */
     if (!r->width && !r->height && r->reference_count > 0 && r->references[0].rgb)
         engine_reference_size(r->references[0].width, r->references[0].height, &r->width, &r->height, &why);
@@ -94,6 +96,28 @@ static bool check_guidance(const struct engine *e, const struct engine_request *
     return true;
 }
 
+static bool check_mask(const struct engine *e, const struct engine_request *r, struct engine_error *why)
+{
+    int width, height;
+    if (!r->mask && r->strength != 0)
+        return engine_error_set(why, ENGINE_BAD_REQUEST,
+                                "strength %g without a mask: klein takes a reference as it is and cannot begin with a part of its noise; "
+                                "give a mask or leave the strength out", r->strength);
+    if (!r->mask)
+        return true;
+    if (engine_model_has_kv(&e->model))
+        return engine_error_set(why, ENGINE_BAD_REQUEST, "mask: a KV model cannot inpaint; take another klein");
+    if (!engine_edit_check_mask(r, why))
+        return false;
+    if (!engine_reference_size(r->references[0].width, r->references[0].height, &width, &height, why))
+        return false;
+    if (r->width != width || r->height != height)
+        return engine_error_set(why, ENGINE_BAD_REQUEST,
+                                "size %dx%d: with a mask the picture has the size of the first reference, %dx%d", r->width, r->height,
+                                width, height);
+    return true;
+}
+
 static bool check_prompts(const struct engine *e, const struct engine_request *r, struct engine_error *why)
 {
     int32_t ids[ENGINE_TOKENS_MAX], count;
@@ -114,7 +138,7 @@ static bool check_settings(const struct engine *e, const struct engine_request *
         return false;
     if (r->steps < 1 || r->steps > ENGINE_STEPS_MAX)
         return engine_error_set(why, ENGINE_BAD_REQUEST, "steps %d: accepted: 1 to %d", r->steps, ENGINE_STEPS_MAX);
-    return check_guidance(e, r, why);
+    return check_guidance(e, r, why) && check_mask(e, r, why);
 }
 
 bool engine_check(struct engine *e, const struct engine_request *r, struct engine_error *why)
@@ -167,7 +191,7 @@ static bool run(struct engine *e, const struct engine_request *requests, int cou
     if (!engine_batch_begin(b, &e->model, requests, count, watch, why) || !engine_batch_prompts(b, why) ||
         !engine_batch_noise(b, why) || !engine_batch_references(b, why))
         return false;
-    for (int step = 0; step < requests[0].steps; step++)
+    for (int step = b->first_step; step < requests[0].steps; step++)
         if (!engine_batch_step(b, step, why))
             return false;
     return engine_batch_decode(b, rgb, why);

@@ -56,6 +56,8 @@ struct engine_request {
     bool truncate;        /* cut a prompt over 512 tokens instead of refusing it (recorded in the image) */
     const struct engine_reference *references; /* edit these, in the order in which the prompt may speak of them */
     int reference_count;
+    const struct engine_reference *mask; /* or NULL. Repaint the first reference where this is white, at that one's size; any size */
+    double strength;      /* with a mask: 0 to 1, the part of the schedule that is run; 0: 0.8, after engine_request_defaults */
     const struct tensor *noise; /* tests only: initial latents [128, h/16, w/16] f32 instead of the seed's; or NULL */
 };
 
@@ -88,14 +90,14 @@ bool engine_open(struct engine **ret, const struct engine_options *options, stru
 void engine_close(struct engine *e); /* accepts NULL */
 
 /* engine_request_defaults fills what was left open: 4 steps and guidance 1 for distilled models, 50 and 4 for base models;
- * the size from the first reference. */
+ * the size from the first reference; the strength of a mask. */
 void engine_request_defaults(const struct engine *e, struct engine_request *r);
 
 /* engine_check says whether this request could be rendered, without rendering (size, steps, tokens..). */
 bool engine_check(struct engine *e, const struct engine_request *r, struct engine_error *why);
 
-/* engine_generate renders `count` requests of one width, height, steps, guidance, number of references and sizes to which
- * these are cut (engine_reference_size) as one batch.
+/* engine_generate renders `count` requests of one width, height, steps, guidance, number of references, sizes to which these
+ * are cut (engine_reference_size) and strength, all with a mask or all without, as one batch.
  * On failure no image is allocated. */
 bool engine_generate(struct engine *e, const struct engine_request *requests, int count, struct engine_image *images,
                      const struct engine_watch *watch, struct engine_error *why);

@@ -90,7 +90,7 @@ static bool check_one_shape(const struct engine_request *r, int count, struct en
         if (!engine_edit_same(&r[i], &r[0]))
             return engine_error_set(why, ENGINE_BAD_REQUEST,
                                     "image %d of %d: %d reference images, but the batch began with %d, or their sizes once they are "
-                                    "cut differ; a batch has one shape",
+                                    "cut, mask or strength differ; a batch has one shape",
                                     i + 1, count, r[i].reference_count, r[0].reference_count);
     }
     return true;
@@ -121,7 +121,8 @@ bool engine_batch_begin(struct engine_batch *b, struct engine_model *m, const st
     b->timing = (struct engine_timing){.load_s = m->load_s};
     b->prompt_count = 0;
     engine_edit_plan(&b->edit, requests, count);
-    b->has_kv = b->edit.count && strcmp(m->config.pipeline, "Flux2KleinKVPipeline") == 0;
+    b->has_kv = b->edit.count && engine_model_has_kv(m);
+    b->first_step = engine_edit_first_step(&requests[0]);
     scheduler_plan(&b->schedule, requests[0].steps, (int)b->tokens);
     dump_schedule(b);
     return true;
@@ -342,6 +343,10 @@ bool engine_batch_references(struct engine_batch *b, struct engine_error *why)
         return engine_error_at(why, "references");
     if (b->has_kv)
         dump_kv(b);
+    if (e->has_mask && !engine_edit_mask(e, b->model, b->requests, b->latents, &b->schedule, b->first_step, why))
+        return engine_error_at(why, "mask");
+    if (e->has_mask)
+        dump(b, "latents.start", b->latents, NULL);
     b->timing.encode_s += engine_model_now_s() - start;
     return true;
 }
@@ -380,6 +385,8 @@ static void step_group(struct engine_batch *b, int step, int first, int count, s
         kern_guide(k, guided, velocity, tensor_slice(velocities, 0, count, count), b->requests[0].guidance);
     }
     kern_euler(k, latents, guided, b->schedule.sigma[step + 1] - b->schedule.sigma[step]);
+    if (b->edit.has_mask)
+        engine_edit_blend(&b->edit, m, latents, first, step);
     kern_rewind(k, mark);
 }
 
@@ -394,24 +401,25 @@ bool engine_batch_step(struct engine_batch *b, int step, struct engine_error *wh
     struct kern *k = b->model->kern;
     int64_t channels = b->latents.shape[2];
     int group = is_dumping(b) ? b->count : group_size(ROWS_PER_PASS, b->passes * (TRANSFORMER_TEXT_ROWS + b->tokens + b->edit.rows));
+    int made = step - b->first_step, steps = b->schedule.steps - b->first_step;
     double start = engine_model_now_s();
     if (is_cancelled(b))
-        return engine_error_set(why, ENGINE_CANCELLED, "cancelled before step %d of %d", step + 1, b->schedule.steps);
+        return engine_error_set(why, ENGINE_CANCELLED, "cancelled before step %d of %d", made + 1, steps);
     for (int first = 0; first < b->count; first += group) {
         int count = smaller(group, b->count - first);
         size_t mark = kern_mark(k);
         struct tensor velocities = kern_temp(k, b->model->dtype, 3, (int64_t[]){b->passes * count, b->tokens, channels});
         step_group(b, step, first, count, velocities);
         for (int pass = 0; pass < b->passes; pass++)
-            dump_step(b, names[pass], step, tensor_slice(velocities, 0, pass * count, count));
+            dump_step(b, names[pass], made, tensor_slice(velocities, 0, pass * count, count));
         kern_rewind(k, mark);
     }
     if (!engine_model_sync(b->model, why))
-        return engine_error_at(why, "step %d of %d", step + 1, b->schedule.steps);
-    dump_step(b, "latents", step, b->latents);
+        return engine_error_at(why, "step %d of %d", made + 1, steps);
+    dump_step(b, "latents", made, b->latents);
     b->timing.denoise_s += engine_model_now_s() - start;
     if (b->watch && b->watch->step)
-        b->watch->step(b->watch->context, step + 1, b->schedule.steps);
+        b->watch->step(b->watch->context, made + 1, steps);
     return true;
 }
 

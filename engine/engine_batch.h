@@ -22,6 +22,7 @@ struct engine_batch {
     int grid_h, grid_w;                     /* latent tokens */
     int64_t tokens;                         /* N = grid_h * grid_w */
     struct engine_edit edit;                /* the references */
+    int first_step;                         /* 0, or with masks a later one: where the schedule begins */
     bool has_kv;                            /* a KV model with references */
     struct schedule schedule;
     struct engine_timing timing;

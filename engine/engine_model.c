@@ -102,6 +102,11 @@ static bool load_vae(struct engine_model *m, const char *dir, struct engine_erro
     return weights_done(&w, why);
 }
 
+bool engine_model_has_kv(const struct engine_model *m)
+{
+    return strcmp(m->config.pipeline, "Flux2KleinKVPipeline") == 0;
+}
+
 bool engine_model_encoder(struct engine_model *m, struct engine_error *why)
 {
     if (m->encoder_pool)

@@ -58,6 +58,9 @@ bool engine_model_rope(struct engine_model *m, const struct transformer_grid *gr
 /* engine_model_encoder loads the encoder of the VAE at the first call: from the file that was there when the model was opened. */
 bool engine_model_encoder(struct engine_model *m, struct engine_error *why);
 
+/* engine_model_has_kv: keys and values of references are kept (klein-9b-kv). */
+bool engine_model_has_kv(const struct engine_model *m);
+
 /* engine_model_sync waits for the backend; false and the backend's reason if anything failed since open. */
 bool engine_model_sync(struct engine_model *m, struct engine_error *why);
 

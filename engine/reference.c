@@ -209,24 +209,70 @@ static void crop(uint8_t *rgb, const struct reference_layout *l)
                 rgb + ((size_t)(l->top + y) * (size_t)l->scaled_width + (size_t)l->left) * 3, (size_t)l->width * 3);
 }
 
+static bool resize_to(uint8_t **rgb, int to_width, int to_height, int width, int height)
+{
+    uint8_t *scaled = NULL;
+    if (to_width == width && to_height == height)
+        return true;
+    bool ok = reference_resize(&scaled, to_width, to_height, *rgb, width, height);
+    free(*rgb);
+    *rgb = scaled;
+    return ok;
+}
+
+/* Steps 1 and 2. */
+static bool scale_down(uint8_t **ret, struct reference_layout *l, const uint8_t *pixels, int channels, int width, int height,
+                       struct engine_error *why)
+{
+    assert(channels == 3 || channels == 4);
+    if (!reference_layout_of(l, width, height, why))
+        return false;
+    uint8_t *rgb = drop_alpha(pixels, channels, width, height);
+    if (!rgb || !resize_to(&rgb, l->scaled_width, l->scaled_height, width, height))
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for a reference image of %dx%d", width, height);
+    *ret = rgb;
+    return true;
+}
+
 bool reference_prepare(uint8_t **ret, struct reference_layout *layout, const uint8_t *pixels, int channels, int width,
                        int height, struct engine_error *why)
 {
-    assert(channels == 3 || channels == 4);
-    struct reference_layout l;
-    if (!reference_layout_of(&l, width, height, why))
+    if (!scale_down(ret, layout, pixels, channels, width, height, why))
         return false;
-    uint8_t *rgb = drop_alpha(pixels, channels, width, height);
-    if (rgb && (l.scaled_width != width || l.scaled_height != height)) {
-        uint8_t *scaled = NULL;
-        reference_resize(&scaled, l.scaled_width, l.scaled_height, rgb, width, height);
-        free(rgb);
-        rgb = scaled;
-    }
-    if (!rgb)
+    crop(*ret, layout);
+    return true;
+}
+
+bool reference_fit(uint8_t **ret, struct reference_layout *layout, const uint8_t *pixels, int channels, int width,
+                   int height, struct engine_error *why)
+{
+    uint8_t *rgb;
+    if (!scale_down(&rgb, layout, pixels, channels, width, height, why))
+        return false;
+    if (!resize_to(&rgb, layout->width, layout->height, layout->scaled_width, layout->scaled_height))
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for a reference image of %dx%d", width, height);
-    crop(rgb, &l);
     *ret = rgb;
-    *layout = l;
+    return true;
+}
+
+/* Is the pixel to be repainted? Grey as Pillow weighs it, in 16 bits. */
+static bool is_white(const uint8_t *p)
+{
+    return (p[0] * 19595 + p[1] * 38470 + p[2] * 7471 + 0x8000) >> 16 >= 128;
+}
+
+bool reference_mask(float *ret, int width, int height, const uint8_t *rgb, int mask_width, int mask_height, struct engine_error *why)
+{
+    uint8_t *mask;
+    int step = REFERENCE_STEP, middle = REFERENCE_STEP / 2;
+    if (!reference_resize(&mask, width, height, rgb, mask_width, mask_height))
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for a mask of %dx%d", mask_width, mask_height);
+    for (int y = 0; y < height / step; y++)
+        for (int x = 0; x < width / step; x++) {
+            const uint8_t *p = mask + ((size_t)(y * step + middle) * (size_t)width + (size_t)(x * step + middle)) * 3;
+            const uint8_t *above = p - (size_t)width * 3;
+            *ret++ = 0.25f * (float)(is_white(above - 3) + is_white(above) + is_white(p - 3) + is_white(p));
+        }
+    free(mask);
     return true;
 }

@@ -37,6 +37,15 @@ bool reference_layout_of(struct reference_layout *ret, int width, int height, st
 bool reference_prepare(uint8_t **ret, struct reference_layout *layout, const uint8_t *pixels, int channels, int width, int height,
                        struct engine_error *why);
 
+/* reference_fit is for the image that is repainted: steps 1 and 2, then resized to the size of the crop instead of cut. */
+bool reference_fit(uint8_t **ret, struct reference_layout *layout, const uint8_t *pixels, int channels, int width, int height,
+                   struct engine_error *why);
+
+/* reference_mask: one value per token of 16 x 16 pixels, [height / 16 * width / 16], of a mask of any size in RGB: resized to
+ * width x height, grey, 1 from level 128 on and else 0; a token's value is the mean of its four middle pixels, as bilinear
+ * interpolation has it. */
+bool reference_mask(float *ret, int width, int height, const uint8_t *rgb, int mask_width, int mask_height, struct engine_error *why);
+
 /* reference_resize is step 2 for RGB pixels and any target size: *ret is malloc'ed. False: no memory. */
 bool reference_resize(uint8_t **ret, int to_width, int to_height, const uint8_t *rgb, int width, int height);
 

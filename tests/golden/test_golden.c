@@ -24,7 +24,7 @@
 #include "noise.h"
 #include "scheduler.h"
 
-#define CASES_EXPECTED 27
+#define CASES_EXPECTED 30
 #define BF16_EMBEDS_SHARE 0.0365 /* other_order rms / scale of distilled-bf16's prompt_embeds */
 
 static const struct { const char *prefix; double largest; } f32_bounds[] = {
@@ -148,10 +148,11 @@ static void compare_schedule(const struct golden_case *c)
     scheduler_plan(&s, r->steps, r->width / 16 * (r->height / 16));
     memcpy(&mu, safetensors_find(c->expected, "mu")->data, sizeof mu);
     row(c, "mu", fabs(mu - s.mu), 0, "exact", mu == s.mu);
-    for (int i = 0; i < r->steps; i++) {
+    int first = r->mask ? (int)(r->steps - fmin(r->steps * r->strength, r->steps)) : 0;
+    for (int i = first; i < r->steps; i++) {
         char name[64];
         size_t count;
-        snprintf(name, sizeof name, "model_timestep.%d", i);
+        snprintf(name, sizeof name, "model_timestep.%d", i - first);
         float *want = golden_entry_floats(safetensors_find(c->expected, name), &count);
         /* the model multiplies what it is given by 1000, in the compute dtype */
         float time = 1000.0f * want[0], got = scheduler_model_time(&s, i, c->precision);
@@ -190,19 +191,24 @@ static uint8_t *read_png(const struct golden_case *c, int image, int width, int 
     return rgb;
 }
 
-/* The reference images of a case, for all of its requests. */
+/* The reference images of a case and its mask behind them, for all of its requests; how many pictures that is. */
 static int read_references(struct golden_case *c, struct engine_reference *ret)
 {
     const json_t *names = json_object_get(json_object_get(c->json, "call"), "image");
     int count = (int)json_array_size(names);
-    assert_true(count <= ENGINE_REFERENCES_MAX);
+    assert_true(count < ENGINE_REFERENCES_MAX);
     for (int i = 0; i < count; i++)
         ret[i].rgb = read_picture(c, json_string_value(json_array_get(names, (size_t)i)), &ret[i].width, &ret[i].height);
+    const json_t *call = json_object_get(c->json, "call"), *mask = json_object_get(call, "mask_image");
+    if (mask)
+        ret[count].rgb = read_picture(c, json_string_value(mask), &ret[count].width, &ret[count].height);
     for (int i = 0; i < c->image_count; i++) {
         c->requests[i].references = ret;
         c->requests[i].reference_count = count;
+        c->requests[i].mask = mask ? &ret[count] : NULL;
+        c->requests[i].strength = json_number_value(json_object_get(call, "strength"));
     }
-    return count;
+    return count + (mask ? 1 : 0);
 }
 
 static void compare_png(const struct golden_case *c, int image, const struct engine_image *got)

@@ -371,6 +371,132 @@ static void references_of_two_layouts_are_no_batch(void **state)
     free(t);
 }
 
+/* White where the left half of the picture is. */
+static struct engine_reference left_mask(uint8_t *pixels, int width, int height)
+{
+    for (int i = 0; i < width * height; i++)
+        memset(pixels + 3 * i, i % width < width / 2 ? 255 : 0, 3);
+    return (struct engine_reference){width, height, pixels};
+}
+
+static struct engine_request inpaint_request(const struct engine *e, const struct engine_reference *image,
+                                             const struct engine_reference *mask, const char *prompt, uint64_t seed)
+{
+    struct engine_request r = {.prompt = prompt, .guidance = NAN, .seed = seed, .references = image, .reference_count = 1, .mask = mask};
+    engine_request_defaults(e, &r);
+    r.steps = 4;
+    return r;
+}
+
+static double half_difference(const struct engine_image *a, const struct engine_image *b, bool left)
+{
+    double sum = 0;
+    for (int y = 0; y < a->height; y++)
+        for (int x = left ? 0 : a->width / 2 + 8; x < (left ? a->width / 2 - 8 : a->width); x++)
+            for (int c = 0; c < 3; c++)
+                sum += abs(a->rgb[(y * a->width + x) * 3 + c] - b->rgb[(y * b->width + x) * 3 + c]);
+    return sum;
+}
+
+/* Only the white half follows prompt and seed; batches, threads and groups change nothing. */
+static void inpainting_repaints_the_white_part(void **state)
+{
+    (void)state;
+    struct edits *t = edits_new();
+    static uint8_t white[PICTURE_MAX], narrow[PICTURE_MAX];
+    for (int precision = 0; precision < 2; precision++) {
+        struct engine *one = open_with(DISTILLED, (enum engine_precision)precision, 1, NULL);
+        struct engine *two = open_with(DISTILLED, (enum engine_precision)precision, 2, NULL);
+        struct engine_reference masks[2] = {left_mask(white, 96, 64), left_mask(narrow, 20, 30)};
+        struct engine_request r[3] = {
+            inpaint_request(one, t->lists[0], &masks[0], "in winter", 1),
+            inpaint_request(one, t->lists[0], &masks[0], "at night", 2),
+            inpaint_request(one, t->lists[1], &masks[1], "in winter", 1),
+        };
+        struct engine_image together[3], alone;
+        assert_true(r[0].strength == 0.8 && r[0].width == 96 && r[0].height == 64);
+        render(two, r, 3, together);
+        for (int i = 0; i < 3; i++) {
+            render(one, &r[i], 1, &alone);
+            assert_same_pixels(&together[i], &alone);
+            engine_image_done(&alone);
+        }
+        double painted = half_difference(&together[0], &together[1], true), kept = half_difference(&together[0], &together[1], false);
+        if (!(painted > 4 * kept)) /* the decoder's norms and its attention see the whole picture: a little shows on the other side */
+            fail_msg("the white half changes by %g, the black one by %g", painted, kept);
+        r[0].strength = 0.3;
+        render(one, r, 1, &alone);
+        assert_false(has_same_pixels(&alone, &together[0]));
+        engine_image_done(&alone);
+        for (int i = 0; i < 3; i++)
+            engine_image_done(&together[i]);
+        engine_close(one);
+        engine_close(two);
+    }
+    free(t);
+}
+
+static void steps_of_an_inpainting_are_those_that_are_run(void *context, int step, int steps)
+{
+    assert_int_equal(step, ++*(int *)context);
+    assert_int_equal(steps, 2);
+}
+
+static void bad_masks_and_strengths_are_refused_with_a_reason(void **state)
+{
+    (void)state;
+    struct edits *t = edits_new();
+    static uint8_t pixels[PICTURE_MAX];
+    struct engine *e = open_with(DISTILLED, ENGINE_F32, 1, NULL), *kv = open_with(KV, ENGINE_F32, 1, NULL);
+    struct engine_reference mask = left_mask(pixels, 96, 64), none = {96, 64, NULL}, flat = {96, 0, pixels}, wide = {20000, 64, pixels};
+    struct engine_request good = inpaint_request(e, t->lists[0], &mask, "in winter", 1), pair[2];
+    struct engine_image images[2];
+    struct engine_error why;
+    int made = 0;
+    good.strength = 0.5;
+    if (!engine_generate(e, &good, 1, images, &(struct engine_watch){.context = &made, .step = steps_of_an_inpainting_are_those_that_are_run}, &why))
+        fail_msg("%s", why.text);
+    assert_int_equal(made, 2);
+    engine_image_done(&images[0]);
+    struct { struct engine_request r; struct engine *e; const char *says; } bad[16];
+    int n = 0;
+#define BAD_MASK(model, text, ...)                                                                                       \
+    do {                                                                                                                 \
+        bad[n].r = good, bad[n].e = model, bad[n].says = text;                                                           \
+        struct engine_request *r = &bad[n++].r;                                                                          \
+        __VA_ARGS__;                                                                                                     \
+    } while (0)
+    BAD_MASK(e, "without a mask", r->mask = NULL);
+    BAD_MASK(e, "without a mask", r->mask = NULL, r->reference_count = 0);
+    BAD_MASK(e, "without a mask", r->mask = NULL, r->strength = NAN);
+    BAD_MASK(e, "first reference", r->reference_count = 0);
+    BAD_MASK(e, "no pixels", r->mask = &none);
+    BAD_MASK(e, "96x0", r->mask = &flat);
+    BAD_MASK(e, "20000x64", r->mask = &wide);
+    BAD_MASK(e, "at most 1", r->strength = 1.5);
+    BAD_MASK(e, "at most 1", r->strength = -0.5);
+    BAD_MASK(e, "at most 1", r->strength = NAN);
+    BAD_MASK(e, "is none", r->strength = 1e-300);
+    BAD_MASK(e, "96x64", r->width = 80);
+    BAD_MASK(kv, "KV model", (void)r);
+    for (int i = 0; i < n; i++) {
+        assert_false(engine_check(bad[i].e, &bad[i].r, &why));
+        assert_int_equal(why.fault, ENGINE_BAD_REQUEST);
+        if (!strstr(why.text, bad[i].says))
+            fail_msg("%d: '%s' does not say '%s'", i, why.text, bad[i].says);
+        assert_false(engine_generate(bad[i].e, &bad[i].r, 1, images, NULL, &why));
+    }
+    pair[0] = pair[1] = good;
+    pair[1].strength = 1;
+    assert_false(engine_generate(e, pair, 2, images, NULL, &why));
+    assert_non_null(strstr(why.text, "image 2 of 2"));
+    pair[1].strength = 0, pair[1].mask = NULL;
+    assert_false(engine_generate(e, pair, 2, images, NULL, &why));
+    engine_close(e);
+    engine_close(kv);
+    free(t);
+}
+
 static void a_size_that_is_left_open_is_that_of_the_first_reference(void **state)
 {
     (void)state;
@@ -604,6 +730,8 @@ int main(void)
         cmocka_unit_test(references_matter),
         cmocka_unit_test(ten_references_are_rendered_and_bad_ones_refused),
         cmocka_unit_test(references_of_two_layouts_are_no_batch),
+        cmocka_unit_test(inpainting_repaints_the_white_part),
+        cmocka_unit_test(bad_masks_and_strengths_are_refused_with_a_reason),
         cmocka_unit_test(a_size_that_is_left_open_is_that_of_the_first_reference),
         cmocka_unit_test(a_model_without_encoder_refuses_references_and_renders_on),
         cmocka_unit_test(bad_requests_are_refused_with_a_reason),

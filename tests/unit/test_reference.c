@@ -209,6 +209,31 @@ static void bytes_become_numbers_as_torch_makes_them(void **state)
         assert_memory_equal(&(float){reference_value(pairs[i].byte)}, &pairs[i].value, 4);
 }
 
+/* A token sees the four pixels in its middle: white there is what counts, in quarters; the grey level decides at 128. */
+static void a_mask_has_a_value_per_token(void **state)
+{
+    (void)state;
+    enum { W = 64, H = 32 };
+    static uint8_t rgb[W * H * 3];
+    struct engine_error why;
+    float got[8];
+    memset(rgb, 127, sizeof rgb);
+    for (int y = 0; y < 8; y++) /* rows 0 to 7: the upper half of the middle of the first row of tokens */
+        memset(rgb + y * W * 3, 128, 32 * 3);
+    memset(rgb + (24 * W + 56) * 3, 255, 3);
+    assert_true(reference_mask(got, W, H, rgb, W, H, &why));
+    static const float want[8] = {0.5f, 0.5f, 0, 0, 0, 0, 0, 0.25f};
+    assert_memory_equal(got, want, sizeof want);
+    uint8_t one[3] = {255, 60, 255}; /* any size; 0.299, 0.587, 0.114: level 140 */
+    assert_true(reference_mask(got, W, H, one, 1, 1, &why));
+    for (int i = 0; i < 8; i++)
+        assert_true(got[i] == 1);
+    one[1] = 30;
+    assert_true(reference_mask(got, W, H, one, 1, 1, &why));
+    for (int i = 0; i < 8; i++)
+        assert_true(got[i] == 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -217,6 +242,7 @@ int main(void)
         cmocka_unit_test(alpha_is_dropped_and_not_blended),
         cmocka_unit_test(sizes_have_limits_with_sentences),
         cmocka_unit_test(bytes_become_numbers_as_torch_makes_them),
+        cmocka_unit_test(a_mask_has_a_value_per_token),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
