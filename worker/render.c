@@ -45,6 +45,8 @@ static const char usage_text[] =
     "  --size WxH           pixels: multiples of 16, at least 64, at most 4 MP in all; with --image it may be left out\n"
     "  --image FILE         a reference image to edit: PNG, JPEG or WebP, at least 64 pixels a side; up to 10 times.\n"
     "                       The first gives the size when --size does not\n"
+    "  --mask FILE          repaint the first --image where this picture is white; any size\n"
+    "  --strength S         with --mask: above 0, at most 1 (everything is new); default 0.8\n"
     "  --steps N            1 to 1000; default: 4 for distilled models, 50 for base models\n"
     "  --guidance G         base models; default 4. Distilled models ignore it\n"
     "  --truncate           cut a prompt of more than 512 tokens instead of refusing it\n"
@@ -69,6 +71,8 @@ struct options {
     bool has_seed, truncate, json;
     const char *images[ENGINE_REFERENCES_MAX];
     int image_count;
+    const char *mask;
+    double strength; /* 0: not given */
 };
 
 struct prompts { /* owned texts */
@@ -87,6 +91,7 @@ struct run {
     struct prompts prompts;
     struct engine_reference references[ENGINE_REFERENCES_MAX]; /* decoded, owned */
     int reference_count;
+    struct engine_reference mask; /* decoded, owned; rgb NULL: none */
     struct engine *engine;
     char digest[65];
     bool to_folder, is_terminal;
@@ -149,6 +154,18 @@ static bool parse_size(const char *text, int *width, int *height)
     return parse_int(first, 1000000, width) && parse_int(x + 1, 1000000, height);
 }
 
+/* A double, not a float: the reference counts steps * strength in double, and 5 * 0.8 is 4. */
+static bool parse_strength(const char *text, double *ret)
+{
+    char *end;
+    errno = 0;
+    double value = strtod(text, &end);
+    if (end == text || *end || errno || !(value > 0 && value <= 1))
+        return false;
+    *ret = value;
+    return true;
+}
+
 static bool parse_guidance(const char *text, float *ret)
 {
     char *end;
@@ -160,7 +177,7 @@ static bool parse_guidance(const char *text, float *ret)
     return true;
 }
 
-enum option_id { OPT_MODEL = 256, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_IMAGE, OPT_STEPS, OPT_GUIDANCE,
+enum option_id { OPT_MODEL = 256, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_IMAGE, OPT_MASK, OPT_STRENGTH, OPT_STEPS, OPT_GUIDANCE,
                  OPT_TRUNCATE, OPT_BATCH, OPT_OUT, OPT_DUMP, OPT_DEVICE, OPT_PRECISION, OPT_THREADS, OPT_JSON, OPT_HELP,
                  OPT_VERSION };
 
@@ -173,7 +190,8 @@ static const struct option long_options[] = {
     {"out", required_argument, NULL, OPT_OUT},             {"dump", required_argument, NULL, OPT_DUMP},
     {"device", required_argument, NULL, OPT_DEVICE},       {"precision", required_argument, NULL, OPT_PRECISION},
     {"threads", required_argument, NULL, OPT_THREADS},     {"json", no_argument, NULL, OPT_JSON},
-    {"image", required_argument, NULL, OPT_IMAGE},
+    {"image", required_argument, NULL, OPT_IMAGE},         {"mask", required_argument, NULL, OPT_MASK},
+    {"strength", required_argument, NULL, OPT_STRENGTH},
     {"help", no_argument, NULL, OPT_HELP},                 {"version", no_argument, NULL, OPT_VERSION},
     {NULL, 0, NULL, 0},
 };
@@ -203,6 +221,11 @@ static int take_option(struct options *o, int option, const char *value)
         if (o->image_count == ENGINE_REFERENCES_MAX)
             return refuse("--image '%s': accepted: up to %d images", value, ENGINE_REFERENCES_MAX);
         o->images[o->image_count++] = value;
+        break;
+    case OPT_MASK: o->mask = value; break;
+    case OPT_STRENGTH:
+        if (!parse_strength(value, &o->strength))
+            return refuse("--strength '%s': accepted: more than 0, at most 1", value);
         break;
     case OPT_STEPS:
         if (!parse_int(value, ENGINE_STEPS_MAX, &o->steps) || o->steps < 1)
@@ -243,6 +266,11 @@ static int check_options(const struct options *o)
         return refuse(o->prompt ? "--prompt and --prompt-file: give one of the two" : "--prompt TEXT or --prompt-file FILE is missing");
     if (!o->has_seed)
         return refuse("--seed N is missing");
+    if (o->strength != 0 && !o->mask)
+        return refuse("--strength without --mask: klein takes an image as a reference and cannot begin with a part of its noise; give a "
+                      "--mask of what is to be repainted, or leave --strength out");
+    if (o->mask && !o->image_count)
+        return refuse("--mask without --image: give the image that is to be repainted");
     if (!o->width && !o->image_count)
         return refuse("--size WxH is missing");
     if (!o->out || !*o->out)
@@ -415,7 +443,7 @@ static int read_images(struct run *r)
         code = read_image(&r->references[i], "--image", r->options.images[i]);
         r->reference_count += !code;
     }
-    return code;
+    return !code && r->options.mask ? read_image(&r->mask, "--mask", r->options.mask) : code;
 }
 
 /* --- files ---------------------------------------------------------------------------------------------- */
@@ -617,7 +645,8 @@ static struct engine_request request_of(const struct run *r, int index)
     struct engine_request request = {.prompt = r->prompts.text[index], .negative = o->negative, .width = o->width,
                                      .height = o->height, .steps = o->steps, .guidance = o->guidance,
                                      .seed = o->seed + (uint64_t)index, .truncate = o->truncate,
-                                     .references = r->references, .reference_count = r->reference_count};
+                                     .references = r->references, .reference_count = r->reference_count,
+                                     .mask = r->mask.rgb ? &r->mask : NULL, .strength = o->strength};
     engine_request_defaults(r->engine, &request);
     return request;
 }
@@ -697,6 +726,7 @@ static void run_done(struct run *r)
     for (int i = 0; i < r->prompts.count; i++)
         free(r->prompts.text[i]);
     free(r->prompts.text);
+    free((void *)(uintptr_t)r->mask.rgb);
     for (int i = 0; i < r->reference_count; i++)
         free((void *)(uintptr_t)r->references[i].rgb);
     for (size_t i = 0; i < r->dump.count; i++) {

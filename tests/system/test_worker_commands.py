@@ -92,6 +92,27 @@ def test_reference_images_are_edited_as_the_reference_does(tmp_path):
     assert pixels(tmp_path / "upright.png") == pixels(tmp_path / "lying.png")
 
 
+def test_a_mask_repaints_as_the_reference_does(tmp_path):
+    case = ROOT / "tests/golden/inpaint-f32"
+    images = ["--image", case / "reference-0.png", "--image", case / "reference-1.png"]
+    run = worker("render", "--model", TINY, "--precision", "f32", "--prompt", "a green disc instead of the stripes", "--seed", 49, *images,
+                 "--mask", case / "mask.png", "--strength", "0.6", "--out", tmp_path / "new.png")
+    assert run.returncode == 0, run.stderr
+    want, got = (Image.open(p).convert("RGB").tobytes() for p in (case / "expected.png", tmp_path / "new.png"))
+    assert len(want) == len(got) and sum(a != b for a, b in zip(want, got)) <= len(want) / 1000
+    for words, said in [
+        ([*images, "--strength", "0.6"], "--strength without --mask"),
+        (["--mask", case / "mask.png"], "--mask without --image"),
+        ([*images, "--mask", case / "mask.png", "--strength", "0"], "at most 1"),
+        ([*images, "--mask", case / "mask.png", "--strength", "nan"], "at most 1"),
+        ([*images, "--mask", case / "mask.png", "--strength", "1e-30"], "is none"),
+        ([*images, "--mask", case / "mask.png", "--size", "64x64"], "96x64"),
+        ([*images, "--mask", case / "no.png"], "--mask '"),
+    ]:
+        run = edit(tmp_path / "no.png", *words)
+        assert run.returncode == 2 and said in run.stderr and not (tmp_path / "no.png").exists(), (words, run.stderr)
+
+
 def test_what_is_no_reference_image_is_refused_with_its_name(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "empty.png").write_text("")
