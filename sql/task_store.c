@@ -335,7 +335,8 @@ static bool give_up(struct task_store *s, int again, struct pg_error *why)
         return false;
     pg_script(s->pg, "rollback", &ignored);
     if (strstr(why->text, "content_file"))
-        pg_error_prefix(why, "two different images want one file name: ");
+        pg_error_prefix(why, "two images want one file name, of this campaign or of another that writes to the same folder (a new campaign "
+                             "with an --out of its own has room for both): ");
     return why->fault == PG_CONFLICT && again < AGAIN_MAX;
 }
 

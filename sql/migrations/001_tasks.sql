@@ -65,12 +65,19 @@ create table content (
     campaign_id bigint not null,
     content_key uuid not null,
     task_id     bigint not null,
+    folder      bigint not null, -- a hash of campaign.out_dir
     file        text collate "C" not null check (octet_length(file) between 1 and 255 and position('/' in file) = 0 and left(file, 1) <> '.'),
     primary key (content_key, campaign_id), -- what differs stands first: one comparison a step, not two
-    constraint content_file unique (campaign_id, file) -- one file, one row
+    -- One file, one row. Over folders, not campaigns: two that write to one folder with the same prompts want the same names,
+    -- and a file is never replaced.
+    constraint content_file unique (folder, file)
 );
 
+-- Ids begin somewhere else in every database, below 2^53 because JSON readers round above it. Spool records and staged files
+-- are named by task and token and outlive a database that was made anew, and two farms may write into one folder: with ids
+-- from 1 the image of another farm's task 1 would be taken for ours.
 create sequence task_id as bigint;
+do $$ begin perform setval('task_id', (floor(random() * 2147483647) + 1)::bigint * 1048576, false); end $$;
 
 create table task (
     id          bigint primary key check (id > 0),

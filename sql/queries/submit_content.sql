@@ -4,8 +4,8 @@
 --   execute content(1);
 -- Answers rows in the chunk, and how many of them are new.
 with fresh as (
-    insert into content (campaign_id, content_key, task_id, file)
-    select $1::bigint, content_key, id, file from submit_row
+    insert into content (campaign_id, content_key, task_id, folder, file)
+    select $1::bigint, content_key, id, (select hashtextextended(out_dir, 0) from campaign where id = $1::bigint), file from submit_row
     on conflict (campaign_id, content_key) do nothing
     returning task_id
 ), known as (

@@ -203,8 +203,8 @@ static int64_t make_campaign(struct task_store *s, const char *name)
 {
     struct campaign c = {0};
     struct pg_error why;
-    char out_dir[64];
-    snprintf(out_dir, sizeof out_dir, "%s/images", dir);
+    char out_dir[300];
+    snprintf(out_dir, sizeof out_dir, "%s/images-%s", dir, name);
     struct campaign_spec spec = {.name = name, .out_dir = out_dir, .format = "png"};
     if (!task_store_campaign(s, &spec, &c, &why))
         stop("campaign", why.text);

@@ -73,7 +73,9 @@ static void submit(const char *campaign, int count, int groups, const char *name
     struct campaign c = {0};
     struct task_submitted submitted;
     struct pg_error why;
-    struct campaign_spec spec = {.name = campaign, .out_dir = "/bench", .format = "png"};
+    char out_dir[160];
+    snprintf(out_dir, sizeof out_dir, "/bench/%s", campaign);
+    struct campaign_spec spec = {.name = campaign, .out_dir = out_dir, .format = "png"};
     char prompt[128], file[64];
     if (!task_store_open(&s, uri, &why) || !task_store_campaign(s, &spec, &c, &why))
         stop("submit", why.text);

@@ -119,7 +119,9 @@ void test_server_submit(struct test_server *s, const char *campaign, int count, 
     struct campaign c = {0};
     struct task_submitted submitted;
     struct pg_error why;
-    struct campaign_spec spec = {.name = campaign, .out_dir = "/out", .format = "png", .use = "", .base_seed = 7};
+    char out_dir[160];
+    snprintf(out_dir, sizeof out_dir, "/out/%s", campaign);
+    struct campaign_spec spec = {.name = campaign, .out_dir = out_dir, .format = "png", .use = "", .base_seed = 7};
     if (!task_store_open(&store, s->uri, &why) || !task_store_campaign(store, &spec, &c, &why) ||
         !task_store_submit_begin(store, c.id, &why))
         fail_msg("submit: %s", why.text);

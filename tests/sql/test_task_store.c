@@ -41,7 +41,9 @@ static int64_t make(struct task_store *s, const char *name)
 {
     struct campaign c = {0};
     struct pg_error why;
-    struct campaign_spec spec = {.name = name, .out_dir = "/out", .format = "png", .use = "", .base_seed = 7};
+    char out_dir[300];
+    snprintf(out_dir, sizeof out_dir, "/out/%s", name);
+    struct campaign_spec spec = {.name = name, .out_dir = out_dir, .format = "png", .use = "", .base_seed = 7};
     if (!task_store_campaign(s, &spec, &c, &why))
         fail_msg("campaign: %s", why.text);
     int64_t id = c.id;
@@ -150,7 +152,7 @@ static void two_images_never_share_a_file(void **state)
     }
     assert_false(task_store_submit_end(s, &ret, &why));
     assert_int_equal(why.fault, PG_REFUSED);
-    assert_true(strstr(why.text, "two different images want one file name") != NULL);
+    assert_true(strstr(why.text, "two images want one file name") != NULL);
     assert_true(strstr(why.text, "same.png") != NULL);
     assert_int_equal(find(s, "share").total, 0);
     task_store_close(s);
@@ -189,7 +191,7 @@ static bool see_image(void *context, const struct image_row *row)
     assert_string_equal(row->model, want->model);
     assert_int_equal(row->truncated, false);
     char path[300];
-    snprintf(path, sizeof path, "/out/%s", want->file);
+    snprintf(path, sizeof path, "/out/hostile/%s", want->file);
     assert_string_equal(row->path, path);
     assert_int_equal(strlen(row->sha256), 64);
     if (want->labels_json) {
@@ -291,6 +293,31 @@ static void impossible_rows_are_refused_whole(void **state)
         assert_int_equal(why.fault, PG_REFUSED);
         assert_int_equal(find(s, "bad").total, 0);
     }
+    task_store_close(s);
+    test_server_audit(&server);
+}
+
+/* The second would be done, and its files never there: a published file is not replaced. */
+static void two_campaigns_in_one_folder_cannot_have_files_of_one_name(void **state)
+{
+    (void)state;
+    struct task_store *s = open_store();
+    struct campaign c = {0};
+    struct pg_error why;
+    struct task_submitted ret;
+    char prompt[64], file[64];
+    struct task_row row = test_server_row(1, prompt, file);
+    for (int i = 0; i < 2; i++) {
+        struct campaign_spec spec = {.name = i ? "shared-2" : "shared-1", .out_dir = "/shared", .format = "png", .base_seed = 7};
+        assert_true(task_store_campaign(s, &spec, &c, &why));
+        assert_true(task_store_submit_begin(s, c.id, &why));
+        assert_true(task_store_submit_row(s, &row, &why));
+        assert_true(task_store_submit_end(s, &ret, &why) == (i == 0));
+        task_store_campaign_done(&c);
+    }
+    assert_int_equal(why.fault, PG_REFUSED);
+    assert_non_null(strstr(why.text, "writes to the same folder"));
+    assert_int_equal(find(s, "shared-2").total, 0);
     task_store_close(s);
     test_server_audit(&server);
 }
@@ -631,6 +658,7 @@ int main(void)
         cmocka_unit_test_setup(two_submits_at_once_share_the_work, empty),
         cmocka_unit_test_setup(hostile_values_come_back_as_they_were, empty),
         cmocka_unit_test_setup(impossible_rows_are_refused_whole, empty),
+        cmocka_unit_test_setup(two_campaigns_in_one_folder_cannot_have_files_of_one_name, empty),
         cmocka_unit_test_setup(campaign_is_one_folder_format_use_and_seed, empty),
         cmocka_unit_test_setup(pause_cancel_and_retry, empty),
         cmocka_unit_test_setup(listings_are_in_order_and_may_stop_early, empty),

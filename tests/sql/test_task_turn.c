@@ -325,7 +325,7 @@ static void offer_lists_groups_that_may_be_claimed(void **state)
     assert_string_equal(r->offer[0].campaign, "urgent");
     assert_string_equal(r->offer[1].campaign, "first");
     assert_string_equal(r->offer[1].model, "tiny");
-    assert_string_equal(r->offer[1].out_dir, "/out");
+    assert_string_equal(r->offer[1].out_dir, "/out/first");
     assert_int_equal(r->offer[1].width, 512);
     assert_int_equal(r->offer[0].ready, 3);
     assert_int_equal(r->offer[1].ready, 3);
@@ -356,11 +356,11 @@ static void staged_files_have_an_owner(void **state)
     struct task_extend e[4] = {{done.task, done.token}, {running.task, running.token}, {done.task, done.token + 1}, {99999, 1}};
     assert_true(test_server_turn(t, &(struct task_turn_request){.staged = e, .staged_count = 4, .folders = true}));
     const struct task_turn_result *r = task_turn_result(t);
-    assert_memory_equal(r->staged_state, "crss", 4);
+    assert_memory_equal(r->staged_state, "crsr", 4); /* the last one is another farm's */
     assert_string_equal(r->staged_file[0], "000000.png");
     assert_null(r->staged_file[1]);
     assert_int_equal(r->folder_count, 1);
-    assert_string_equal(r->folders[0], "/out");
+    assert_string_equal(r->folders[0], "/out/staged");
     task_turn_finish(t);
     task_turn_close(t);
 }

@@ -1,0 +1,69 @@
+"""What belongs to somebody else: another farm's records and files, another campaign's folder, other weights under our name.
+
+None of it may end up as an image of ours, and nothing of ours in its place."""
+
+import os
+import signal
+
+from farm import sha256, text_of, wait_until
+
+
+def test_a_spooled_image_of_a_database_before_this_one_is_not_taken_for_ours(new_loose_farm):
+    """The database was made anew, the spool was not: its image of the old task 1 must not become the new task 1."""
+    farm = new_loose_farm()
+    farm.coordinator()
+    farm.worker("w1", env={"KILN_FAULT": "exit-after-stage"}, batch=1)
+    farm.submit("before", text_of(4, seed=1))
+    assert farm.wait_end("w1") == -signal.SIGKILL
+    assert list((farm.root / "spool" / "w1").glob("*.json"))
+    farm.kill("coordinator", signal.SIGTERM)
+    farm.wait_end("coordinator")
+    farm.database = farm.server.make_database()
+    farm.words = ["--database", farm.database]
+    farm.coordinator()
+    farm.submit("after", text_of(2, seed=2))
+    farm.worker("w2", env={"KILN_FAULT": "hang"}, batch=1)  # both tasks are held, with the tokens they had before
+    wait_until(lambda: farm.status("after")["running"] == 2, "both tasks are held")
+    farm.worker("w1", batch=1)
+    wait_until(lambda: "stale task=" in farm.log("w1"), "the record was settled")
+    assert farm.status("after")["done"] == 0
+    farm.kill("w2")
+    farm.wait_done("after")
+    farm.assert_whole("after", 2)
+
+
+def test_two_farms_may_write_into_one_folder(new_loose_farm):
+    """Staged files are named by task and token; the janitor of one must not take away what the other is about to publish."""
+    farms = [new_loose_farm(), new_loose_farm()]
+    folder = farms[0].root / "shared"
+    for number, farm in enumerate(farms):
+        farm.coordinator("--staged-ms", "100")
+        farm.worker("w1", batch=2)
+        farm.submit(f"farm-{number}", text_of(40, seed=number), "--out", folder)
+    for number, farm in enumerate(farms):
+        farm.wait_done(f"farm-{number}")
+        images = farm.images(f"farm-{number}")
+        assert len(images) == 40
+        wait_until(lambda: all(os.path.exists(i["path"]) for i in images), "all files are published")
+        assert all(sha256(i["path"]) == i["sha256"] for i in images)
+
+
+def test_two_campaigns_in_one_folder_cannot_have_files_of_one_name(new_loose_farm):
+    """The same prompts have the same file names: the second campaign would be done without its files. Others may share it."""
+    farm = new_loose_farm()
+    farm.coordinator()
+    farm.worker("w1")
+    folder = farm.root / "pictures"
+    farm.submit("one", text_of(5), "--out", folder)
+    path = farm.file("two.txt", text_of(5))
+    (farm.root / "link").symlink_to(folder)
+    for name in (folder, farm.root / "link", f"{folder}/../pictures/"):
+        farm.refuses("submit", path, "--campaign", "two", "--model", "speck", "--size", "64x64", "--steps", "1", "--out", name,
+                     said=["want one file name", "writes to the same folder", "--out"])
+    assert farm.status("two")["total"] == 0
+    farm.submit("one", text_of(5), "--out", folder)
+    farm.submit("three", text_of(5, seed=3), "--out", folder)
+    for name in ("one", "three"):
+        farm.wait_done(name)
+    wait_until(lambda: len(os.listdir(folder)) == 11, "ten images and the staging folder")
+    assert "clean" in farm.run("audit").stdout
