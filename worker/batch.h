@@ -45,7 +45,7 @@ struct batch_outcome {
     uint32_t index;
     struct spool_entry *entry; /* owned */
     uint64_t task, token;
-    bool is_last; /* the device is gone: end this process */
+    bool is_last; /* the device is gone or the weights are others: end this process */
 };
 
 struct batch_outcome *batch_outcome_result(struct batch *b, uint32_t index, struct spool_entry *entry);

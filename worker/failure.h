@@ -12,7 +12,7 @@
 
 struct failure {
     enum msg_failure kind;
-    bool is_last;    /* the device is gone: this process must end and be started again */
+    bool is_last;    /* the device is gone or the weights are others: this process must end and be started again */
     char reason[1280]; /* UTF-8, whatever the bytes it was made of */
 };
 

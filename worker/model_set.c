@@ -71,7 +71,7 @@ static bool digest_one(struct model *m, struct engine_error *why)
     char text[512];
     double start_s = clock_s();
     log_event(LOG_INFO, "model_hashing", "model=%s dir=%s", log_quote(m->name), log_quote(m->dir));
-    if (!digest_model(m->dir, m->digest, text, sizeof text))
+    if (!digest_model_look(m->dir, m->look, text, sizeof text) || !digest_model(m->dir, m->digest, text, sizeof text))
         return engine_error_set(why, ENGINE_BAD_MODEL, "model '%s': %s", m->name, text);
     log_event(LOG_INFO, "model_hashed", "model=%s digest=%s seconds=%.1f", log_quote(m->name), m->digest, clock_s() - start_s);
     return true;
@@ -121,6 +121,12 @@ void model_set_describe(const struct model_set *s, struct msg_hello *ret)
         ret->models[i] = (struct msg_model){.name = m->name, .digest = m->digest, .family = m->info.family,
                                             .licence = m->info.licence, .is_distilled = m->info.is_distilled};
     }
+}
+
+bool model_set_is_unchanged(const struct model *m)
+{
+    char now[65], ignored[512];
+    return !digest_model_look(m->dir, now, ignored, sizeof ignored) || strcmp(now, m->look) == 0;
 }
 
 bool model_set_allows(const struct model *m, const char *use, char *why, size_t why_bytes)

@@ -14,7 +14,7 @@ struct model_source { const char *name, *dir; };
 struct model {
     char name[MSG_NAME_MAX + 1];
     const char *dir;
-    char digest[65];
+    char digest[65], look[65]; /* of the weights; of their files' sizes and times before they were hashed */
     struct engine_info info;
     struct engine *engine; /* NULL: closed */
     uint64_t used;         /* higher: used later */
@@ -36,6 +36,10 @@ void model_set_close(struct model_set *s);
 struct model *model_set_find(struct model_set *s, const char *name); /* NULL: not one of ours */
 bool model_set_open(struct model_set *s, struct model *m, struct engine_error *why); /* open already: nothing to do */
 void model_set_describe(const struct model_set *s, struct msg_hello *ret);
+
+/* model_set_is_unchanged: are the files still those of the digest? Weights are mapped, so a file that is written over under way
+ * changes images that would carry the old digest. Files that cannot be looked at (a server away) count as unchanged. */
+bool model_set_is_unchanged(const struct model *m);
 
 /* model_set_allows: may this model be used so? The sentence says which licence stands against it. */
 bool model_set_allows(const struct model *m, const char *use, char *why, size_t why_bytes);

@@ -193,7 +193,7 @@ static void leave_now(struct worker *w)
 
 static void say_bye(struct worker *w)
 {
-    struct msg bye = {.kind = MSG_BYE, .bye = {.reason = w->exit_code ? "device lost" : "drained"}};
+    struct msg bye = {.kind = MSG_BYE, .bye = {.reason = w->exit_code ? "it must be started again" : "drained"}};
     session_send(&w->session, &bye);
     log_event(LOG_INFO, "bye", "left_spooled=%" PRIu32 " left_held=%" PRIu32 " exit=%d", w->spool.count, w->held, w->exit_code);
     w->is_over = true;
@@ -354,7 +354,7 @@ static void task_came_back(struct worker *w, struct batch_outcome *o)
     spool_add(&w->spool, o->entry);
     o->entry = NULL;
     if (o->is_last)
-        worker_drain(w, "device lost", EXIT_TEMPORARY);
+        worker_drain(w, "device lost or model changed", EXIT_TEMPORARY);
     batch_came_back(w, o->batch);
 }
 

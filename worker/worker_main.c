@@ -1,7 +1,9 @@
 /* worker_main.c - `kiln-worker`: a sub-command, or a worker of the farm. */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "fault_switch.h"
 #include "inspect.h"
@@ -13,6 +15,7 @@
 #include "worker_options.h"
 
 #define EXIT_REFUSED 2
+#define EXIT_TEMPORARY 75
 
 static const struct { const char *name; int (*main)(int argc, char **argv); } commands[] = {
     {"render", render_main},
@@ -24,6 +27,18 @@ static int refuse(const char *why)
 {
     fprintf(stderr, "kiln-worker: %s\n", why);
     return EXIT_REFUSED;
+}
+
+/* Weights are mapped files. One that is cut under way, or whose disk fails, answers with SIGBUS at any place; nothing that
+ * was rendered is kept, and the next start looks at the files as they are then. */
+static void on_lost_page(int number)
+{
+    static const char text[] = "kiln-worker: a file of a model could not be read while it was in use: it was cut or written over, or its disk "
+                               "failed; make it whole again\n";
+    (void)number;
+    ssize_t ignored = write(STDERR_FILENO, text, sizeof text - 1);
+    (void)ignored;
+    _exit(EXIT_TEMPORARY);
 }
 
 static int work(struct worker_options_read *o)
@@ -46,6 +61,7 @@ int main(int argc, char **argv)
 {
     static struct worker_options_read options;
     char why[1024];
+    signal(SIGBUS, on_lost_page);
     for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
         if (strcmp(argv[1], commands[i].name) == 0)
             return commands[i].main(argc - 1, argv + 1);

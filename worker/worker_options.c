@@ -35,7 +35,7 @@ static const char help[] =
     "  --help, --version\n"
     "\n"
     "SIGTERM or SIGINT: finishes what runs, gives back the rest, exits 0. A second one: leaves at once.\n"
-    "Exit codes: 0 drained, 2 usage, refused input or a model that cannot be used, 75 device lost, 128+n by signal.\n"
+    "Exit codes: 0 drained, 2 usage, refused input or a model that cannot be used, 75 device lost or model changed, 128+n by signal.\n"
     "KILN_FAULT=NAME[:N] makes it fail on demand (worker/fault_switch.h).\n";
 
 enum option_word {

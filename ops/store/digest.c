@@ -241,22 +241,64 @@ static bool add_model_file(struct digest *d, const char *dir, const char *name, 
     return add_file(d, path, info.st_size, &bytes, why, why_bytes);
 }
 
+/* All files of the digest, in its order. */
+static bool list_model(struct file_list *list, const char *model_dir, char *why, size_t why_bytes)
+{
+    if (!list_part(list, model_dir, "", why, why_bytes))
+        return false;
+    if (list->count == 0) {
+        snprintf(why, why_bytes, "%s: no .json, .txt or .safetensors file in it: not a model folder", model_dir);
+        return false;
+    }
+    qsort(list->names, list->count, sizeof *list->names, by_name);
+    return true;
+}
+
+static void list_done(struct file_list *list)
+{
+    for (size_t i = 0; i < list->count; i++)
+        free(list->names[i]);
+    free(list->names);
+}
+
 bool digest_model(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes)
 {
     struct file_list list = {0};
     struct digest *d = digest_new();
-    bool ok = list_part(&list, model_dir, "", why, why_bytes);
-    if (ok && list.count == 0) {
-        snprintf(why, why_bytes, "%s: no .json, .txt or .safetensors file in it: not a model folder", model_dir);
-        ok = false;
-    }
-    if (list.count)
-        qsort(list.names, list.count, sizeof *list.names, by_name);
+    bool ok = list_model(&list, model_dir, why, why_bytes);
     for (size_t i = 0; ok && i < list.count; i++)
         ok = add_model_file(d, model_dir, list.names[i], why, why_bytes);
     ok = finish_hex(d, ok, ret_hex, why, why_bytes);
-    for (size_t i = 0; i < list.count; i++)
-        free(list.names[i]);
-    free(list.names);
+    list_done(&list);
+    return ok;
+}
+
+static bool add_model_look(struct digest *d, const char *dir, const char *name, char *why, size_t why_bytes)
+{
+    char path[4096];
+    struct stat info;
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    if (stat(path, &info) != 0) {
+        snprintf(why, why_bytes, "%s: %s", path, strerror(errno));
+        return false;
+    }
+    add_u64(d, strlen(name));
+    digest_add(d, name, strlen(name));
+    add_u64(d, (uint64_t)info.st_size);
+    add_u64(d, (uint64_t)info.st_ino);
+    add_u64(d, (uint64_t)info.st_mtim.tv_sec);
+    add_u64(d, (uint64_t)info.st_mtim.tv_nsec);
+    return true;
+}
+
+bool digest_model_look(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes)
+{
+    struct file_list list = {0};
+    struct digest *d = digest_new();
+    bool ok = list_model(&list, model_dir, why, why_bytes);
+    for (size_t i = 0; ok && i < list.count; i++)
+        ok = add_model_look(d, model_dir, list.names[i], why, why_bytes);
+    ok = finish_hex(d, ok, ret_hex, why, why_bytes);
+    list_done(&list);
     return ok;
 }

@@ -20,5 +20,8 @@ bool digest_file(const char *path, char ret_hex[65], uint64_t *ret_bytes, char *
 /* digest_model: over name, size and content of every *.json, *.txt, *.safetensors of a model folder and its parts
  * (the folders directly in it), sorted by relative path: the weights digest that images carry. */
 bool digest_model(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes);
+/* digest_model_look: over name, size, inode and time of change of the same files. Quick; another value says that the files are not
+ * those that were looked at before. False: they cannot be looked at now, which says nothing about them. */
+bool digest_model_look(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes);
 
 #endif

@@ -3,6 +3,7 @@
 None of it may end up as an image of ours, and nothing of ours in its place."""
 
 import os
+import shutil
 import signal
 
 from farm import sha256, text_of, wait_until
@@ -67,3 +68,60 @@ def test_two_campaigns_in_one_folder_cannot_have_files_of_one_name(new_loose_far
         farm.wait_done(name)
     wait_until(lambda: len(os.listdir(folder)) == 11, "ten images and the staging folder")
     assert "clean" in farm.run("audit").stdout
+
+
+def weights_of(model):
+    return model / "transformer" / "diffusion_pytorch_model.safetensors"
+
+
+def with_other_weights(model, folder):
+    """A copy of the model whose last weights differ."""
+    shutil.copytree(model, folder)
+    file = weights_of(folder)
+    data = bytearray(file.read_bytes())
+    data[-4000::2] = bytes(b ^ 0x15 for b in data[-4000::2])
+    file.write_bytes(data)
+    return folder
+
+
+def test_weights_that_are_written_over_under_way_give_no_image_of_the_old_name(new_loose_farm, model):
+    """Weights are mapped: images after the change would carry a digest that is not theirs."""
+    mine, other = model.parent / "in-use", with_other_weights(model, model.parent / "other")
+    shutil.copytree(model, mine)
+    farm = new_loose_farm(mine)
+    farm.coordinator()
+    farm.worker("w1", batch=1, env={"KILN_FAULT": "slow-ms:30"})
+    farm.submit("c", text_of(60))
+    farm.wait_some_done("c", 3)
+    with open(weights_of(mine), "r+b") as file:
+        file.write(weights_of(other).read_bytes())
+    assert farm.wait_end("w1") == 75
+    assert "model_changed" in farm.log("w1")
+    with open(weights_of(mine), "r+b") as file:
+        file.write(weights_of(model).read_bytes())
+    farm.start_again("w1")
+    farm.wait_done("c")
+    farm.assert_whole("c", 60)
+    assert len(farm.sql("select distinct digest from image")) == 1
+
+
+def test_weights_that_are_cut_under_way_end_the_worker_with_a_sentence(new_loose_farm, model):
+    """A page of a mapped file that is not there any more is SIGBUS, in the middle of a multiplication."""
+    mine = model.parent / "cut"
+    shutil.copytree(model, mine)
+    farm = new_loose_farm(mine)
+    farm.coordinator()
+    farm.worker("w1", batch=1, env={"KILN_FAULT": "slow-ms:30"})
+    farm.submit("c", text_of(20))
+    farm.wait_some_done("c", 2)
+    for file in mine.rglob("*.safetensors"):
+        os.truncate(file, 10)
+    assert farm.wait_end("w1") == 75
+    assert "model_changed" in farm.log("w1") or "could not be read while it was in use" in farm.log("w1")
+    farm.start_again("w1")
+    assert farm.wait_end("w1") == 2
+    shutil.rmtree(mine)
+    shutil.copytree(model, mine)
+    farm.start_again("w1")
+    farm.wait_done("c")
+    farm.assert_whole("c", 20)
