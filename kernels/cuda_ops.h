@@ -39,6 +39,9 @@ void cuda_send(struct kern *k, void *to, size_t bytes);
 /* cuda_shared_bytes: how much dynamic shared memory a block may have, after opting in. */
 int cuda_shared_bytes(const struct kern *k);
 
+/* cuda_blas: the backend's cuBLASLt, NULL if it goes without. */
+struct linear_blas *cuda_blas(const struct kern *k);
+
 /* --- the ops; their contracts are those of kern.h --------------------------------------------------- */
 
 void elementwise_copy_cuda(struct kern *k, struct tensor out, struct tensor x);

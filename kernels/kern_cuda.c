@@ -24,6 +24,7 @@
 #include <string.h>
 
 #include "cuda_ops.h"
+#include "linear_blas.h"
 
 #define BLOCKS_MAX 64
 #define BLOCK_BYTES_MIN ((size_t)32 << 20)
@@ -53,6 +54,7 @@ struct cuda {
 
     struct stage stages[2];
     int stage;
+    struct linear_blas *blas;
     int32_t *flag; /* device memory of has_nan */
     size_t weight_bytes;
 };
@@ -119,6 +121,11 @@ int cuda_shared_bytes(const struct kern *k)
 static bool cuda_sync(struct kern *k)
 {
     return cuda_check(k, cudaStreamSynchronize(cuda_stream(k)), "the work queued before");
+}
+
+struct linear_blas *cuda_blas(const struct kern *k)
+{
+    return cuda_of(k)->blas;
 }
 
 /* --- memory --------------------------------------------------------------------------------------------- */
@@ -444,6 +451,7 @@ static void cuda_close(struct kern *k)
             cudaEventDestroy(c->stages[i].sent);
         cudaFreeHost(c->stages[i].host);
     }
+    linear_blas_close(c->blas);
     cudaFree(c->flag);
     if (c->stream)
         cudaStreamDestroy(c->stream);
@@ -532,7 +540,10 @@ static bool set_up(struct cuda *c)
     if (!ok)
         return false;
     c->flag = take(c, sizeof *c->flag, "a flag");
-    return c->flag && attention_open_cuda(k);
+    if (!c->flag || !attention_open_cuda(k))
+        return false;
+    c->blas = linear_blas_open(k);
+    return !k->failed;
 }
 
 __attribute__((visibility("default"))) struct kern *kern_cuda_open(const struct kern_cuda_options *options, char *why,

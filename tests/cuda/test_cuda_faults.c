@@ -67,7 +67,8 @@ static bool use(struct kern *k, char *text, size_t bytes, bool *ret_is_memory)
     bool ok = true;
     for (int d = 0; d < 2; d++) {
         enum tensor_dtype dtype = d ? TENSOR_BF16 : TENSOR_F32;
-        struct kern_weight *w = kern_weight_linear(k, dtype, tensor_2d(values, TENSOR_F32, 64, 64), tensor_1d(values, TENSOR_F32, 64));
+        struct tensor bias = d ? (struct tensor){0} : tensor_1d(values, TENSOR_F32, 64); /* without: by the library */
+        struct kern_weight *w = kern_weight_linear(k, dtype, tensor_2d(values, TENSOR_F32, 64, 64), bias);
         struct kern_weight *c = kern_weight_conv(k, dtype, tensor_4d(values, TENSOR_F32, 16, 5, 3, 3), (struct tensor){0});
         struct tensor vector = kern_upload(k, dtype, tensor_1d(values, TENSOR_F32, 64));
         int64_t heads[4] = {2, 16, 2, 32}, picture[4] = {1, 8, 8, 5}, wide[4] = {1, 8, 8, 16}, rows[2] = {32, 64};
@@ -152,11 +153,11 @@ static void every_launch_may_fail(void **state)
     assert_true(launches > 15 && kernels > 15 && lost > 15);
 }
 
-static void every_copy_stream_and_wait_may_fail(void **state)
+static void every_copy_wait_and_product_may_fail(void **state)
 {
     (void)state;
-    static const char *const points[] = {"copy", "sync", "stream", "event"};
-    for (int i = 0; i < 4; i++)
+    static const char *const points[] = {"copy", "sync", "stream", "event", "blas"};
+    for (int i = 0; i < 5; i++)
         print_message("%s: %d points\n", points[i], every_fault(points[i], false));
 }
 
@@ -258,7 +259,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_allocation_may_fail),
         cmocka_unit_test(every_launch_may_fail),
-        cmocka_unit_test(every_copy_stream_and_wait_may_fail),
+        cmocka_unit_test(every_copy_wait_and_product_may_fail),
         cmocka_unit_test(a_model_that_does_not_fit_leaves_nothing),
         cmocka_unit_test(after_a_batch_without_memory_the_next_is_the_same_as_ever),
         cmocka_unit_test(a_lost_device_is_called_so),

@@ -442,15 +442,16 @@ static void same_bits(struct kern *k, struct tensor whole, int64_t first, struct
     free(b);
 }
 
+/* With a bias by the kernels of our own, without by the library, whose heuristic likes another algorithm for few rows. */
 static void rows_of_linear_do_not_depend_on_their_number(void **state)
 {
     const struct cuda_pair *p = *state;
     static const int64_t parts[][2] = {{0, 1}, {299, 1}, {128, 7}, {5, 130}, {0, 299}};
-    for (int d = 0; d < 2; d++) {
-        struct cuda_pair_maker m = {.k = p->cuda, .dtype = dtypes[d], .seed = 5};
+    for (int variant = 0; variant < 4; variant++) {
+        struct cuda_pair_maker m = {.k = p->cuda, .dtype = dtypes[variant % 2], .seed = 5};
         size_t mark = kern_mark(p->cuda);
-        struct kern_weight *w = weight_of(&m, 2, (int64_t[]){136, 200}, true);
-        struct tensor x = cuda_pair_tensor(&m, 2, (int64_t[]){300, 200}, 1), all = cuda_pair_space(&m, 2, (int64_t[]){300, 136});
+        struct kern_weight *w = weight_of(&m, 2, (int64_t[]){136, 1040}, variant / 2);
+        struct tensor x = cuda_pair_tensor(&m, 2, (int64_t[]){300, 1040}, 1), all = cuda_pair_space(&m, 2, (int64_t[]){300, 136});
         kern_linear(p->cuda, all, x, w);
         for (int i = 0; i < COUNT(parts); i++) {
             struct tensor one = cuda_pair_space(&m, 2, (int64_t[]){parts[i][1], 136});
