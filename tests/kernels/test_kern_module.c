@@ -1,0 +1,53 @@
+/* test_kern_module.c - what is said where no GPU can be used. If this breaks, the first words an operator reads on a new
+ * machine are the dynamic loader's, or a module of another version is called with the wrong table. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "kern_module.h"
+
+static void says(const char *device, const char *first, const char *second)
+{
+    char why[512] = "";
+    assert_null(kern_module_open(device, why, sizeof why));
+    if (!strstr(why, first) || !strstr(why, second))
+        fail_msg("'%s' has not '%s' and '%s'", why, first, second);
+}
+
+static void a_missing_module_is_named_with_what_to_do(void **state)
+{
+    (void)state;
+    setenv("KILN_CUDA_MODULE", "/nonexistent/libkiln-cuda.so", 1);
+    says("cuda", "no CUDA device", "/nonexistent/libkiln-cuda.so");
+    says("cuda:1", "no CUDA device", "--device cpu");
+}
+
+static void a_library_that_is_no_module_of_this_version_is_refused(void **state)
+{
+    (void)state;
+    setenv("KILN_CUDA_MODULE", "libm.so.6", 1);
+    says("cuda", "no CUDA device", "version (unknown)");
+}
+
+static void names_of_devices_are_checked(void **state)
+{
+    static const char *const bad[] = {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cuda1", "cuda:64", "cuda: 1", "CUDA"};
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        says(bad[i], bad[i], "accepted: cpu, cuda, cuda:N");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_missing_module_is_named_with_what_to_do),
+        cmocka_unit_test(a_library_that_is_no_module_of_this_version_is_refused),
+        cmocka_unit_test(names_of_devices_are_checked),
+    };
+    return cmocka_run_group_tests_name("kern_module", tests, NULL, NULL);
+}
