@@ -444,8 +444,21 @@ template <typename K> bool ask(struct kern *k, K kernel, int bytes)
                       "attention's shared memory");
 }
 
+/* Pairs of a query and a key it sees, of all samples, for one head. */
+double pairs_of(const struct job &j, int64_t batch)
+{
+    double pairs = 0;
+    for (int64_t b = 0; b < batch; b++) {
+        double limit = j.key_count[b], rows = j.rows, below = limit < rows ? limit : rows;
+        pairs += j.causal ? below * (below + 1) / 2 + (rows - below) * limit : rows * limit;
+    }
+    return pairs;
+}
+
 void launch(struct kern *k, const struct job &j, int64_t heads, int64_t batch, enum tensor_dtype dtype)
 {
+    double rows_read = 2.0 * j.rows * heads + 2.0 * j.keys * heads / j.group;
+    GPU_COST(rows_read * j.d * batch * tensor_dtype_bytes(dtype), 4.0 * j.d * heads * pairs_of(j, batch), dtype == TENSOR_BF16);
     int per = dtype == TENSOR_F32 ? PLAIN_ROWS : j.d <= 128 ? FLASH_ROWS : WIDE_ROWS;
     dim3 grid((uint32_t)((j.rows + per - 1) / per), (uint32_t)heads, (uint32_t)batch);
     cudaStream_t stream = cuda_stream(k);

@@ -71,6 +71,7 @@ template <typename T> struct gemm_matrix {
     struct row {
         const T *data; /* NULL: no such row */
     };
+    double bytes() const { return (double)rows * k * sizeof(T); }
     struct place {
         int k;
     };
@@ -90,6 +91,7 @@ template <typename T> struct gemm_window {
     const T *data; /* [batch, h, w, in] */
     int rows, h, w, in, kh, kw, stride, pad, out_h, out_w;
 
+    double bytes() const { return (double)rows / out_h / out_w * h * w * in * sizeof(T); } /* each value once */
     struct row {
         int64_t image; /* where the picture begins; -1: no such row */
         int y, x;      /* of the window's corner */
@@ -295,6 +297,7 @@ static void gemm_run_bf16(struct kern *k, const char *name, const Source &a, con
 {
     struct gemm_output to = gemm_output_of(out, w->bias);
     const bf16 *weight = (const bf16 *)w->data;
+    GPU_COST(a.bytes() + (double)w->n * depth * sizeof(bf16) + (double)tensor_bytes(out), 2.0 * a.rows * w->n * depth, true);
     if (w->n > 32)
         GPU_LAUNCH((gemm_bf16_kernel<128, Source>), dim3(gemm_blocks(a.rows, GEMM_ROWS), gemm_blocks(w->n, 128)),
                    dim3(GEMM_THREADS), gemm_shared_bytes(128), cuda_stream(k), a, weight, depth, (int)w->n, (int)depth, to);
@@ -308,6 +311,7 @@ template <typename Source>
 static void gemm_run_f32(struct kern *k, const char *name, const Source &a, const struct kern_weight *w, int64_t depth,
                   const struct tensor &out)
 {
+    GPU_COST(a.bytes() + (double)w->n * depth * sizeof(float) + (double)tensor_bytes(out), 2.0 * a.rows * w->n * depth, false);
     GPU_LAUNCH((gemm_f32_kernel<Source>), dim3(gemm_blocks(a.rows, GEMM_F32_TILE), gemm_blocks(w->n, GEMM_F32_TILE)),
                dim3(GEMM_THREADS), 0, cuda_stream(k), a, (const float *)w->data, depth, (int)w->n, (int)depth,
                gemm_output_of(out, w->bias));

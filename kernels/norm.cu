@@ -4,7 +4,7 @@
  *     of 256 threads. A thread takes 16 bytes at a time, threads next to each other, and reads the row again for each
  *     pass: it is in the first-level cache by then. Group norm is three launches: sums per chunk of pixels and group,
  *     their total in chunk order as scale and shift per channel, and one pass that applies them.
- * Shared memory: one float per warp; group norm two doubles per thread (4 KB).
+ * Shared memory: one float per warp; group norm two doubles per thread and channel of its vector (32 KB bf16).
  * Limit: bytes. RMS and layer norm read and write each value once; group norm reads twice and writes once.
  * Expected, not measured: 80 to 90 % of the memory bandwidth on sm_80, 89 and 90 for rows of 3072 and more; 60 to 70 %
  *     for heads of 128 bf16 (half of a warp's lanes have work).
@@ -124,6 +124,7 @@ template <typename T, int N, int THREADS> void rows_run(struct kern *k, const st
     gpu_rows<T> out = gpu_rows_of<T>(j.out);
     gpu_rows<const T> x = gpu_rows_of<const T>(j.x);
     const T *a = (const T *)j.a.data, *b = (const T *)j.b.data;
+    GPU_COST(2.0 * rows * width * sizeof(T), (double)rows * width * (j.is_layer ? 8 : 4), false);
     if (j.is_layer)
         GPU_LAUNCH((layer_kernel<T, N, THREADS>), grid, block, 0, cuda_stream(k), out, x, a, b, rows, width, j.eps);
     else
@@ -158,41 +159,52 @@ void rows_apply(struct kern *k, const struct row_job &j)
 #define GROUP_CHUNK 1024 /* pixels whose sums one block makes */
 #define GROUP_STEP 64    /* pixels summed in f32 before the sum goes on in double, as in norm.c */
 
-/* sums [batch][chunks][groups][2]: of the values and their squares. A thread takes every 256th value of its group's
- * pixels x channels; the threads' sums are added as a tree. */
-template <typename T>
+/* sums [batch][chunks][groups][2]: of the values and their squares. A thread takes N channels of every `lanes`-th pixel,
+ * so that a block reads whole pixels; then a thread per group adds its channels, lane after lane. */
+template <typename T, int N>
 __global__ void __launch_bounds__(GROUP_THREADS) group_sums_kernel(double *sums, const T *x, int64_t pixels, int channels,
                                                                    int groups)
 {
-    __shared__ double tree[2][GROUP_THREADS];
+    GPU_SHARED(double, shared); /* [2][lanes][channels] */
     int64_t first = (int64_t)blockIdx.x * GROUP_CHUNK;
-    int size = channels / groups, group = blockIdx.y, tid = threadIdx.x;
+    int tid = threadIdx.x, vectors = channels / N, size = channels / groups;
+    int lanes = vectors < GROUP_THREADS ? GROUP_THREADS / vectors : 1, lane = vectors < GROUP_THREADS ? tid / vectors : 0;
     int count = (int)(pixels - first < GROUP_CHUNK ? pixels - first : GROUP_CHUNK);
-    const T *from = x + (blockIdx.z * pixels + first) * channels + group * size;
-    double sum = 0, square = 0;
-    int total = count * size;
-    for (int base = 0; base < total; base += GROUP_THREADS * GROUP_STEP) {
-        float s = 0, q = 0;
-        for (int i = 0; i < GROUP_STEP; i++) {
-            int at = base + i * GROUP_THREADS + tid;
-            if (at >= total)
-                break;
-            float v = gpu_float(from[(int64_t)(at / size) * channels + at % size]);
-            s += v;
-            q += v * v;
+    for (int vector = tid - lane * vectors; lane < lanes && vector < vectors; vector += GROUP_THREADS) {
+        const T *from = x + (blockIdx.y * pixels + first) * channels + vector * N;
+        double sum[N] = {}, square[N] = {};
+        for (int pixel = lane; pixel < count;) {
+            float s[N] = {}, q[N] = {}, v[N];
+            for (int i = 0; i < GROUP_STEP && pixel < count; i++, pixel += lanes) {
+                gpu_load<N>(v, from + (int64_t)pixel * channels);
+#pragma unroll
+                for (int j = 0; j < N; j++) {
+                    s[j] += v[j];
+                    q[j] += v[j] * v[j];
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                sum[j] += (double)s[j];
+                square[j] += (double)q[j];
+            }
         }
-        sum += (double)s;
-        square += (double)q;
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            shared[lane * channels + vector * N + j] = sum[j];
+            shared[(lanes + lane) * channels + vector * N + j] = square[j];
+        }
     }
-    tree[0][tid] = sum, tree[1][tid] = square;
-    for (int half = GROUP_THREADS / 2; half; half /= 2) {
-        __syncthreads();
-        if (tid < half)
-            tree[0][tid] += tree[0][tid + half], tree[1][tid] += tree[1][tid + half];
-    }
-    if (tid == 0) {
-        double *to = sums + (((int64_t)blockIdx.z * gridDim.x + blockIdx.x) * groups + group) * 2;
-        to[0] = tree[0][0], to[1] = tree[1][0];
+    __syncthreads();
+    for (int group = tid; group < groups; group += GROUP_THREADS) {
+        double sum = 0, square = 0;
+        for (int l = 0; l < lanes; l++)
+            for (int c = group * size; c < (group + 1) * size; c++) {
+                sum += shared[l * channels + c];
+                square += shared[(lanes + l) * channels + c];
+            }
+        double *to = sums + (((int64_t)blockIdx.y * gridDim.x + blockIdx.x) * groups + group) * 2;
+        to[0] = sum, to[1] = square;
     }
 }
 
@@ -254,12 +266,28 @@ template <typename T, int N> void group_apply(struct kern *k, const struct group
     int channels = (int)j.x.shape[3];
     assert(pixels * channels < (int64_t)1 << 32);
     dim3 grid((uint32_t)((pixels * (channels / N) + GROUP_THREADS - 1) / GROUP_THREADS), (uint32_t)batch);
+    GPU_COST(2.0 * tensor_count(j.x) * sizeof(T), 4.0 * tensor_count(j.x), false);
     GPU_LAUNCH((group_apply_kernel<T, N>), grid, dim3(GROUP_THREADS), 0, cuda_stream(k), (T *)j.out.data, (const T *)j.x.data,
            scale, shift, pixels, channels, j.silu);
     cuda_launched(k, "group_norm");
 }
 
-template <typename T> void group_run(struct kern *k, const struct group_job &j)
+template <typename T, int N> void group_sums(struct kern *k, const struct group_job &j, double *sums, int chunks)
+{
+    int64_t batch = j.x.shape[0], pixels = j.x.shape[1] * j.x.shape[2];
+    int channels = (int)j.x.shape[3], vectors = channels / N, lanes = vectors < GROUP_THREADS ? GROUP_THREADS / vectors : 1;
+    size_t shared = (size_t)(2 * lanes * channels) * sizeof(double);
+    if (shared > 48 << 10) {
+        kern_ops_fail(k, "group_norm: %d channels, accepted on this device: up to %d", channels, (48 << 10) / 16);
+        return;
+    }
+    GPU_COST(1.0 * tensor_count(j.x) * sizeof(T), 3.0 * tensor_count(j.x), false);
+    GPU_LAUNCH((group_sums_kernel<T, N>), dim3((uint32_t)chunks, (uint32_t)batch), dim3(GROUP_THREADS), shared, cuda_stream(k),
+               sums, (const T *)j.x.data, pixels, channels, j.groups);
+    cuda_launched(k, "group_norm sums");
+}
+
+template <typename T, int N> void group_run(struct kern *k, const struct group_job &j)
 {
     int64_t batch = j.x.shape[0], pixels = j.x.shape[1] * j.x.shape[2];
     int channels = (int)j.x.shape[3], chunks = (int)((pixels + GROUP_CHUNK - 1) / GROUP_CHUNK);
@@ -267,21 +295,26 @@ template <typename T> void group_run(struct kern *k, const struct group_job &j)
     size_t mark = kern_mark(k);
     double *sums = (double *)kern_temp(k, TENSOR_F32, 1, &words).data;
     float *scale = (float *)kern_temp(k, TENSOR_F32, 1, &floats).data;
+    if (!k->failed)
+        group_sums<T, N>(k, j, sums, chunks);
     if (!k->failed) {
         float *shift = scale + batch * channels;
-        GPU_LAUNCH((group_sums_kernel<T>), dim3((uint32_t)chunks, (uint32_t)j.groups, (uint32_t)batch), dim3(GROUP_THREADS), 0,
-               cuda_stream(k), sums, (const T *)j.x.data, pixels, channels, j.groups);
-        cuda_launched(k, "group_norm sums");
+        GPU_COST(8.0 * doubles + 4.0 * floats, 2.0 * doubles, false);
         GPU_LAUNCH((group_scale_kernel<T>), dim3((uint32_t)((channels + GROUP_THREADS - 1) / GROUP_THREADS), (uint32_t)batch),
-               dim3(GROUP_THREADS), 0, cuda_stream(k), scale, shift, (const double *)sums, (const T *)j.weight.data,
-               (const T *)j.bias.data, pixels, chunks, channels, j.groups, j.eps);
+                   dim3(GROUP_THREADS), 0, cuda_stream(k), scale, shift, (const double *)sums, (const T *)j.weight.data,
+                   (const T *)j.bias.data, pixels, chunks, channels, j.groups, j.eps);
         cuda_launched(k, "group_norm scale");
-        if (gpu_is_vector(j.out) && gpu_is_vector(j.x))
-            group_apply<T, gpu_vector<T>>(k, j, scale, shift);
-        else
-            group_apply<T, 1>(k, j, scale, shift);
+        group_apply<T, N>(k, j, scale, shift);
     }
     kern_rewind(k, mark);
+}
+
+template <typename T> void group_vector(struct kern *k, const struct group_job &j)
+{
+    if (gpu_is_vector(j.out) && gpu_is_vector(j.x))
+        group_run<T, gpu_vector<T>>(k, j);
+    else
+        group_run<T, 1>(k, j);
 }
 
 } // namespace
@@ -305,7 +338,7 @@ void norm_group_cuda(struct kern *k, struct tensor out, struct tensor x, struct 
     if (tensor_count(x) == 0)
         return;
     if (x.dtype == TENSOR_F32)
-        group_run<float>(k, {out, x, weight, bias, groups, eps, silu});
+        group_vector<float>(k, {out, x, weight, bias, groups, eps, silu});
     else
-        group_run<bf16>(k, {out, x, weight, bias, groups, eps, silu});
+        group_vector<bf16>(k, {out, x, weight, bias, groups, eps, silu});
 }

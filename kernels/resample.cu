@@ -32,6 +32,7 @@ template <typename T> void unpatchify(struct kern *k, const struct tensor &out, 
                                       const struct tensor &mean, const struct tensor &std)
 {
     uint32_t wide = (uint32_t)tokens.shape[2], count = (uint32_t)tensor_count(tokens);
+    GPU_COST(2.0 * count * sizeof(T), 2.0 * count, false);
     GPU_LAUNCH((unpatchify_kernel<T>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, cuda_stream(k),
            gpu_rows_of<T>(out), gpu_rows_of<const T>(tokens), (const T *)mean.data, (const T *)std.data, count, wide,
            (uint32_t)out.shape[1] / 2, (uint32_t)out.shape[2] / 2);
@@ -85,6 +86,7 @@ template <typename W> void upsample(struct kern *k, struct tensor out, struct te
     uint32_t count = (uint32_t)gpu_row_count(out) * chunks, height = (uint32_t)out.shape[1], width = (uint32_t)out.shape[2];
     for (int a = 0; a < 3; a++)
         out.stride[a] *= size, x.stride[a] *= size;
+    GPU_COST(1.25 * count * sizeof(W), 0.0, false);
     GPU_LAUNCH((upsample_kernel<W>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, cuda_stream(k),
            gpu_rows_of<char>(out), gpu_rows_of<const char>(x), count, chunks, height, width);
     cuda_launched(k, "upsample2");
@@ -105,6 +107,7 @@ __global__ void __launch_bounds__(THREADS) pixels_kernel(gpu_rows<uint8_t> out, 
 template <typename T> void pixels(struct kern *k, const struct tensor &out, const struct tensor &x)
 {
     uint32_t count = (uint32_t)tensor_count(x);
+    GPU_COST((1.0 + sizeof(T)) * count, 4.0 * count, false);
     GPU_LAUNCH((pixels_kernel<T>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, cuda_stream(k),
            gpu_rows_of<uint8_t>(out), gpu_rows_of<const T>(x), count, (uint32_t)x.shape[x.rank - 1]);
     cuda_launched(k, "pixels");

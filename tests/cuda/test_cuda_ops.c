@@ -203,7 +203,8 @@ static struct tensor group(struct cuda_pair_maker *m, const void *shape)
 static void group_norm_equals_the_cpu(void **state)
 {
     static const struct picture shapes[] = {{{1, 1, 1, 8}, 4, true},    {{2, 5, 7, 16}, 4, true}, {{1, 40, 33, 24}, 4, false},
-                                            {{1, 3, 3, 12}, 4, true}, {{2, 9, 8, 128}, 32, true}};
+                                            {{1, 3, 3, 12}, 4, true},  {{2, 9, 8, 128}, 32, true}, {{1, 2, 3, 300}, 4, false},
+                                            {{1, 3, 5, 512}, 32, true}};
     for (int s = 0; s < COUNT(shapes); s++)
         for (int d = 0; d < 2; d++)
             cuda_pair_agree(*state, "group_norm", group, &shapes[s], dtypes[d], 0, step_bound(dtypes[d], 4));
