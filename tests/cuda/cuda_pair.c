@@ -104,10 +104,12 @@ void cuda_pair_agree(const struct cuda_pair *p, const char *name, cuda_pair_op o
     float *want = run(p->cpu, op, shape, dtype, gap, &count), *got = run(p->cuda, op, shape, dtype, gap, &count);
     float *second = run(p->cuda, op, shape, dtype, gap, &again);
     double worst = 0;
+    int64_t other = 0;
     for (int64_t i = 0; i < count; i++) {
         double difference = fabs((double)got[i] - (double)want[i]);
         double allowed = (double)bound.absolute + (double)bound.relative * fabs((double)want[i]);
-        worst = fmax(worst, difference / allowed);
+        worst = difference > 0 ? fmax(worst, difference / allowed) : worst;
+        other += difference > 0;
         if (!(difference <= allowed))
             fail_msg("%s %s, gap %lld: value %lld is %g, on the CPU %g; allowed %g", name, tensor_dtype_name(dtype),
                      (long long)gap, (long long)i, (double)got[i], (double)want[i], allowed);
@@ -115,8 +117,11 @@ void cuda_pair_agree(const struct cuda_pair *p, const char *name, cuda_pair_op o
             fail_msg("%s %s: value %lld is %.9g, the second time %.9g", name, tensor_dtype_name(dtype), (long long)i,
                      (double)got[i], (double)second[i]);
     }
-    print_message("%-28s %-5s gap %lld  %8lld values, at most %.2f of what is allowed\n", name, tensor_dtype_name(dtype),
-                  (long long)gap, (long long)count, worst);
+    print_message("%-28s %-5s gap %lld  %8lld values, %lld differ, at most %.2f of what is allowed\n", name,
+                  tensor_dtype_name(dtype), (long long)gap, (long long)count, (long long)other, worst);
+    if ((double)other > (double)bound.share * (double)count + 1)
+        fail_msg("%s %s, gap %lld: %lld of %lld values differ, accepted: %g of them", name, tensor_dtype_name(dtype),
+                 (long long)gap, (long long)other, (long long)count, (double)bound.share);
     free(want);
     free(got);
     free(second);

@@ -4,7 +4,9 @@
  * Bounds. f32: sums of n terms in another order differ by about sqrt(n) rounding errors of 2^-24 of their terms' size;
  * 16 of them are allowed. bf16: both sides round at the same points, so results are equal or, where a value before a
  * rounding lies at a boundary, one step of bf16 (2^-8 of the value) apart; ops with several roundings may be two apart,
- * of the largest value on the way, which is the absolute part. Copies, gathers, upsampling are exact. */
+ * of the largest value on the way, which is the absolute part. That happens to one value in some thousands, so 1 in 100
+ * may differ at all: a rounding point that is missing or doubled changes a quarter of them or more. Copies, gathers,
+ * upsampling are exact. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,6 +21,7 @@
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
 #define BF16_STEP 0x1p-8f
+#define BF16_SHARE 0.01f
 
 static const enum tensor_dtype dtypes[] = {TENSOR_F32, TENSOR_BF16};
 static const int64_t gaps[] = {0, 8, 3};
@@ -27,16 +30,16 @@ static const int64_t gaps[] = {0, 8, 3};
 static struct cuda_pair_bound sum_bound(enum tensor_dtype dtype, int64_t n, float size)
 {
     float order = 16 * 0x1p-24f * sqrtf((float)n) * size;
-    return dtype == TENSOR_F32 ? (struct cuda_pair_bound){order, 1e-5f} : (struct cuda_pair_bound){order, BF16_STEP};
+    return dtype == TENSOR_F32 ? (struct cuda_pair_bound){order, 1e-5f, 1} : (struct cuda_pair_bound){order, BF16_STEP, BF16_SHARE};
 }
 
 static struct cuda_pair_bound step_bound(enum tensor_dtype dtype, float size)
 {
-    return dtype == TENSOR_F32 ? (struct cuda_pair_bound){1e-6f * size, 2e-6f}
-                               : (struct cuda_pair_bound){BF16_STEP * size, 2 * BF16_STEP};
+    return dtype == TENSOR_F32 ? (struct cuda_pair_bound){1e-6f * size, 2e-6f, 1}
+                               : (struct cuda_pair_bound){BF16_STEP * size, 2 * BF16_STEP, BF16_SHARE};
 }
 
-static const struct cuda_pair_bound exact = {0, 0};
+static const struct cuda_pair_bound exact = {0, 0, 0};
 
 /* --- element by element --------------------------------------------------------------------------------- */
 
@@ -352,8 +355,8 @@ static void attention_equals_the_cpu(void **state)
     for (int s = 0; s < COUNT(shapes); s++)
         for (int d = 0; d < 2; d++)
             for (int g = 0; g < 3; g++) {
-                struct cuda_pair_bound bound = dtypes[d] == TENSOR_F32 ? (struct cuda_pair_bound){4e-6f, 1e-5f}
-                                                                       : (struct cuda_pair_bound){BF16_STEP, BF16_STEP};
+                struct cuda_pair_bound bound = dtypes[d] == TENSOR_F32 ? (struct cuda_pair_bound){4e-6f, 1e-5f, 1}
+                                                                       : (struct cuda_pair_bound){BF16_STEP, BF16_STEP, 1};
                 cuda_pair_agree(*state, "attention", attention, &shapes[s], dtypes[d], gaps[g], bound);
             }
 }
