@@ -149,6 +149,7 @@ static bool sums_in_one_go(const cublasLtMatmulAlgo_t *a)
     return splits <= 1 && scheme == CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
+/* False: no algorithm fits, or the library failed, which is kept in the kern. */
 static bool choose(struct linear_blas_plan *p)
 {
     struct linear_blas *b = p->blas;
@@ -160,6 +161,8 @@ static bool choose(struct linear_blas_plan *p)
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(b->handle, b->product, p->weight, l.x, l.out, l.out, b->wishes,
                                                            ANSWERS, answers, &count);
     layouts_done(&l);
+    if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED)
+        kern_ops_fail(b->kern, "device failed: cuBLASLt names no algorithm (status %d)", (int)status);
     for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < count; i++) {
         bool ok = answers[i].state == CUBLAS_STATUS_SUCCESS && sums_in_one_go(&answers[i].algo);
         for (size_t r = 0; ok && r < sizeof rows_checked / sizeof rows_checked[0]; r++)
@@ -177,8 +180,10 @@ struct linear_blas_plan *linear_blas_plan_new(struct linear_blas *b, int64_t n, 
     if (!b || n % 8)
         return NULL;
     struct linear_blas_plan *p = calloc(1, sizeof *p);
-    if (!p)
+    if (!p) {
+        kern_ops_fail(b->kern, "no memory for the plan of a product");
         return NULL;
+    }
     *p = (struct linear_blas_plan){.blas = b, .n = n, .depth = depth};
     cuda_stream(b->kern); /* the library asks about the thread's device */
     if (cublasLtMatrixLayoutCreate(&p->weight, CUDA_R_16BF, (uint64_t)depth, (uint64_t)n, depth) == CUBLAS_STATUS_SUCCESS &&

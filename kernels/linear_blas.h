@@ -14,7 +14,8 @@ struct linear_blas;
 struct linear_blas *linear_blas_open(struct kern *k);
 void linear_blas_close(struct linear_blas *b); /* accepts NULL */
 
-/* linear_blas_plan_new chooses the algorithm of a weight [n, depth] in bf16; NULL: the kernels of our own serve it. */
+/* linear_blas_plan_new chooses the algorithm of a weight [n, depth] in bf16; NULL: the kernels of our own serve it,
+ * or a failure is kept in the kern: a weight is not served by the one or the other by chance. */
 struct linear_blas_plan;
 struct linear_blas_plan *linear_blas_plan_new(struct linear_blas *b, int64_t n, int64_t depth);
 void linear_blas_plan_free(struct linear_blas_plan *p); /* accepts NULL */
