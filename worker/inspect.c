@@ -194,9 +194,11 @@ int inspect_main(int argc, char **argv)
     static const struct option options[] = {{"model", required_argument, NULL, 'm'}, {"quick", no_argument, NULL, 'q'},
                                             {"json", no_argument, NULL, 'j'},        {"help", no_argument, NULL, 'h'},
                                             {"version", no_argument, NULL, 'v'},     {0}};
+    char reason[300];
     const char *model = NULL;
     bool is_quick = false, is_json = false;
-    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+    opterr = 0; /* one sentence, ours */
+    for (int c; (c = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
         switch (c) {
         case 'm':
             model = optarg;
@@ -214,7 +216,8 @@ int inspect_main(int argc, char **argv)
             puts("kiln-worker " KILN_VERSION);
             return 0;
         default:
-            return refuse("see --help");
+            snprintf(reason, sizeof reason, c == ':' ? "'%s' needs a value" : "unknown option '%s'; see --help", argv[optind - 1]);
+            return refuse(reason);
         }
     }
     if (!model || optind < argc)

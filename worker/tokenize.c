@@ -92,8 +92,10 @@ int tokenize_main(int argc, char **argv)
                                             {"count", no_argument, NULL, 'c'},       {"help", no_argument, NULL, 'h'},
                                             {"version", no_argument, NULL, 'v'},     {0}};
     struct job j = {0};
+    char reason[300];
     const char *model = NULL;
-    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+    opterr = 0; /* one sentence, ours */
+    for (int c; (c = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
         switch (c) {
         case 'm':
             model = optarg;
@@ -111,7 +113,8 @@ int tokenize_main(int argc, char **argv)
             puts("kiln-worker " KILN_VERSION);
             return 0;
         default:
-            return refuse("see --help");
+            snprintf(reason, sizeof reason, c == ':' ? "'%s' needs a value" : "unknown option '%s'; see --help", argv[optind - 1]);
+            return refuse(reason);
         }
     }
     if (!model || optind < argc)
