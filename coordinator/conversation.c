@@ -65,10 +65,33 @@ static bool is_alive(struct coordinator *c, const struct fleet_worker *w, int64_
     return now_ms - w->heard_ms <= limit_ms && link_send(c->link, w->peer, &beat) != LINK_GONE;
 }
 
+/* A worker that lives and has other weights under the name of one of these models. An image is a function of its row and the
+ * weights: with two kinds of weights it would be one of whoever was free. */
+static const struct fleet_worker *other_weights(struct coordinator *c, const struct msg_hello *h, const char **ret_model, const char **ret_digest,
+                                                int64_t now_ms)
+{
+    for (enum fleet_state s = 0; s < FLEET_GONE; s++)
+        for (const struct fleet_worker *w = fleet_first(c->fleet, s); w; w = w->next)
+            for (uint32_t i = 0; i < h->model_count; i++) {
+                int at = 0, id = fleet_name_id(c->fleet, h->models[i].name);
+                while (at < w->model_count && w->models[at].model != id)
+                    at++;
+                if (id < 0 || at == w->model_count || strcmp(w->digests[at], h->models[i].digest) == 0 || strcmp(w->name, h->worker) == 0 ||
+                    !is_alive(c, w, now_ms))
+                    continue;
+                *ret_model = h->models[i].name;
+                *ret_digest = w->digests[at];
+                return w;
+            }
+    return NULL;
+}
+
 static bool admit(struct coordinator *c, const char *peer, const struct msg_hello *h, int64_t now_ms)
 {
     char reason[640];
     const struct fleet_worker *known = fleet_find(c->fleet, h->worker);
+    const struct fleet_worker *other;
+    const char *model, *digest;
     bool is_final = true;
     if (h->protocol_min > MSG_VERSION || h->protocol_max < MSG_VERSION)
         snprintf(reason, sizeof reason, "%s speaks protocol %" PRIu32 " to %" PRIu32 ", this coordinator (kiln " KILN_VERSION
@@ -79,6 +102,10 @@ static bool admit(struct coordinator *c, const char *peer, const struct msg_hell
         snprintf(reason, sizeof reason, "a worker named '%s' is there already (host %s, pid %" PRIu32 ", heard %" PRId64 " ms ago): give each its own --name",
                  h->worker, known->host, known->pid, now_ms - known->heard_ms);
         is_final = false;
+    } else if ((other = other_weights(c, h, &model, &digest, now_ms)) != NULL) {
+        snprintf(reason, sizeof reason, "model '%s' has other weights here than on worker '%s' (digest %.12s...): an image must not depend on "
+                 "who renders it; give other weights another name, or end that worker first", model, other->name, digest);
+        is_final = false; /* it may be the other one that is to go */
     } else
         return true;
     refuse(c, peer, is_final, reason);

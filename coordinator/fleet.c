@@ -229,6 +229,8 @@ static bool note_models(struct fleet *f, struct fleet_worker *w, const struct ms
         return true;
     memcpy(w->models, models, sizeof models[0] * h->model_count);
     w->model_count = (int)h->model_count;
+    for (uint32_t i = 0; i < h->model_count; i++)
+        snprintf(w->digests[i], sizeof w->digests[i], "%s", h->models[i].digest);
     w->models_text[0] = '\0';
     for (uint32_t i = 0; i < h->model_count && used < sizeof w->models_text; i++)
         used += (size_t)snprintf(w->models_text + used, sizeof w->models_text - used, "%s%s", i ? "," : "", h->models[i].name);

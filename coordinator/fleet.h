@@ -59,6 +59,7 @@ struct fleet_worker {
     bool is_stuck;
     int model;               /* of its last batch, -1 none */
     struct dispatch_model models[DISPATCH_MODELS_MAX]; int model_count;
+    char digests[DISPATCH_MODELS_MAX][65]; /* of the models' weights */
     struct dispatch_cap caps[DISPATCH_CAPS_MAX]; int cap_count, next_cap;
     int64_t pause_ms;        /* nothing is assigned before: the last ASSIGN could not be delivered */
     int64_t beat_ms;         /* when the database was last told about it */

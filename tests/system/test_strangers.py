@@ -125,3 +125,21 @@ def test_weights_that_are_cut_under_way_end_the_worker_with_a_sentence(new_loose
     farm.start_again("w1")
     farm.wait_done("c")
     farm.assert_whole("c", 20)
+
+
+def test_other_weights_under_the_same_name_are_not_let_in(new_loose_farm, model):
+    """A campaign would be rendered by two models, picture by picture, by whoever was free."""
+    farm = new_loose_farm()
+    farm.coordinator()
+    farm.worker("w1", batch=1)
+    wait_until(lambda: "welcome" in farm.log("w1"), "the first worker is welcome")
+    first, farm.model = farm.model, f"speck={with_other_weights(model, farm.root / 'speck')}"
+    farm.worker("w2", batch=1)
+    wait_until(lambda: "other weights" in farm.log("w2"), "the second worker is told why not")
+    farm.model = first
+    farm.submit("c", text_of(20))
+    farm.wait_done("c")
+    farm.assert_whole("c", 20)
+    assert farm.sql("select count(distinct digest), count(distinct worker) from image") == [(1, 1)]
+    farm.kill("w1", signal.SIGTERM)
+    wait_until(lambda: "welcome coordinator" in farm.log("w2"), "let in when the other one has left")

@@ -116,7 +116,7 @@ struct hand {
     char name[32], campaign[64], model[64], reason[512];
     struct link *link;
     uint64_t epoch, beat_number;
-    const char *licence;
+    const char *licence, *digest; /* digest NULL: "d" */
     bool is_mute, is_final;
     int64_t beat_ms;
     struct msg_held held[HELD_MAX];   /* what it was assigned and has not been answered about */
@@ -136,7 +136,7 @@ static void hello_as(struct hand *h, const char *const *models, int model_count)
     struct msg m = {.kind = MSG_HELLO, .hello = {.protocol_min = 1, .protocol_max = 1, .software = "test", .worker = h->name, .boot_epoch = h->epoch,
                     .device = "hand", .precision = "f32", .host = "here", .pid = 7, .model_count = (uint32_t)model_count}};
     for (int i = 0; i < model_count; i++)
-        m.hello.models[i] = (struct msg_model){models[i], "d", "pocket", h->licence, true};
+        m.hello.models[i] = (struct msg_model){models[i], h->digest ? h->digest : "d", "pocket", h->licence, true};
     say(h, &m);
 }
 
@@ -553,6 +553,31 @@ static void second_living_process_of_a_name_is_refused(void **state)
     pump_for(700);
     hello(other);
     UNTIL(other->welcomes == 1);
+}
+
+static void other_weights_of_the_same_name_are_refused_while_the_first_live(void **state)
+{
+    (void)state;
+    static const char *const models[] = {"tiny"};
+    start(NULL);
+    struct hand *a = join("a", 1, 4, 4);
+    pump_for(200);
+    struct hand *b = hand_new("b", 2);
+    b->digest = "e";
+    hello_as(b, models, 1);
+    UNTIL(b->refusals == 1);
+    assert_false(b->is_final);
+    assert_non_null(strstr(b->reason, "model 'tiny' has other weights here than on worker 'a' (digest d"));
+    b->digest = NULL;
+    hello_as(b, models, 1); /* the same weights are welcome */
+    UNTIL(b->welcomes == 1);
+    leave(a);
+    leave(b);
+    pump_for(300);
+    struct hand *next = hand_new("c", 3);
+    next->digest = "e";
+    hello_as(next, models, 1); /* nobody is left who has others */
+    UNTIL(next->welcomes == 1);
 }
 
 static void reconnected_worker_goes_on(void **state)
@@ -1061,6 +1086,7 @@ int main(int argc, char **argv)
         STORY(tasks_of_a_vanished_worker_go_to_another_with_a_higher_token),
         STORY(process_that_was_started_again_gives_back_at_once_what_it_lost),
         STORY(second_living_process_of_a_name_is_refused),
+        STORY(other_weights_of_the_same_name_are_refused_while_the_first_live),
         STORY(reconnected_worker_goes_on),
         STORY(bye_gives_back_at_once),
         STORY(states_of_workers_are_in_the_database),
