@@ -23,6 +23,7 @@
 #define ANSWER_MS 10000
 #define BUFFERS_LEAST_MB 128
 #define BUFFERS_MOST_MB 1024
+#define DRAFT "postgres.new." /* and the process that makes it */
 
 /* --- programs --------------------------------------------------------------------------------------------------- */
 
@@ -207,6 +208,20 @@ static bool check_reach(const struct up_postgres *p, const char *dir, char *why,
     return false;
 }
 
+/* initdb ends with "removing contents of ...": the line that says why stands before. */
+static const char *cause_of(char *text)
+{
+    static const char *const marks[] = {"FATAL: ", "PANIC: ", "error: "};
+    for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
+        char *at = strstr(text, marks[i]);
+        if (at) {
+            at[strcspn(at, "\r\n")] = 0;
+            return at;
+        }
+    }
+    return process_last_line(text);
+}
+
 static bool run_initdb(const struct up_postgres *p, const char *dir, char *why, size_t why_bytes)
 {
     char program[1100], text[8192];
@@ -217,7 +232,7 @@ static bool run_initdb(const struct up_postgres *p, const char *dir, char *why, 
     if (status == 0)
         return true;
     if (status != -1)
-        snprintf(why, why_bytes, "%s did not make %s: %s", program, dir, process_last_line(text));
+        snprintf(why, why_bytes, "%s did not make %s: %s", program, dir, cause_of(text));
     return false;
 }
 
@@ -230,21 +245,37 @@ static void sync_folder(const char *path)
     }
 }
 
+/* What an earlier start left half-made. Its initdb may still be ending, which throws its own folder away: that is why each start
+ * has a name of its own. */
+static void remove_drafts(const struct home *home)
+{
+    char path[HOME_PATH_MAX];
+    DIR *dir = opendir(home->dir);
+    for (struct dirent *e; dir && (e = readdir(dir));)
+        if (strncmp(e->d_name, DRAFT, strlen(DRAFT)) == 0 && strlen(home->dir) + strlen(e->d_name) + 2 < sizeof path) {
+            home_path(home, path, sizeof path, e->d_name);
+            nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+        }
+    if (dir)
+        closedir(dir);
+}
+
 /* Made under another name: a folder that was killed half-way is thrown away and made again. */
 bool up_postgres_prepare(const struct up_postgres *p, const struct home *home, char *why, size_t why_bytes)
 {
-    char dir[HOME_PATH_MAX], draft[HOME_PATH_MAX];
+    char dir[HOME_PATH_MAX], name[64], draft[HOME_PATH_MAX];
+    snprintf(name, sizeof name, DRAFT "%ld", (long)getpid());
     home_path(home, dir, sizeof dir, "postgres");
-    home_path(home, draft, sizeof draft, "postgres.new");
+    home_path(home, draft, sizeof draft, name);
     if (!check_reach(p, dir, why, why_bytes))
         return false;
+    remove_drafts(home);
     if (data_version(home, why, why_bytes) > 0)
         return true;
     if (!is_empty(dir)) {
         snprintf(why, why_bytes, "%s is neither empty nor a data folder of PostgreSQL: move it away", dir);
         return false;
     }
-    nftw(draft, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
     bool ok = mkdir(draft, 0700) == 0 && (!*p->user.name || chown(draft, p->user.uid, p->user.gid) == 0);
     if (!ok) {
         snprintf(why, why_bytes, "%s: %s", draft, strerror(errno));

@@ -29,6 +29,24 @@ def test_up_starts_everything_and_down_ends_everything(new_farm):
     farm.down(code=[0, 2])
 
 
+def test_an_up_that_was_killed_while_it_made_the_database_is_simply_repeated(new_farm):
+    """The initdb of the one before is still ending, and throws away what it made, when the next one begins."""
+    farm = new_farm()
+    for number in range(4):
+        up = subprocess.Popen([BIN / "kiln", "up", "--model", farm.model], env=environment(farm.home), stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL)
+        parts = ["", "PG_VERSION", "global/pg_control", "base/4"]  # as they appear
+        wait_until(lambda: list(farm.home.glob("postgres.new*/" + parts[number])), "initdb has come so far", pause_s=0.005)
+        up.kill()
+        up.wait()
+    farm.up()
+    farm.submit("first", "fox\n", "--wait")
+    farm.assert_whole("first", 1)
+    farm.down()
+    farm.up()
+    assert not list(farm.home.glob("postgres.new*"))
+
+
 def test_a_second_up_on_the_same_home_is_refused(new_farm):
     """Two supervisors of one database would each start what the other stops."""
     farm = new_farm()
