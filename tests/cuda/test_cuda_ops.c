@@ -115,6 +115,16 @@ static struct tensor euler(struct cuda_pair_maker *m, const void *shape)
     return x;
 }
 
+static struct tensor mix(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    int64_t n[2] = {r->n[0] * r->n[1], r->n[2]};
+    struct tensor a = cuda_pair_tensor(m, 2, n, 1), b = cuda_pair_tensor(m, 2, n, 1), share = cuda_pair_tensor(m, 1, n, 1);
+    struct tensor out = cuda_pair_space(m, 2, n);
+    kern_mix(m->k, out, a, b, share);
+    return out;
+}
+
 static void element_ops_equal_the_cpu(void **state)
 {
     for (int s = 0; s < COUNT(some_rows); s++)
@@ -128,6 +138,7 @@ static void element_ops_equal_the_cpu(void **state)
                 cuda_pair_agree(*state, "add", add, r, dtypes[d], gaps[g], step_bound(dtypes[d], 0));
                 cuda_pair_agree(*state, "gated_add", gated_add, r, dtypes[d], gaps[g], step_bound(dtypes[d], 1));
                 cuda_pair_agree(*state, "guide", guide, r, dtypes[d], gaps[g], step_bound(dtypes[d], 4));
+                cuda_pair_agree(*state, "mix", mix, r, dtypes[d], gaps[g], step_bound(dtypes[d], 2));
                 cuda_pair_agree(*state, "euler", euler, r, dtypes[d], gaps[g], step_bound(dtypes[d], 0.03f));
             }
 }
@@ -380,6 +391,21 @@ static struct tensor unpatchify(struct cuda_pair_maker *m, const void *shape)
     return out;
 }
 
+/* std away from 0, where a quotient would be any size. */
+static struct tensor patchify(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct picture *p = shape;
+    int64_t n[3] = {p->n[0], p->n[1] * p->n[2] / 4, 4 * p->n[3]};
+    float spread[512];
+    struct tensor x = cuda_pair_tensor(m, 4, p->n, 1), mean = cuda_pair_tensor(m, 1, n + 2, 1), std = kern_temp(m->k, m->dtype, 1, n + 2);
+    struct tensor out = cuda_pair_space(m, 3, n);
+    for (int64_t i = 0; i < n[2]; i++)
+        spread[i] = 1.5f + 0.25f * (float)(i % 5);
+    kern_write(m->k, std, tensor_1d(spread, TENSOR_F32, n[2]));
+    kern_patchify(m->k, out, x, mean, std);
+    return out;
+}
+
 static struct tensor upsample(struct cuda_pair_maker *m, const void *shape)
 {
     const struct picture *p = shape;
@@ -407,6 +433,7 @@ static void image_ends_equal_the_cpu(void **state)
         for (int s = 0; s < COUNT(shapes); s++)
             for (int g = 0; g < 3; g++) {
                 cuda_pair_agree(*state, "unpatchify", unpatchify, &shapes[s], dtypes[d], gaps[g], step_bound(dtypes[d], 1));
+                cuda_pair_agree(*state, "patchify", patchify, &shapes[s], dtypes[d], gaps[g], step_bound(dtypes[d], 1));
                 cuda_pair_agree(*state, "upsample2", upsample, &shapes[s], dtypes[d], gaps[g], exact);
                 cuda_pair_agree(*state, "pixels", pixels, &shapes[s], dtypes[d], gaps[g], exact);
             }
