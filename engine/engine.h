@@ -23,9 +23,20 @@
 
 enum engine_precision { ENGINE_F32, ENGINE_BF16 };
 
+struct engine_adapter { const char *file; float strength; }; /* a LoRA file (lora.h) */
+#define ENGINE_ADAPTERS_MAX 16
+
+enum engine_variant { ENGINE_VARIANT_OF_FILES, ENGINE_DISTILLED, ENGINE_BASE };
+
 struct engine_options {
-    const char *model_dir;            /* diffusers layout */
+    const char *model_dir;            /* diffusers layout; NULL: each part below is given */
+    const char *transformer, *text_encoder, *vae; /* a file or folder of any known format instead of the folder's part; or NULL */
+    const char *tokenizer;            /* a folder; or NULL */
+    enum engine_variant variant;      /* what the user says where files cannot tell (model_variant.h) */
+    bool (*sha256)(const char *path, char ret_hex[65]); /* tells published files of equal size apart; NULL: not asked */
     enum engine_precision precision;
+    const struct engine_adapter *adapters; /* of the transformer, for everything that is rendered */
+    int adapter_count;
     int threads;                      /* 0: all */
     const char *isa;                  /* see kern_cpu.h; NULL: best */
     const char *device;               /* "cpu", "cuda", "cuda:1"; NULL: cpu */

@@ -1,4 +1,4 @@
-/* engine_model.c - opens a model folder part by part; closes in reverse order.
+/* engine_model.c - opens a model part by part; closes in reverse order.
  *
  * Weights are converted once into what the kernels want. Transformer and VAE files are unmapped as soon as that is
  * done; the text encoder's stay mapped for the rows of its embedding table, and the VAE's until its encoder is needed, so
@@ -12,7 +12,7 @@
 
 #include "kern_cpu.h"
 #include "kern_module.h"
-#include "model_file.h"
+#include "model_parts.h"
 
 double engine_model_now_s(void)
 {
@@ -47,8 +47,7 @@ static bool open_kern(struct engine_model *m, const struct engine_options *o, st
 
 static bool open_tokenizer(struct engine_model *m, const char *dir, struct engine_error *why)
 {
-    char path[MODEL_FILE_PATH_MAX];
-    if (!model_file_path(path, dir, "tokenizer", why) || !tokenizer_open(&m->tokenizer, path, why))
+    if (!tokenizer_open(&m->tokenizer, dir, why))
         return false;
     if (tokenizer_vocab_size(m->tokenizer) > m->config.text.vocab_size)
         return engine_error_set(why, ENGINE_BAD_MODEL, "tokenizer: highest id %d, but the text encoder has %d embeddings",
@@ -56,50 +55,25 @@ static bool open_tokenizer(struct engine_model *m, const char *dir, struct engin
     return true;
 }
 
-static struct weights begin(struct engine_model *m, const struct safetensors *files, const char *part)
+static struct weights begin(struct engine_model *m, const struct weight_files *files, enum tensor_names_part part)
 {
-    return (struct weights){.kern = m->kern, .pool = m->pool, .files = files, .dtype = m->dtype, .part = part};
+    return (struct weights){.kern = m->kern, .pool = m->pool, .files = files, .dtype = m->dtype,
+                            .part = model_parts_name(part)};
 }
 
-static bool open_part(struct safetensors **ret, const char *dir, const char *part, const char *stem,
-                      struct engine_error *why)
+static bool end(struct engine_model *m, struct weights *w, struct engine_error *why)
 {
-    char path[MODEL_FILE_PATH_MAX];
-    return model_file_path(path, dir, part, why) &&
-           (safetensors_open(ret, path, stem, why) || engine_error_at(why, "%s", part));
+    m->info.parameters += w->parameters;
+    return weights_done(w, why);
 }
 
-static bool load_text_encoder(struct engine_model *m, const char *dir, struct engine_error *why)
+static bool load_vae(struct engine_model *m, struct model_parts *p, struct engine_error *why)
 {
-    if (!open_part(&m->text_files, dir, "text_encoder", "model", why))
-        return false;
-    struct weights w = begin(m, m->text_files, "text_encoder");
-    text_encoder_load(&m->text, &m->config.text, &w);
-    m->info.parameters += w.parameters;
-    return weights_done(&w, why);
-}
-
-static bool load_transformer(struct engine_model *m, const char *dir, struct engine_error *why)
-{
-    struct safetensors *files = NULL;
-    if (!open_part(&files, dir, "transformer", "diffusion_pytorch_model", why))
-        return false;
-    struct weights w = begin(m, files, "transformer");
-    transformer_load(&m->transformer, &m->config.transformer, &w);
-    m->info.parameters += w.parameters;
-    bool ok = weights_done(&w, why);
-    safetensors_close(files);
-    return ok;
-}
-
-static bool load_vae(struct engine_model *m, const char *dir, struct engine_error *why)
-{
-    if (!open_part(&m->vae_files, dir, "vae", "diffusion_pytorch_model", why))
-        return false;
-    struct weights w = begin(m, m->vae_files, "vae");
+    struct weights w = begin(m, p->files[TENSOR_NAMES_VAE], TENSOR_NAMES_VAE);
     vae_load(&m->vae, &m->config.vae, &w);
-    m->info.parameters += w.parameters;
-    return weights_done(&w, why);
+    m->vae_files = p->files[TENSOR_NAMES_VAE];
+    p->files[TENSOR_NAMES_VAE] = NULL;
+    return end(m, &w, why);
 }
 
 bool engine_model_has_kv(const struct engine_model *m)
@@ -114,7 +88,7 @@ bool engine_model_encoder(struct engine_model *m, struct engine_error *why)
     struct weights_pool *pool = weights_pool_new(m->kern);
     if (!pool)
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
-    struct weights w = begin(m, m->vae_files, "vae");
+    struct weights w = begin(m, m->vae_files, TENSOR_NAMES_VAE);
     w.pool = pool;
     vae_load_encoder(&m->encoder, &m->config.vae, &w);
     if (!weights_done(&w, why) || !engine_model_sync(m, why)) {
@@ -123,9 +97,34 @@ bool engine_model_encoder(struct engine_model *m, struct engine_error *why)
         return engine_error_at(why, "the encoder of the VAE, which reference images need");
     }
     m->encoder_pool = pool;
-    safetensors_close(m->vae_files);
+    weight_files_close(m->vae_files);
     m->vae_files = NULL;
     return true;
+}
+
+static bool load_transformer(struct engine_model *m, const struct engine_options *o, struct model_parts *p,
+                             struct engine_error *why)
+{
+    struct weights w = begin(m, p->files[TENSOR_NAMES_TRANSFORMER], TENSOR_NAMES_TRANSFORMER);
+    struct adapters *adapters;
+    if (!adapters_open(&adapters, o->adapters, o->adapter_count, &m->config.transformer, why))
+        return false;
+    w.adapters = adapters;
+    transformer_load(&m->transformer, &m->config.transformer, &w);
+    bool ok = end(m, &w, why);
+    adapters_close(adapters);
+    weight_files_close(p->files[TENSOR_NAMES_TRANSFORMER]);
+    p->files[TENSOR_NAMES_TRANSFORMER] = NULL;
+    return ok;
+}
+
+static bool load_text_encoder(struct engine_model *m, struct model_parts *p, struct engine_error *why)
+{
+    struct weights w = begin(m, p->files[TENSOR_NAMES_TEXT_ENCODER], TENSOR_NAMES_TEXT_ENCODER);
+    text_encoder_load(&m->text, &m->config.text, &w);
+    m->text_files = p->files[TENSOR_NAMES_TEXT_ENCODER];
+    p->files[TENSOR_NAMES_TEXT_ENCODER] = NULL;
+    return end(m, &w, why);
 }
 
 static void describe(struct engine_model *m)
@@ -141,13 +140,15 @@ bool engine_model_open(struct engine_model *ret, const struct engine_options *o,
     double start = engine_model_now_s();
     struct engine_model m = {.precision = o->precision, .peers = {.rank = 0, .count = 1}};
     m.dtype = o->precision == ENGINE_BF16 ? TENSOR_BF16 : TENSOR_F32;
-    bool ok = model_config_load(&m.config, o->model_dir, why) && open_kern(&m, o, why) &&
-              open_tokenizer(&m, o->model_dir, why) && load_vae(&m, o->model_dir, why) &&
-              load_transformer(&m, o->model_dir, why) && load_text_encoder(&m, o->model_dir, why) &&
-              engine_model_sync(&m, why);
+    struct model_parts parts = {0};
+    bool ok = model_parts_open(&parts, o, why);
+    m.config = parts.config;
+    ok = ok && open_kern(&m, o, why) && open_tokenizer(&m, parts.tokenizer_dir, why) && load_vae(&m, &parts, why) &&
+         load_transformer(&m, o, &parts, why) && load_text_encoder(&m, &parts, why) && engine_model_sync(&m, why);
+    model_parts_close(&parts);
     if (!ok) {
         engine_model_close(&m);
-        return engine_error_at(why, "open model %s", o->model_dir);
+        return engine_error_at(why, "open model %s", o->model_dir ? o->model_dir : o->transformer ? o->transformer : "of parts");
     }
     describe(&m);
     m.load_s = engine_model_now_s() - start;
@@ -162,8 +163,8 @@ void engine_model_close(struct engine_model *m)
     transformer_unload(&m->transformer);
     weights_pool_free(m->encoder_pool);
     weights_pool_free(m->pool);
-    safetensors_close(m->vae_files);
-    safetensors_close(m->text_files);
+    weight_files_close(m->vae_files);
+    weight_files_close(m->text_files);
     context_cache_free(m->contexts);
     tokenizer_close(m->tokenizer);
     if (m->kern)

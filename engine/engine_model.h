@@ -8,7 +8,6 @@
 #include "kern.h"
 #include "model_config.h"
 #include "peers.h"
-#include "safetensors.h"
 #include "text_encoder.h"
 #include "tokenizer.h"
 #include "transformer.h"
@@ -31,11 +30,11 @@ struct engine_model {
     struct kern *kern;
     struct weights_pool *pool;
     struct tokenizer *tokenizer;
-    struct safetensors *text_files;     /* stays open: embedding rows are read from its mapping */
+    struct weight_files *text_files;    /* stays open: embedding rows are read from its mapping */
     struct text_encoder_weights text;
     struct transformer_weights transformer;
     struct vae_weights vae;
-    struct safetensors *vae_files;      /* stays open until the encoder is loaded from it */
+    struct weight_files *vae_files;     /* stays open until the encoder is loaded from it */
     struct vae_encoder encoder;
     struct weights_pool *encoder_pool;  /* NULL: no reference image was rendered yet */
     struct context_cache *contexts;

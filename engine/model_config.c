@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "model_file.h"
 
@@ -235,7 +236,7 @@ static void parse_scheduler(struct reader *r, struct scheduler_config *c)
 /* --- a folder ------------------------------------------------------------------------------------------ */
 
 /* The dimensions where one part's output is another's input. */
-static bool check_together(const struct model_config *c, struct engine_error *why)
+bool model_config_check(const struct model_config *c, struct engine_error *why)
 {
     if (c->transformer.joint_attention_dim == MODEL_CONFIG_TEXT_TAPS * c->text.hidden_size)
         return true;
@@ -267,23 +268,51 @@ bool model_config_parse(struct model_config *c, enum model_config_file file, con
     return !r.failed;
 }
 
+bool model_config_read(struct model_config *c, enum model_config_file file, const char *path, struct engine_error *why)
+{
+    char *text;
+    size_t bytes;
+    if (!model_file_read(&text, &bytes, path, CONFIG_BYTES_MAX, why))
+        return false;
+    bool ok = model_config_parse(c, file, text, bytes, why);
+    free(text);
+    return ok;
+}
+
+bool model_config_is(enum model_config_file file, const char *path)
+{
+    static const struct { const char *key, *value; } marks[MODEL_CONFIG_FILES] = {
+        [MODEL_CONFIG_INDEX] = {"_class_name", "Flux2Klein"},
+        [MODEL_CONFIG_TEXT_ENCODER] = {"model_type", "qwen3"},
+        [MODEL_CONFIG_TRANSFORMER] = {"_class_name", "Flux2Transformer2DModel"},
+        [MODEL_CONFIG_VAE] = {"_class_name", "AutoencoderKLFlux2"},
+        [MODEL_CONFIG_SCHEDULER] = {"_class_name", "FlowMatchEulerDiscreteScheduler"},
+    };
+    struct engine_error why;
+    char *text;
+    size_t bytes;
+    if (!model_file_read(&text, &bytes, path, CONFIG_BYTES_MAX, &why))
+        return false;
+    json_t *root = model_file_json(text, bytes, CONFIG_VALUES_MAX, path, &why);
+    const char *value = json_string_value(json_object_get(root, marks[file].key));
+    bool is = value && strncmp(value, marks[file].value, strlen(marks[file].value)) == 0;
+    json_decref(root);
+    free(text);
+    return is;
+}
+
 bool model_config_load(struct model_config *ret, const char *model_dir, struct engine_error *why)
 {
     struct model_config c = {0};
     for (int i = 0; i < MODEL_CONFIG_FILES; i++) {
         enum model_config_file file = (enum model_config_file)i;
-        char path[MODEL_FILE_PATH_MAX], *text;
-        size_t bytes;
+        char path[MODEL_FILE_PATH_MAX];
         if (!model_file_path(path, model_dir, model_config_file_name(file), why))
             return false;
-        if (!model_file_read(&text, &bytes, path, CONFIG_BYTES_MAX, why))
-            return i ? false : engine_error_at(why, "a model is a folder in the diffusers layout");
-        bool ok = model_config_parse(&c, file, text, bytes, why);
-        free(text);
-        if (!ok)
-            return false;
+        if (!model_config_read(&c, file, path, why))
+            return i || access(path, F_OK) == 0 ? false : engine_error_at(why, "a model is a folder in the diffusers layout");
     }
-    if (!check_together(&c, why))
+    if (!model_config_check(&c, why))
         return false;
     *ret = c;
     return true;

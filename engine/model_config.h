@@ -66,6 +66,13 @@ bool model_config_parse(struct model_config *c, enum model_config_file file, con
                         struct engine_error *why);
 const char *model_config_file_name(enum model_config_file file); /* "vae/config.json" */
 
+/* The steps of model_config_load, for models whose parts come from several places. _read reads one of the files wherever it
+ * is; _is tells whether a file there is one of this kind at all (another program's config.json is not, and no file); _check
+ * compares what one part gives with what another takes. */
+bool model_config_read(struct model_config *c, enum model_config_file file, const char *path, struct engine_error *why);
+bool model_config_is(enum model_config_file file, const char *path);
+bool model_config_check(const struct model_config *c, struct engine_error *why);
+
 /* "klein-4b", "klein-9b" or "klein-custom", and its licence ("Apache-2.0", "FLUX Non-Commercial",
  * "unknown"), told from the dimensions. */
 const char *model_config_family(const struct model_config *c);

@@ -120,111 +120,72 @@ static const char *shape_text(char *to, size_t bytes, int rank, const int64_t *s
     return to;
 }
 
-static bool has_bad_f32(const uint8_t *data, size_t count)
+static bool find(struct weights *w, struct weight *ret, const char *name, int rank, const int64_t *shape)
 {
-    uint32_t bad = 0;
-    for (size_t i = 0; i < count; i++) {
-        uint32_t u;
-        memcpy(&u, data + 4 * i, 4);
-        bad |= (u & 0x7f800000u) == 0x7f800000u;
-    }
-    return bad;
-}
-
-static bool has_bad_16(const uint8_t *data, size_t count, uint16_t exponent)
-{
-    uint16_t bad = 0;
-    for (size_t i = 0; i < count; i++) {
-        uint16_t u;
-        memcpy(&u, data + 2 * i, 2);
-        bad |= (u & exponent) == exponent;
-    }
-    return bad;
-}
-
-static bool is_finite(const struct safetensors_entry *e)
-{
-    switch (e->dtype) {
-    case SAFETENSORS_F32:
-        return !has_bad_f32(e->data, e->bytes / 4);
-    case SAFETENSORS_BF16:
-        return !has_bad_16(e->data, e->bytes / 2, 0x7f80);
-    default:
-        return !has_bad_16(e->data, e->bytes / 2, 0x7c00);
-    }
-}
-
-static const struct safetensors_entry *find(struct weights *w, const char *name, int rank, const int64_t *shape)
-{
-    if (w->failed)
-        return NULL;
-    const struct safetensors_entry *e = safetensors_find(w->files, name);
-    if (!e) {
-        fail(w, ENGINE_BAD_MODEL, "tensor '%s' is missing", name);
-        return NULL;
-    }
+    struct engine_error why;
     char got[128], want[128];
-    if (e->rank != rank || memcmp(e->shape, shape, (size_t)rank * sizeof *shape) != 0) {
-        fail(w, ENGINE_BAD_MODEL, "%s: tensor '%s': shape %s, want %s", e->file, name,
-             shape_text(got, sizeof got, e->rank, e->shape), shape_text(want, sizeof want, rank, shape));
-        return NULL;
+    if (w->failed)
+        return false;
+    if (!weight_files_find(w->files, ret, name, &why)) {
+        fail(w, why.fault, "%s", why.text);
+        return false;
     }
-    if (e->dtype != SAFETENSORS_F32 && e->dtype != SAFETENSORS_BF16 && e->dtype != SAFETENSORS_F16) {
-        fail(w, ENGINE_BAD_MODEL, "%s: tensor '%s': dtype %s, accepted: F32, BF16, F16", e->file, name,
-             safetensors_dtype_name(e->dtype));
-        return NULL;
+    if (ret->rank != rank || memcmp(ret->shape, shape, (size_t)rank * sizeof *shape) != 0) {
+        fail(w, ENGINE_BAD_MODEL, "%s: tensor '%s': shape %s, want %s", ret->file, name,
+             shape_text(got, sizeof got, ret->rank, ret->shape), shape_text(want, sizeof want, rank, shape));
+        return false;
     }
-    if (!is_finite(e)) {
-        fail(w, ENGINE_BAD_MODEL, "%s: tensor '%s' has NaN or infinite values", e->file, name);
-        return NULL;
+    if (!weight_files_is_finite(ret)) {
+        fail(w, ENGINE_BAD_MODEL, "%s: tensor '%s' has NaN or infinite values", ret->file, ret->name);
+        return false;
     }
-    w->parameters += e->bytes / (e->dtype == SAFETENSORS_F32 ? 4 : 2);
-    return e;
+    w->parameters += (uint64_t)weight_files_values(ret);
+    return true;
 }
 
-static float f32_of_f16(uint16_t h)
+static bool is_adapted(const struct weights *w, const struct weight *e)
 {
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31, mantissa = h & 0x3ffu;
-    if (exponent == 0) {
-        float tiny = (float)mantissa * 0x1p-24f;
-        return sign ? -tiny : tiny;
-    }
-    union { uint32_t u; float f; } v = {.u = sign | (exponent + 112) << 23 | mantissa << 13};
-    return v.f;
+    return e->rank == 2 && adapters_change(w->adapters, e->asked);
 }
 
-/* A view of a file's values; F16 is converted to f32 into *ret_memory, which the caller frees. */
-static struct tensor view(struct weights *w, const struct safetensors_entry *e, void **ret_memory)
+/* `to` [n, k] f32, contiguous, gets the weight and what the adapters change of it. */
+static void adapt(struct weights *w, struct tensor to, const struct weight *e)
 {
+    struct engine_error why;
+    weight_files_decode(to, e);
+    if (!adapters_apply(w->adapters, e->asked, to.data, e->shape[0], e->shape[1], &why))
+        fail(w, why.fault, "%s", why.text);
+}
+
+/* The values as the file has them, or decoded to the compute dtype into *ret_memory, which the caller frees. With adapters
+ * they are f32: rounded once, when they are whole. */
+static struct tensor view(struct weights *w, const struct weight *e, void **ret_memory)
+{
+    bool adapted = is_adapted(w, e);
+    struct tensor t = weight_files_view(e);
     *ret_memory = NULL;
-    if (e->dtype == SAFETENSORS_F32)
-        return tensor_of((void *)e->data, TENSOR_F32, e->rank, e->shape);
-    if (e->dtype == SAFETENSORS_BF16)
-        return tensor_of((void *)e->data, TENSOR_BF16, e->rank, e->shape);
-    size_t count = e->bytes / 2;
-    float *values = malloc(count * sizeof *values);
-    if (!values) {
+    if (t.data && !adapted)
+        return t;
+    t = tensor_of(NULL, adapted ? TENSOR_F32 : w->dtype, e->rank, e->shape);
+    t.data = *ret_memory = malloc(tensor_bytes(t) + 1);
+    if (!t.data)
         fail(w, ENGINE_NO_MEMORY, "no memory to convert '%s'", e->name);
-        return (struct tensor){0};
-    }
-    for (size_t i = 0; i < count; i++) {
-        uint16_t h;
-        memcpy(&h, (const uint8_t *)e->data + 2 * i, 2);
-        values[i] = f32_of_f16(h);
-    }
-    *ret_memory = values;
-    return tensor_of(values, TENSOR_F32, e->rank, e->shape);
+    else if (adapted)
+        adapt(w, t, e);
+    else
+        weight_files_decode(t, e);
+    return t;
 }
 
 /* The values of an entry in the compute dtype, in the backend's memory. */
-static struct tensor upload(struct weights *w, const struct safetensors_entry *e)
+static struct tensor upload(struct weights *w, const struct weight *e)
 {
     void *converted;
     struct tensor source = view(w, e, &converted), t = {0};
     if (!w->failed)
         t = keep_vector(w, kern_upload(w->kern, w->dtype, source));
     free(converted);
-    safetensors_advise(e, SAFETENSORS_DONE);
+    weight_files_advise(e, SAFETENSORS_DONE);
     return t;
 }
 
@@ -240,7 +201,7 @@ static struct tensor upload(struct weights *w, const struct safetensors_entry *e
     } while (0)
 
 /* The values of an entry in the compute dtype, in host memory the caller frees. */
-static struct tensor host_copy(struct weights *w, const struct safetensors_entry *e)
+static struct tensor host_copy(struct weights *w, const struct weight *e)
 {
     void *converted;
     struct tensor source = view(w, e, &converted), t = tensor_of(NULL, w->dtype, e->rank, e->shape);
@@ -255,10 +216,9 @@ static struct tensor host_copy(struct weights *w, const struct safetensors_entry
 }
 
 /* What was copied out of a file need not stay in memory: a model is held once, not twice. */
-static const struct kern_weight *pack(struct weights *w, const struct safetensors_entry *e,
-                                      const struct safetensors_entry *bias)
+static const struct kern_weight *pack(struct weights *w, const struct weight *e, const struct weight *bias)
 {
-    if (!e || w->failed)
+    if (w->failed)
         return NULL;
     void *converted;
     struct tensor source = view(w, e, &converted);
@@ -269,111 +229,111 @@ static const struct kern_weight *pack(struct weights *w, const struct safetensor
                                              : kern_weight_linear(w->kern, w->dtype, source, rounded));
     free(converted);
     free(rounded.data);
-    safetensors_advise(e, SAFETENSORS_DONE);
+    weight_files_advise(e, SAFETENSORS_DONE);
     return packed;
 }
 
 const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k, const char *format, ...)
 {
     NAME_OF(name, format);
-    return pack(w, find(w, name, 2, (int64_t[]){n, k}), NULL);
+    struct weight e;
+    return find(w, &e, name, 2, (int64_t[]){n, k}) ? pack(w, &e, NULL) : NULL;
 }
 
 /* bf16 files stay bf16: the backend rounds, where it is faster than here. */
-static enum tensor_dtype stack_dtype(const struct safetensors_entry *const *parts, int count)
+static enum tensor_dtype stack_dtype(const struct weights *w, const struct weight *parts, int count)
 {
-    for (int i = 0; i < count; i++)
-        if (parts[i]->dtype != SAFETENSORS_BF16)
+    bool is_bf16 = true;
+    for (int i = 0; i < count; i++) {
+        if (is_adapted(w, &parts[i]))
             return TENSOR_F32;
-    return TENSOR_BF16;
+        is_bf16 = is_bf16 && parts[i].matrix.format == QUANT_BF16;
+    }
+    return is_bf16 ? TENSOR_BF16 : w->dtype;
 }
 
 /* One after the other into one matrix; all are known to be there, so that its size is that of real data. */
-static void join(struct weights *w, struct tensor all, const struct safetensors_entry *const *parts, int count)
+static void join(struct weights *w, struct tensor all, const struct weight *parts, int count)
 {
     int64_t at = 0;
-    for (int i = 0; i < count && !w->failed; i++) {
-        void *converted;
-        struct tensor source = view(w, parts[i], &converted);
-        if (!w->failed)
-            tensor_convert(tensor_slice(all, 0, at, parts[i]->shape[0]), source);
-        free(converted);
-        safetensors_advise(parts[i], SAFETENSORS_DONE);
-        at += parts[i]->shape[0];
+    for (int i = 0; i < count; i++) {
+        struct tensor part = tensor_slice(all, 0, at, parts[i].shape[0]), source = weight_files_view(&parts[i]);
+        if (is_adapted(w, &parts[i]))
+            adapt(w, part, &parts[i]);
+        else if (source.data)
+            tensor_convert(part, source);
+        else
+            weight_files_decode(part, &parts[i]);
+        weight_files_advise(&parts[i], SAFETENSORS_DONE);
+        at += parts[i].shape[0];
     }
 }
 
 const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t *n, int64_t k, int count,
                                                const char *const *names)
 {
-    const struct safetensors_entry *parts[WEIGHTS_STACK_MAX];
+    struct weight parts[WEIGHTS_STACK_MAX];
     int64_t total = 0;
     assert(count <= WEIGHTS_STACK_MAX);
     for (int i = 0; i < count; i++) {
-        parts[i] = find(w, names[i], 2, (int64_t[]){n[i], k});
+        if (!find(w, &parts[i], names[i], 2, (int64_t[]){n[i], k}))
+            return NULL;
         total += n[i];
     }
-    if (w->failed)
-        return NULL;
-    struct tensor all = tensor_2d(NULL, stack_dtype(parts, count), total, k);
+    struct tensor all = tensor_2d(NULL, stack_dtype(w, parts, count), total, k);
     all.data = malloc(tensor_bytes(all));
     if (!all.data) {
         fail(w, ENGINE_NO_MEMORY, "no memory to join '%s' with its neighbours", names[0]);
         return NULL;
     }
     join(w, all, parts, count);
-    const struct kern_weight *packed =
-        w->failed ? NULL : keep_packed(w, kern_weight_linear(w->kern, w->dtype, all, (struct tensor){0}));
+    const struct kern_weight *packed = w->failed ? NULL : keep_packed(w, kern_weight_linear(w->kern, w->dtype, all, (struct tensor){0}));
     free(all.data);
     return packed;
 }
 
-static const struct safetensors_entry *bias_of(struct weights *w, int64_t n, const char *name)
+/* NAME.weight and NAME.bias in one. */
+static const struct kern_weight *pack_bias(struct weights *w, const char *name, int rank, const int64_t *shape)
 {
     char full[300];
-    snprintf(full, sizeof full, "%s.bias", name);
-    return find(w, full, 1, (int64_t[]){n});
-}
-
-static const struct safetensors_entry *weight_of(struct weights *w, const char *name, int rank, const int64_t *shape)
-{
-    char full[300];
+    struct weight e, bias;
     snprintf(full, sizeof full, "%s.weight", name);
-    return find(w, full, rank, shape);
+    if (!find(w, &e, full, rank, shape))
+        return NULL;
+    snprintf(full, sizeof full, "%s.bias", name);
+    return find(w, &bias, full, 1, shape) ? pack(w, &e, &bias) : NULL;
 }
 
 const struct kern_weight *weights_linear_bias(struct weights *w, int64_t n, int64_t k, const char *format, ...)
 {
     NAME_OF(name, format);
-    const struct safetensors_entry *e = weight_of(w, name, 2, (int64_t[]){n, k});
-    return pack(w, e, bias_of(w, n, name));
+    return pack_bias(w, name, 2, (int64_t[]){n, k});
 }
 
 const struct kern_weight *weights_conv_bias(struct weights *w, int64_t out, int64_t in, int size, const char *format, ...)
 {
     NAME_OF(name, format);
-    const struct safetensors_entry *e = weight_of(w, name, 4, (int64_t[]){out, in, size, size});
-    return pack(w, e, bias_of(w, out, name));
+    return pack_bias(w, name, 4, (int64_t[]){out, in, size, size});
 }
 
 struct tensor weights_vector(struct weights *w, int64_t n, const char *format, ...)
 {
     NAME_OF(name, format);
-    const struct safetensors_entry *e = find(w, name, 1, (int64_t[]){n});
-    return e ? upload(w, e) : (struct tensor){0};
+    struct weight e;
+    return find(w, &e, name, 1, (int64_t[]){n}) ? upload(w, &e) : (struct tensor){0};
 }
 
 struct tensor weights_table(struct weights *w, int64_t n, int64_t k, const char *format, ...)
 {
     NAME_OF(name, format);
-    const struct safetensors_entry *e = find(w, name, 2, (int64_t[]){n, k});
-    if (!e)
+    struct weight e;
+    if (!find(w, &e, name, 2, (int64_t[]){n, k}))
         return (struct tensor){0};
     void *converted;
-    struct tensor t = view(w, e, &converted);
-    if (converted && !keep_memory(w, converted))
+    struct tensor t = view(w, &e, &converted);
+    if (w->failed || (converted && !keep_memory(w, converted)))
         return (struct tensor){0};
-    safetensors_advise(e, SAFETENSORS_ROWS); /* the check for NaN read all of it; a prompt reads some rows */
+    weight_files_advise(&e, SAFETENSORS_ROWS); /* the check for NaN read all of it; a prompt reads some rows */
     return t;
 }
 

@@ -1,4 +1,4 @@
-/* weights.h - takes tensors out of files by name, checks shape and dtype, converts once.
+/* weights.h - takes tensors out of a part's files by name, checks shape and values, converts once.
  *
  * A `weights` is one part (text encoder, transformer, VAE) being loaded: the first missing tensor or
  * wrong shape is kept, later calls do nothing and return empty values, weights_done says how it went -
@@ -7,8 +7,9 @@
 #ifndef KILN_WEIGHTS_H
 #define KILN_WEIGHTS_H
 
+#include "adapters.h"
 #include "kern.h"
-#include "safetensors.h"
+#include "weight_files.h"
 
 struct weights_pool; /* owns everything loaded for one model */
 struct weights_pool *weights_pool_new(struct kern *k);
@@ -17,7 +18,8 @@ void weights_pool_free(struct weights_pool *pool); /* accepts NULL */
 struct weights {
     struct kern *kern;
     struct weights_pool *pool;
-    const struct safetensors *files;
+    const struct weight_files *files;
+    const struct adapters *adapters; /* change what is taken; NULL: none do */
     enum tensor_dtype dtype;  /* compute dtype everything is converted to */
     const char *part;         /* "transformer", for messages */
     bool failed;
@@ -38,7 +40,7 @@ const struct kern_weight *weights_linear_bias(struct weights *w, int64_t n, int6
 const struct kern_weight *weights_conv_bias(struct weights *w, int64_t out, int64_t in, int size, const char *name, ...)
     __attribute__((format(printf, 5, 6)));
 /* weights_vector: a 1-D tensor in the compute dtype. weights_table: a [n, k] matrix in host memory
- * for kern_gather (embedding), F32 or BF16 as the file has it: a view of the mapping, so `files` must stay open. */
+ * for kern_gather (embedding): F32 or BF16 as the file has it, a view of the mapping, so `files` must stay open; or decoded. */
 struct tensor weights_vector(struct weights *w, int64_t n, const char *name, ...) __attribute__((format(printf, 3, 4)));
 struct tensor weights_table(struct weights *w, int64_t n, int64_t k, const char *name, ...)
     __attribute__((format(printf, 4, 5)));

@@ -1,7 +1,7 @@
-/* inspect.c - `kiln-worker inspect`: family, variant, parameters, dtypes, licence, digest and memory of a model.
+/* inspect.c - `kiln-worker inspect`: family, variant, parameters, dtypes, licence, digest and memory of a model or a file.
  *
- * Everything is told from content: dimensions, headers, bytes; never from the folder's name. Opening the three
- * weight files checks their headers whole, so a damaged model is refused here before a worker loads it. */
+ * Everything is told from content: dimensions, headers, bytes; never from a folder's name. Opening the weight files checks
+ * their headers whole, so a damaged model is refused here before a worker loads it. */
 #include "inspect.h"
 
 #include <getopt.h>
@@ -11,30 +11,32 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "digest.h"
-#include "model_config.h"
-#include "safetensors.h"
+#include "model_parts.h"
+#include "model_shape.h"
+#include "model_variant.h"
+#include "weights_digest.h"
 
 static const char usage_text[] =
-    "usage: kiln-worker inspect --model DIR|FILE [--quick] [--json]\n"
+    "usage: kiln-worker inspect DIR|FILE [--quick] [--json]\n"
+    "       kiln-worker inspect [--model DIR] [--transformer F] [--text-encoder F] [--vae F] [--tokenizer DIR] ..\n"
     "\n"
-    "Tells what a model folder (diffusers layout) or a .safetensors file is.\n"
+    "Tells what a model folder (diffusers layout), a single weight file (.safetensors, .gguf) or a model of several files is.\n"
     "\n"
-    "  --model DIR|FILE   what to look at\n"
-    "  --quick            leave out the SHA-256, which reads every byte\n"
-    "  --json             one JSON object\n"
+    "  --model DIR|FILE     the same as DIR|FILE\n"
+    "  --transformer F, --text-encoder F, --vae F, --tokenizer DIR\n"
+    "                       a file or folder instead of the model folder's part\n"
+    "  --distilled, --base  what the transformer is, where files cannot tell\n"
+    "  --quick              leave out the SHA-256, which reads every byte\n"
+    "  --json               one JSON object\n"
     "  --help, --version\n"
     "\n"
     "Exit: 0 done, 2 refused: missing, damaged or of another architecture.\n";
 
-#define TEXT_LAYERS_USED 27
-#define DTYPES 15
-
 struct part {
-    const char *name, *stem;
+    const char *name;
     uint64_t tensors, parameters, bytes;
-    uint64_t used;             /* parameters that a render needs */
-    uint64_t by_dtype[DTYPES]; /* parameters of each */
+    uint64_t used; /* parameters that a render needs */
+    json_t *formats; /* parameters of each */
 };
 
 static int refuse(const char *text)
@@ -43,83 +45,143 @@ static int refuse(const char *text)
     return 2;
 }
 
-/* Text layers behind the last one used, the final norm and the head are never loaded. */
-static bool is_used(const char *name)
+static struct part sum_of(const char *name, const struct weight_files *f)
 {
-    int layer;
-    if (sscanf(name, "model.layers.%d.", &layer) == 1)
-        return layer < TEXT_LAYERS_USED;
-    return strncmp(name, "lm_head.", 8) != 0 && strncmp(name, "encoder.", 8) != 0 && strcmp(name, "model.norm.weight") != 0;
-}
-
-static void add_tensors(struct part *p, const struct safetensors *files)
-{
-    for (size_t i = 0; i < safetensors_count(files); i++) {
-        const struct safetensors_entry *e = safetensors_at(files, i);
-        uint64_t count = 1;
-        for (int a = 0; a < e->rank; a++)
-            count *= (uint64_t)e->shape[a];
-        p->tensors++;
-        p->parameters += count;
-        p->bytes += e->bytes;
-        p->by_dtype[e->dtype] += count;
-        if (is_used(e->name))
-            p->used += count;
+    struct part p = {.name = name, .formats = json_object()};
+    struct weight_line line;
+    for (size_t i = 0; weight_files_list(f, i, &line); i++) {
+        json_int_t so_far = json_integer_value(json_object_get(p.formats, line.format));
+        p.tensors++;
+        p.bytes += line.bytes;
+        p.parameters += line.parameters;
+        p.used += line.is_used ? line.parameters : 0;
+        if (line.parameters)
+            json_object_set_new(p.formats, line.format, json_integer(so_far + (json_int_t)line.parameters));
     }
+    return p;
 }
 
 static json_t *part_json(const struct part *p)
 {
-    json_t *dtypes = json_object();
-    for (int d = 0; d < DTYPES; d++)
-        if (p->by_dtype[d])
-            json_object_set_new(dtypes, safetensors_dtype_name((enum safetensors_dtype)d),
-                                json_integer((json_int_t)p->by_dtype[d]));
     return json_pack("{s:s,s:I,s:I,s:I,s:o}", "part", p->name, "tensors", (json_int_t)p->tensors, "parameters",
-                     (json_int_t)p->parameters, "bytes", (json_int_t)p->bytes, "dtypes", dtypes);
+                     (json_int_t)p->parameters, "bytes", (json_int_t)p->bytes, "dtypes", p->formats);
 }
 
-static json_t *look_at_file(const char *path, struct engine_error *why)
+/* Weights are held in the compute precision, whatever their file has. */
+static json_t *memory_json(uint64_t used)
 {
-    struct safetensors *files;
-    if (!safetensors_open_file(&files, path, why))
-        return NULL;
-    struct part p = {.name = "file"};
-    add_tensors(&p, files);
-    safetensors_close(files);
-    return json_pack("{s:s,s:I,s:[o]}", "kind", "file", "parameters", (json_int_t)p.parameters, "parts", part_json(&p));
+    return json_pack("{s:I,s:I}", "bf16", (json_int_t)(2 * used), "f32", (json_int_t)(4 * used));
 }
 
-static json_t *look_at_folder(const char *dir, struct engine_error *why)
+/* --- a single file ---------------------------------------------------------------------------------------- */
+
+static void describe_transformer(json_t *report, const struct weight_files *f, const char *path, bool is_quick)
 {
-    struct part parts[] = {{.name = "text_encoder", .stem = "model"},
-                           {.name = "transformer", .stem = "diffusion_pytorch_model"},
-                           {.name = "vae", .stem = "diffusion_pytorch_model"}};
-    struct model_config c;
-    if (!model_config_load(&c, dir, why))
+    struct model_config c = {0};
+    struct model_variant variant;
+    struct engine_error why;
+    if (!model_shape_transformer(&c.transformer, f, &why)) {
+        json_object_set_new(report, "note", json_string(why.text));
+        return;
+    }
+    json_object_set_new(report, "family", json_string(model_config_family(&c)));
+    json_object_set_new(report, "licence", json_string(model_config_licence(&c)));
+    if (model_variant_tell(&variant, path, is_quick ? NULL : weights_digest_file, &why)) {
+        json_object_set_new(report, "variant", json_string(variant.is_distilled ? "distilled" : "base"));
+        json_object_set_new(report, "pipeline", json_string(variant.is_kv ? "Flux2KleinKVPipeline" : "Flux2KleinPipeline"));
+    } else {
+        json_object_set_new(report, "variant", json_string("unknown"));
+        json_object_set_new(report, "note", json_string(why.text));
+    }
+}
+
+static void describe_text_encoder(json_t *report, const struct weight_files *f)
+{
+    struct text_encoder_config c;
+    struct engine_error why;
+    if (!model_shape_text_encoder(&c, f, &why)) {
+        json_object_set_new(report, "note", json_string(why.text));
+        return;
+    }
+    bool is_4b = c.hidden_size == 2560 && c.num_hidden_layers == 36, is_8b = c.hidden_size == 4096 && c.num_hidden_layers == 36;
+    json_object_set_new(report, "family", json_string(is_4b ? "qwen3-4b" : is_8b ? "qwen3-8b" : "qwen3-custom"));
+    json_object_set_new(report, "licence", json_string(is_4b || is_8b ? "Apache-2.0" : "unknown"));
+}
+
+static void describe_vae(json_t *report, const struct weight_files *f)
+{
+    struct vae_config c;
+    struct engine_error why;
+    if (!model_shape_vae(&c, f, &why)) {
+        json_object_set_new(report, "note", json_string(why.text));
+        return;
+    }
+    bool is_small = c.decoder_block_out_channels[0] < c.block_out_channels[0];
+    bool is_known = c.decoder_block_out_channels[0] == 128 && c.decoder_block_out_channels[3] == 512;
+    json_object_set_new(report, "family", json_string(is_small ? "flux2-vae-small-decoder" : is_known ? "flux2-vae" : "vae-custom"));
+    json_object_set_new(report, "licence", json_string(is_known ? "Apache-2.0" : "unknown"));
+}
+
+static void describe(json_t *report, enum tensor_names_part part, const struct weight_files *f, const char *path, bool is_quick)
+{
+    if (part == TENSOR_NAMES_TRANSFORMER)
+        describe_transformer(report, f, path, is_quick);
+    else if (part == TENSOR_NAMES_TEXT_ENCODER)
+        describe_text_encoder(report, f);
+    else
+        describe_vae(report, f);
+}
+
+/* A file is the first part of a model that its names show; none: a file of tensors, an adapter for example. */
+static json_t *look_at_file(const char *path, bool is_quick, struct engine_error *why)
+{
+    for (int part = 0; part < 3; part++) {
+        struct weight_files *f;
+        if (!weight_files_open(&f, (enum tensor_names_part)part, path, why))
+            return NULL;
+        if (!weight_files_is_part(f) && part < 2) {
+            weight_files_close(f);
+            continue;
+        }
+        bool is_part = weight_files_is_part(f);
+        struct part p = sum_of(is_part ? model_parts_name((enum tensor_names_part)part) : "file", f);
+        json_t *report = json_pack("{s:s,s:I,s:[o]}", "kind", p.name, "parameters", (json_int_t)p.parameters, "parts", part_json(&p));
+        if (is_part) {
+            describe(report, (enum tensor_names_part)part, f, path, is_quick);
+            json_object_set_new(report, "weight_bytes_in_memory", memory_json(p.used));
+        }
+        weight_files_close(f);
+        return report;
+    }
+    return NULL;
+}
+
+/* --- a model ------------------------------------------------------------------------------------------------ */
+
+static json_t *look_at_model(const struct engine_options *o, struct engine_error *why)
+{
+    static const enum tensor_names_part order[3] = {TENSOR_NAMES_TEXT_ENCODER, TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_VAE};
+    struct model_parts parts;
+    if (!model_parts_open(&parts, o, why))
         return NULL;
+    const struct model_config *c = &parts.config;
     json_t *list = json_array();
     uint64_t parameters = 0, used = 0;
     for (int i = 0; i < 3; i++) {
-        char path[4096];
-        struct safetensors *files;
-        snprintf(path, sizeof path, "%s/%s", dir, parts[i].name);
-        if (!safetensors_open(&files, path, parts[i].stem, why)) {
-            engine_error_at(why, "%s", parts[i].name);
-            json_decref(list);
-            return NULL;
-        }
-        add_tensors(&parts[i], files);
-        safetensors_close(files);
-        parameters += parts[i].parameters;
-        used += parts[i].used;
-        json_array_append_new(list, part_json(&parts[i]));
+        struct part p = sum_of(model_parts_name(order[i]), parts.files[order[i]]);
+        parameters += p.parameters;
+        used += p.used;
+        json_array_append_new(list, part_json(&p));
     }
-    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:{s:I,s:I},s:o}", "kind", "folder", "family", model_config_family(&c),
-                     "variant", c.is_distilled ? "distilled" : "base", "pipeline", c.pipeline, "licence",
-                     model_config_licence(&c), "parameters", (json_int_t)parameters, "weight_bytes_in_memory", "bf16",
-                     (json_int_t)(2 * used), "f32", (json_int_t)(4 * used), "parts", list);
+    json_t *report = json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:o,s:o}", "kind", "folder", "family", model_config_family(c), "variant",
+                               c->is_distilled ? "distilled" : "base", "pipeline", c->pipeline, "licence",
+                               model_config_licence(c), "parameters", (json_int_t)parameters, "weight_bytes_in_memory",
+                               memory_json(used), "parts", list);
+    model_parts_close(&parts);
+    return report;
 }
+
+/* --- printing ------------------------------------------------------------------------------------------------- */
 
 static void print_value(const char *name, json_t *value)
 {
@@ -131,7 +193,7 @@ static void print_value(const char *name, json_t *value)
 
 static void print_plain(json_t *report)
 {
-    static const char *const names[] = {"family", "variant", "pipeline", "licence", "parameters", "sha256"};
+    static const char *const names[] = {"family", "variant", "pipeline", "licence", "parameters", "sha256", "note"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         print_value(names[i], json_object_get(report, names[i]));
     json_t *memory = json_object_get(report, "weight_bytes_in_memory"), *part, *count;
@@ -152,30 +214,39 @@ static void print_plain(json_t *report)
     }
 }
 
-static bool add_digest(json_t *report, const char *path, bool is_folder, char *why, size_t why_bytes)
+static bool is_file(const char *path)
 {
-    char hex[65];
-    uint64_t bytes;
-    if (!(is_folder ? digest_model(path, hex, why, why_bytes) : digest_file(path, hex, &bytes, why, why_bytes)))
-        return false;
-    json_object_set_new(report, "sha256", json_string(hex));
-    return true;
+    struct stat st;
+    return stat(path, &st) == 0 && !S_ISDIR(st.st_mode);
 }
 
-static int look(const char *path, bool is_quick, bool is_json)
+static bool add_digest(json_t *report, const struct engine_options *o, bool is_single, char *why, size_t why_bytes)
+{
+    char hex[65];
+    bool ok = is_single ? weights_digest_file(o->model_dir, hex) : weights_digest_of(o, hex, why, why_bytes);
+    if (!ok && is_single)
+        snprintf(why, why_bytes, "%s: cannot be read", o->model_dir);
+    if (ok)
+        json_object_set_new(report, "sha256", json_string(hex));
+    return ok;
+}
+
+static int look(const struct engine_options *o, bool is_quick, bool is_json)
 {
     struct stat st;
     struct engine_error why;
-    char reason[512];
-    if (stat(path, &st) != 0) {
-        snprintf(reason, sizeof reason, "%s: no such folder or file", path);
+    char reason[600];
+    if (o->model_dir && stat(o->model_dir, &st) != 0) {
+        snprintf(reason, sizeof reason, "%.500s: no such folder or file", o->model_dir);
         return refuse(reason);
     }
-    bool is_folder = S_ISDIR(st.st_mode);
-    json_t *report = is_folder ? look_at_folder(path, &why) : look_at_file(path, &why);
+    bool is_single = o->model_dir && is_file(o->model_dir);
+    if (is_single && (o->transformer || o->text_encoder || o->vae || o->tokenizer))
+        return refuse("a single file is looked at alone; for a model of several files name each with its option");
+    json_t *report = is_single ? look_at_file(o->model_dir, is_quick, &why) : look_at_model(o, &why);
     if (!report)
         return refuse(why.text);
-    if (!is_quick && !add_digest(report, path, is_folder, reason, sizeof reason)) {
+    if (!is_quick && !add_digest(report, o, is_single, reason, sizeof reason)) {
         json_decref(report);
         return refuse(reason);
     }
@@ -191,24 +262,28 @@ static int look(const char *path, bool is_quick, bool is_json)
 
 int inspect_main(int argc, char **argv)
 {
-    static const struct option options[] = {{"model", required_argument, NULL, 'm'}, {"quick", no_argument, NULL, 'q'},
-                                            {"json", no_argument, NULL, 'j'},        {"help", no_argument, NULL, 'h'},
-                                            {"version", no_argument, NULL, 'v'},     {0}};
+    static const struct option options[] = {
+        {"model", required_argument, NULL, 'm'},     {"transformer", required_argument, NULL, 't'},
+        {"text-encoder", required_argument, NULL, 'e'}, {"vae", required_argument, NULL, 'a'},
+        {"tokenizer", required_argument, NULL, 'k'}, {"distilled", no_argument, NULL, 'd'},
+        {"base", no_argument, NULL, 'b'},            {"quick", no_argument, NULL, 'q'},
+        {"json", no_argument, NULL, 'j'},            {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'v'},         {0}};
     char reason[300];
-    const char *model = NULL;
+    struct engine_options o = {0};
     bool is_quick = false, is_json = false;
     opterr = 0; /* one sentence, ours */
     for (int c; (c = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
         switch (c) {
-        case 'm':
-            model = optarg;
-            break;
-        case 'q':
-            is_quick = true;
-            break;
-        case 'j':
-            is_json = true;
-            break;
+        case 'm': o.model_dir = optarg; break;
+        case 't': o.transformer = optarg; break;
+        case 'e': o.text_encoder = optarg; break;
+        case 'a': o.vae = optarg; break;
+        case 'k': o.tokenizer = optarg; break;
+        case 'd': o.variant = ENGINE_DISTILLED; break;
+        case 'b': o.variant = ENGINE_BASE; break;
+        case 'q': is_quick = true; break;
+        case 'j': is_json = true; break;
         case 'h':
             fputs(usage_text, stdout);
             return 0;
@@ -220,7 +295,12 @@ int inspect_main(int argc, char **argv)
             return refuse(reason);
         }
     }
-    if (!model || optind < argc)
-        return refuse(model ? "takes options only" : "--model DIR or FILE is needed");
-    return look(model, is_quick, is_json);
+    o.sha256 = is_quick ? NULL : weights_digest_file;
+    if (optind < argc && !o.model_dir)
+        o.model_dir = argv[optind++];
+    if (optind < argc)
+        return refuse("one folder or file at a time; see --help");
+    if (!o.model_dir && !o.transformer && !o.text_encoder && !o.vae)
+        return refuse("a model folder or file is needed; see --help");
+    return look(&o, is_quick, is_json);
 }

@@ -24,6 +24,7 @@
 #include "engine.h"
 #include "image_file.h"
 #include "safetensors.h"
+#include "weights_digest.h"
 
 enum exit_code { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_REFUSED = 2, EXIT_SIGNAL = 128 };
 
@@ -38,6 +39,12 @@ static const char usage_text[] =
     "Renders prompts to image files, without database or coordinator.\n"
     "\n"
     "  --model DIR          model folder (diffusers layout)\n"
+    "  --transformer F, --text-encoder F, --vae F\n"
+    "                       a file (.safetensors, .gguf) or folder instead of the model's part; with all three and\n"
+    "                       --tokenizer no model folder is needed\n"
+    "  --tokenizer DIR      folder with vocab.json and merges.txt\n"
+    "  --distilled, --base  what the transformer is, where its file cannot tell\n"
+    "  --lora FILE[:SCALE]  an adapter of the transformer (LoRA, LoHa, LoKr, DoRA); repeatable, up to 16; scale 1\n"
     "  --prompt TEXT        one prompt\n"
     "  --prompt-file FILE   a prompt a line; empty lines and lines that begin with # are skipped; - is stdin\n"
     "  --negative TEXT      negative prompt (base models, guidance above 1)\n"
@@ -64,7 +71,11 @@ static const char usage_text[] =
     "Exit: 0 done, 1 a picture failed, 2 refused, 128 + n stopped by signal n.\n";
 
 struct options {
-    const char *model, *prompt, *prompt_file, *negative, *out, *dump, *precision, *device;
+    const char *model, *transformer, *text_encoder, *vae, *tokenizer;
+    enum engine_variant variant;
+    struct engine_adapter adapters[ENGINE_ADAPTERS_MAX];
+    int adapter_count;
+    const char *prompt, *prompt_file, *negative, *out, *dump, *precision, *device;
     uint64_t seed;
     int width, height, steps, threads, batch;
     float guidance;
@@ -177,7 +188,19 @@ static bool parse_guidance(const char *text, float *ret)
     return true;
 }
 
-enum option_id { OPT_MODEL = 256, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_IMAGE, OPT_MASK, OPT_STRENGTH, OPT_STEPS, OPT_GUIDANCE,
+/* FILE or FILE:SCALE; what stands behind the last colon is a scale when it is a number. The text is cut in place, as
+ * getopt gives it out of argv. */
+static struct engine_adapter parse_adapter(const char *value)
+{
+    struct engine_adapter a = {value, 1};
+    char *colon = strrchr(value, ':');
+    if (colon && parse_guidance(colon + 1, &a.strength))
+        *colon = 0;
+    return a;
+}
+
+enum option_id { OPT_MODEL = 256, OPT_TRANSFORMER, OPT_TEXT_ENCODER, OPT_VAE, OPT_TOKENIZER, OPT_DISTILLED, OPT_BASE, OPT_LORA, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_IMAGE, OPT_MASK, OPT_STRENGTH,
+                 OPT_STEPS, OPT_GUIDANCE,
                  OPT_TRUNCATE, OPT_BATCH, OPT_OUT, OPT_DUMP, OPT_DEVICE, OPT_PRECISION, OPT_THREADS, OPT_JSON, OPT_HELP,
                  OPT_VERSION };
 
@@ -188,6 +211,10 @@ static const struct option long_options[] = {
     {"steps", required_argument, NULL, OPT_STEPS},         {"guidance", required_argument, NULL, OPT_GUIDANCE},
     {"truncate", no_argument, NULL, OPT_TRUNCATE},         {"batch", required_argument, NULL, OPT_BATCH},
     {"out", required_argument, NULL, OPT_OUT},             {"dump", required_argument, NULL, OPT_DUMP},
+    {"transformer", required_argument, NULL, OPT_TRANSFORMER}, {"text-encoder", required_argument, NULL, OPT_TEXT_ENCODER},
+    {"vae", required_argument, NULL, OPT_VAE},             {"tokenizer", required_argument, NULL, OPT_TOKENIZER},
+    {"distilled", no_argument, NULL, OPT_DISTILLED},       {"base", no_argument, NULL, OPT_BASE},
+    {"lora", required_argument, NULL, OPT_LORA},
     {"device", required_argument, NULL, OPT_DEVICE},       {"precision", required_argument, NULL, OPT_PRECISION},
     {"threads", required_argument, NULL, OPT_THREADS},     {"json", no_argument, NULL, OPT_JSON},
     {"image", required_argument, NULL, OPT_IMAGE},         {"mask", required_argument, NULL, OPT_MASK},
@@ -201,6 +228,21 @@ static int take_option(struct options *o, int option, const char *value)
 {
     switch (option) {
     case OPT_MODEL: o->model = value; break;
+    case OPT_TRANSFORMER: o->transformer = value; break;
+    case OPT_TEXT_ENCODER: o->text_encoder = value; break;
+    case OPT_VAE: o->vae = value; break;
+    case OPT_TOKENIZER: o->tokenizer = value; break;
+    case OPT_DISTILLED:
+    case OPT_BASE:
+        if (o->variant != ENGINE_VARIANT_OF_FILES)
+            return refuse("--distilled and --base: give one of the two, once");
+        o->variant = option == OPT_BASE ? ENGINE_BASE : ENGINE_DISTILLED;
+        break;
+    case OPT_LORA:
+        if (o->adapter_count == ENGINE_ADAPTERS_MAX)
+            return refuse("--lora '%s': more than %d adapters", value, ENGINE_ADAPTERS_MAX);
+        o->adapters[o->adapter_count++] = parse_adapter(value);
+        break;
     case OPT_PROMPT: o->prompt = value; break;
     case OPT_PROMPT_FILE: o->prompt_file = value; break;
     case OPT_NEGATIVE: o->negative = value; break;
@@ -260,7 +302,7 @@ static int take_option(struct options *o, int option, const char *value)
 static int check_options(const struct options *o)
 {
     enum image_format format;
-    if (!o->model)
+    if (!o->model && !o->transformer)
         return refuse("--model DIR is missing");
     if (!o->prompt == !o->prompt_file)
         return refuse(o->prompt ? "--prompt and --prompt-file: give one of the two" : "--prompt TEXT or --prompt-file FILE is missing");
@@ -530,11 +572,12 @@ static bool encode_image(const struct run *r, const struct engine_request *reque
 {
     char why[256], model[256];
     enum image_format format;
-    const char *end = r->options.model + strlen(r->options.model);
-    while (end > r->options.model + 1 && end[-1] == '/')
+    const char *named = r->options.transformer ? r->options.transformer : r->options.model;
+    const char *end = named + strlen(named);
+    while (end > named + 1 && end[-1] == '/')
         end--;
     const char *start = end;
-    while (start > r->options.model && start[-1] != '/')
+    while (start > named && start[-1] != '/')
         start--;
     snprintf(model, sizeof model, "%.*s", (int)(end - start), start);
     struct image_record record = {
@@ -709,13 +752,16 @@ static int open_model(struct run *r)
     const struct options *o = &r->options;
     struct engine_error why;
     char text[512];
-    struct engine_options options = {.model_dir = o->model, .threads = o->threads, .device = o->device,
+    struct engine_options options = {.model_dir = o->model, .transformer = o->transformer, .text_encoder = o->text_encoder,
+                                     .vae = o->vae, .tokenizer = o->tokenizer, .variant = o->variant,
+                                     .sha256 = weights_digest_file, .adapters = o->adapters,
+                                     .adapter_count = o->adapter_count, .threads = o->threads, .device = o->device,
                                      .precision = strcmp(o->precision, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16};
     if (!engine_open(&r->engine, &options, &why)) {
         fprintf(stderr, "kiln-worker render: %s\n", why.text);
         return why.fault == ENGINE_DEVICE ? EXIT_REFUSED : fault_code(why.fault);
     }
-    if (!digest_model(o->model, r->digest, text, sizeof text))
+    if (!weights_digest_of(&options, r->digest, text, sizeof text))
         return refuse("%s", text);
     return 0;
 }

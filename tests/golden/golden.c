@@ -9,6 +9,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "digest.h"
+#include "quant.h"
+#include "tensor_names.h"
+
 static int by_name(const void *a, const void *b)
 {
     return strcmp(a, b);
@@ -58,6 +62,18 @@ static void read_requests(struct golden_case *c)
     }
 }
 
+static void read_adapters(struct golden_case *c)
+{
+    const json_t *list = json_object_get(c->json, "lora");
+    c->adapter_count = (int)json_array_size(list);
+    for (int i = 0; i < c->adapter_count; i++) {
+        const json_t *one = json_array_get(list, (size_t)i);
+        const char *file = json_string_value(json_object_get(one, "file"));
+        snprintf(c->adapter_files[i], sizeof c->adapter_files[i], "%s/files/%s", GOLDEN_FOLDER, strrchr(file, '/') + 1);
+        c->adapters[i] = (struct engine_adapter){NULL, (float)json_number_value(json_object_get(one, "scale"))};
+    }
+}
+
 bool golden_open(struct golden_case *ret, const char *name, struct engine_error *why)
 {
     struct golden_case c = {0};
@@ -72,7 +88,9 @@ bool golden_open(struct golden_case *ret, const char *name, struct engine_error 
     const char *model = json_string_value(json_object_get(c.json, "model"));
     snprintf(c.model, sizeof c.model, "%s", strrchr(model, '/') + 1);
     c.precision = strcmp(json_string_value(json_object_get(c.json, "compute")), "bfloat16") == 0 ? ENGINE_BF16 : ENGINE_F32;
+    c.transformer_file = json_string_value(json_object_get(c.json, "transformer_file"));
     read_requests(&c);
+    read_adapters(&c);
     snprintf(path, sizeof path, "%s/expected.safetensors", c.folder);
     if (!safetensors_open_file(&c.expected, path, why)) {
         json_decref(c.json);
@@ -263,8 +281,145 @@ bool golden_model(char *ret, size_t ret_bytes, const char *model, struct engine_
     return true;
 }
 
+/* --- single files --------------------------------------------------------------------------------------- */
+
+static char made_files[2][96];
+
+/* The values of a BFL tensor in bf16, from the tensors it is made of; malloc'ed. */
+static uint16_t *fuse(const struct safetensors *from, const struct tensor_names *names, const char *name, size_t *ret_count)
+{
+    struct tensor_names_place parts[TENSOR_NAMES_PIECES_MAX];
+    int count = tensor_names_of_file(parts, names, name);
+    uint16_t *out = NULL;
+    *ret_count = 0;
+    for (int i = 0; i < count; i++) {
+        const struct safetensors_entry *e = safetensors_find(from, parts[i].name);
+        if (!e || e->dtype != SAFETENSORS_BF16 || parts[i].piece != (parts[i].pieces > 1 ? i : 0))
+            break;
+        size_t n = e->bytes / 2, half = parts[i].change == TENSOR_NAMES_SWAP_HALVES ? e->bytes / 2 : 0;
+        out = realloc(out, (*ret_count + n) * sizeof *out);
+        memcpy(out + *ret_count, (const char *)e->data + half, e->bytes - half);
+        memcpy((char *)(out + *ret_count) + e->bytes - half, e->data, half);
+        *ret_count += n;
+    }
+    return out;
+}
+
+/* Nearest e4m3 to an f32 of at most 448, ties to even: by trying all. */
+static uint8_t e4m3_of(float value)
+{
+    int best = 0;
+    for (int code = 1; code < 0x7f; code++) {
+        double now = fabs((double)quant_f32_of_e4m3((uint8_t)code) - fabs((double)value));
+        double then = fabs((double)quant_f32_of_e4m3((uint8_t)best) - fabs((double)value));
+        if (now < then || (now == then && code % 2 == 0))
+            best = code;
+    }
+    return (uint8_t)(best | (signbit(value) ? 0x80 : 0));
+}
+
+/* One tensor of the list as the file has it: bf16, e4m3 of it, or a scale. Written to f; false if the digest differs. */
+static bool write_tensor(FILE *f, const struct safetensors *from, const json_t *list, const char *name)
+{
+    static const struct tensor_names bfl = {TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, ""};
+    const json_t *row = json_object_get(list, name), *value = json_object_get(row, "value");
+    char hex[65];
+    size_t count = 0, bytes;
+    float scale = (float)json_number_value(value);
+    if (value) {
+        fwrite(&scale, 4, 1, f);
+        return true;
+    }
+    uint16_t *values = fuse(from, &bfl, name, &count);
+    bytes = 2 * count;
+    if (strcmp(json_string_value(json_object_get(row, "dtype")), "F8_E4M3") == 0) {
+        char beside[300];
+        snprintf(beside, sizeof beside, "%s_scale", name);
+        scale = (float)json_number_value(json_object_get(json_object_get(list, beside), "value"));
+        for (size_t i = 0; i < count; i++)
+            ((uint8_t *)values)[i] = e4m3_of(tensor_f32_of(values[i]) / scale);
+        bytes = count;
+    }
+    bool ok = values && digest_of(values, bytes, hex) && strcmp(hex, json_string_value(json_object_get(row, "sha256"))) == 0;
+    fwrite(values, 1, bytes, f);
+    free(values);
+    return ok;
+}
+
+static json_t *header_of(const json_t *list)
+{
+    json_t *head = json_object();
+    const char *name;
+    json_t *row;
+    json_int_t at = 0;
+    json_object_foreach((json_t *)(uintptr_t)list, name, row)
+    {
+        const char *dtype = json_string_value(json_object_get(row, "dtype"));
+        json_int_t bytes = dtype[0] == 'B' ? 2 : strcmp(dtype, "F32") == 0 ? 4 : 1;
+        json_t *shape = json_object_get(row, "shape"), *side;
+        size_t i;
+        json_array_foreach(shape, i, side)
+            bytes *= json_integer_value(side);
+        json_object_set_new(head, name, json_pack("{s:s,s:O,s:[I,I]}", "dtype", dtype, "shape", shape, "data_offsets", at, at + bytes));
+        at += bytes;
+    }
+    return head;
+}
+
+static bool make_file(const char *path, const char *list_path, struct engine_error *why)
+{
+    char model[512], part[600];
+    struct safetensors *from;
+    json_t *list = json_load_file(list_path, 0, NULL), *row;
+    if (!list || !golden_model(model, sizeof model, "pocket-bf16", why))
+        return engine_error_set(why, ENGINE_IO, "cannot read %s", list_path);
+    snprintf(part, sizeof part, "%s/transformer", model);
+    if (!safetensors_open(&from, part, "diffusion_pytorch_model", why))
+        return false;
+    json_t *head = header_of(list);
+    char *text = json_dumps(head, JSON_COMPACT);
+    uint64_t length = strlen(text);
+    FILE *f = fopen(path, "wb");
+    bool ok = f != NULL;
+    fwrite(&length, 8, 1, f);
+    fwrite(text, 1, length, f);
+    const char *name;
+    json_object_foreach(list, name, row)
+        if (ok && !write_tensor(f, from, list, name))
+            ok = engine_error_set(why, ENGINE_IO, "%s: '%s' is not what the reference's script wrote", list_path, name);
+    fclose(f);
+    free(text);
+    json_decref(head);
+    json_decref(list);
+    safetensors_close(from);
+    return ok;
+}
+
+bool golden_file(char *ret, size_t ret_bytes, const char *file, struct engine_error *why)
+{
+    static const char *const names[2] = {"bfl-bf16", "bfl-fp8"};
+    const char *name = strrchr(file, '/') ? strrchr(file, '/') + 1 : file;
+    snprintf(ret, ret_bytes, "%s/files/%s", GOLDEN_FOLDER, name);
+    for (int i = 0; i < 2; i++) {
+        char list[512];
+        if (strncmp(name, names[i], strlen(names[i])) != 0)
+            continue;
+        snprintf(list, sizeof list, "%s/files/%s.json", GOLDEN_FOLDER, names[i]);
+        if (!*made_files[i]) {
+            snprintf(made_files[i], sizeof made_files[i], "/tmp/kiln-golden.%d.%s.safetensors", (int)getpid(), names[i]);
+            if (!make_file(made_files[i], list, why))
+                return false;
+        }
+        snprintf(ret, ret_bytes, "%s", made_files[i]);
+    }
+    return true;
+}
+
 void golden_remove_made(void)
 {
+    for (int i = 0; i < 2; i++)
+        if (*made_files[i])
+            unlink(made_files[i]);
     static const char *const files[] = {
         "text_encoder/model.safetensors", "text_encoder/config.json", "text_encoder",
         "transformer/diffusion_pytorch_model.safetensors", "transformer/config.json", "transformer",

@@ -8,6 +8,7 @@
 #include "safetensors.h"
 
 #define GOLDEN_IMAGES_MAX 2
+#define GOLDEN_ADAPTERS_MAX 2
 #define GOLDEN_FOLDER "tests/golden" /* tests run at the root of the repository */
 
 struct golden_case {
@@ -18,6 +19,10 @@ struct golden_case {
     int image_count;
     struct engine_request requests[GOLDEN_IMAGES_MAX]; /* texts are the JSON's */
     bool one_generator;                         /* the noise of the second image follows that of the first */
+    const char *transformer_file;               /* "../files/bfl-fp8.safetensors" instead of the model's; or NULL; the JSON's */
+    int adapter_count;
+    struct engine_adapter adapters[GOLDEN_ADAPTERS_MAX];
+    char adapter_files[GOLDEN_ADAPTERS_MAX][256];
     json_t *json;
     struct safetensors *expected;
 };
@@ -32,6 +37,10 @@ void golden_close(struct golden_case *c);
  * call, by rounding each value; golden_remove_made removes it. */
 bool golden_model(char *ret, size_t ret_bytes, const char *model, struct engine_error *why);
 void golden_remove_made(void);
+
+/* golden_file writes the path of a file of a case. The single files of files/NAME.json are made from pocket-bf16 in a temporary folder: fused,
+ * renamed, quantised, and each tensor compared with the digest of what the reference's script wrote. */
+bool golden_file(char *ret, size_t ret_bytes, const char *file, struct engine_error *why);
 
 /* golden_other_order: [largest, rms] that summing in another order changes in diffusers itself; false if not measured. */
 bool golden_other_order(const struct golden_case *c, const char *tensor, double ret[2]);

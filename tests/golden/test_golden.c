@@ -24,7 +24,7 @@
 #include "noise.h"
 #include "scheduler.h"
 
-#define CASES_EXPECTED 30
+#define CASES_EXPECTED 38
 #define BF16_EMBEDS_SHARE 0.0365 /* other_order rms / scale of distilled-bf16's prompt_embeds */
 
 static const struct { const char *prefix; double largest; } f32_bounds[] = {
@@ -303,10 +303,21 @@ static void golden_case_equals_the_reference(void **state)
     struct golden_case c;
     struct engine *e;
     struct engine_error why;
-    char dir[512];
+    char dir[512], file[512];
     failures = 0;
     if (!golden_open(&c, *state, &why) || !golden_model(dir, sizeof dir, c.model, &why) ||
-        !engine_open(&e, &(struct engine_options){.model_dir = dir, .precision = c.precision, .device = device}, &why))
+        (c.transformer_file && !golden_file(file, sizeof file, c.transformer_file, &why)))
+        fail_msg("%s: %s", (char *)*state, why.text);
+    struct engine_options options = {.model_dir = dir, .precision = c.precision, .device = device};
+    for (int i = 0; i < c.adapter_count; i++)
+        c.adapters[i].file = c.adapter_files[i];
+    options.adapters = c.adapters;
+    options.adapter_count = c.adapter_count;
+    if (c.transformer_file) {
+        options.transformer = file;
+        options.variant = ENGINE_DISTILLED; /* all of them are, and their names do not say so */
+    }
+    if (!engine_open(&e, &options, &why))
         fail_msg("%s: %s", (char *)*state, why.text);
     compare_all(&c, e);
     engine_close(e);

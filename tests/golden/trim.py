@@ -15,7 +15,9 @@ import json, os, pathlib, re, shutil, struct, sys
 
 TABLES = ["noise", "schedule", "tokenizer"]
 SCRIPTS = ["make.py", "weights.py", "tables.py", "plan.json"]
-OTHER_CASES = ("lora-", "single-")
+OTHER_CASES = ("single-fp8-inputs",)
+TRANSFORMER_ONLY = ("lora-", "single-")
+LORA = ("peft", "peft-alpha", "bfl", "kohya")
 EDITS = ("edit-", "kv-one", "kv-two", "inpaint-")
 EDIT_INSIDE = ("edit-one", "edit-bf16", "kv-one", "inpaint-f32")
 EDITED_MODELS = ("pocket", "base", "kv")
@@ -57,7 +59,7 @@ def slim(tensors, steps, case):
     """The tensors of a case that a test reads."""
     kept, whole, whole_ends = {}, case == WHOLE, case in WHOLE_ENDS
     for name, tensor in tensors.items():
-        if case.startswith(EDITS) and "prompt_embeds" in name:
+        if case.startswith(EDITS + TRANSFORMER_ONLY) and "prompt_embeds" in name:
             continue
         if case not in EDIT_INSIDE and name.startswith(("ref_latent.", "kv.")):
             continue
@@ -141,6 +143,8 @@ def main():
     for model in ("pocket", "base", "kv", "like-9b"):
         copy_model(made / "models" / model, dest / "models" / model)
     known = {}
+    for name in LORA:
+        shutil.copyfile(made / "files" / f"lora-{name}.safetensors", dest / "files" / f"lora-{name}.safetensors")
     for case in sorted(made.glob("*/case.json")):
         if not case.parent.name.startswith(OTHER_CASES):
             copy_case(case.parent, dest / case.parent.name, known)

@@ -157,6 +157,40 @@ def test_inspect_tells_what_a_model_is_and_refuses_a_damaged_one(tmp_path):
     assert gone.returncode == 2 and "nothing" in gone.stderr
 
 
+def test_parts_of_a_model_come_from_single_files_and_inspect_says_what_they_are(tmp_path):
+    part = TINY / "transformer/diffusion_pytorch_model.safetensors"
+    words = ["--model", TINY, "--prompt", "x", "--seed", 1, "--size", "64x64", "--steps", 1]
+    whole, single = tmp_path / "whole.png", tmp_path / "single.png"
+    assert worker("render", *words, "--out", whole).returncode == 0
+    run = worker("render", *words, "--transformer", part, "--out", single, "--json")
+    assert run.returncode == 0, run.stderr
+    assert Image.open(whole).tobytes() == Image.open(single).tobytes()
+    report = json.loads(worker("inspect", part, "--json").stdout)
+    assert report["variant"] == "distilled" and report["parts"][0]["part"] == "transformer"
+    assert report["sha256"] == hashlib.sha256(part.read_bytes()).hexdigest()
+    unnamed = tmp_path / "x.safetensors"
+    shutil.copy(part, unnamed)
+    assert json.loads(worker("inspect", unnamed, "--json").stdout)["variant"] == "unknown"
+    run = worker("render", *words, "--transformer", unnamed, "--out", single)
+    assert run.returncode == 2 and "say which with --distilled or --base" in run.stderr
+    assert worker("render", *words, "--transformer", unnamed, "--distilled", "--out", single).returncode == 0
+    assert Image.open(whole).tobytes() == Image.open(single).tobytes()
+
+
+def test_adapters_change_the_picture_by_their_scale_and_foreign_keys_are_listed(tmp_path):
+    lora, out = ROOT / "tests/golden/files/lora-bfl.safetensors", tmp_path / "x.png"
+    words = ["--model", TINY, "--prompt", "x", "--seed", 1, "--size", "64x64", "--steps", 1, "--out", out]
+    pictures = []
+    for more in ([], ["--lora", f"{lora}:0"], ["--lora", lora], ["--lora", f"{lora}:0.5", "--lora", f"{lora}:0.5"]):
+        run = worker("render", *words, *more)
+        assert run.returncode == 0, run.stderr
+        pictures.append(Image.open(out).tobytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+    assert max(abs(a - b) for a, b in zip(pictures[2], pictures[3])) <= 2  # bf16 rounds a sum of halves elsewhere
+    run = worker("render", *words, "--lora", TINY / "vae/diffusion_pytorch_model.safetensors")
+    assert run.returncode == 2 and "bn.running_mean" in run.stderr
+
+
 def damaged(tmp_path, name, how):
     """A copy of the pocket model with one file damaged."""
     model = tmp_path / "model"

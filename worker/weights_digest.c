@@ -1,0 +1,51 @@
+/* weights_digest.c - the list: "model HEX\n", "transformer HEX\n" .. "adapter STRENGTH HEX\n" for what is given, in this order. */
+#include "weights_digest.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "digest.h"
+
+bool weights_digest_file(const char *path, char ret_hex[65])
+{
+    char why[512];
+    uint64_t bytes;
+    return digest_file(path, ret_hex, &bytes, why, sizeof why);
+}
+
+static bool digest_path(const char *path, char ret_hex[65], char *why, size_t why_bytes)
+{
+    struct stat st;
+    uint64_t bytes;
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+        return digest_model(path, ret_hex, why, why_bytes);
+    return digest_file(path, ret_hex, &bytes, why, why_bytes);
+}
+
+bool weights_digest_of(const struct engine_options *o, char ret_hex[65], char *why, size_t why_bytes)
+{
+    const struct { const char *name, *path; } given[] = {{"model", o->model_dir}, {"transformer", o->transformer},
+                                                         {"text_encoder", o->text_encoder}, {"vae", o->vae},
+                                                         {"tokenizer", o->tokenizer}};
+    char list[4096], hex[65];
+    size_t used = 0;
+    if (o->model_dir && !o->transformer && !o->text_encoder && !o->vae && !o->tokenizer && !o->adapter_count)
+        return digest_model(o->model_dir, ret_hex, why, why_bytes);
+    for (size_t i = 0; i < sizeof given / sizeof *given; i++) {
+        if (!given[i].path)
+            continue;
+        if (!digest_path(given[i].path, hex, why, why_bytes))
+            return false;
+        used += (size_t)snprintf(list + used, sizeof list - used, "%s %s\n", given[i].name, hex);
+    }
+    for (int i = 0; i < o->adapter_count; i++) {
+        if (!digest_path(o->adapters[i].file, hex, why, why_bytes))
+            return false;
+        used += (size_t)snprintf(list + used, sizeof list - used, "adapter %.9g %s\n", (double)o->adapters[i].strength, hex);
+    }
+    if (digest_of(list, used, ret_hex))
+        return true;
+    snprintf(why, why_bytes, "no memory to hash");
+    return false;
+}
