@@ -19,6 +19,8 @@ int cuda_pair_setup(void **state)
     p->cuda = p->cpu ? kern_module_open("cuda", why, sizeof why) : NULL;
     if (!p->cuda) {
         print_error("%s\n", why);
+        kern_close(p->cpu);
+        free(p);
         return -1;
     }
     *state = p;
@@ -28,6 +30,8 @@ int cuda_pair_setup(void **state)
 int cuda_pair_teardown(void **state)
 {
     struct cuda_pair *p = *state;
+    if (!p)
+        return 0; /* what could not be set up */
     kern_close(p->cuda);
     kern_close(p->cpu);
     free(p);

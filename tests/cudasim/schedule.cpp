@@ -383,13 +383,16 @@ struct Pool {
     uint64_t generation = 0;
     int busy_count = 0, worker_count = 0;
 };
-static Pool &pool = *new Pool;
+static Pool *made_pool; /* NULL until this file's statics are made: count.cpp may be initialised before */
+static Pool &pool = *(made_pool = new Pool);
 
 static std::atomic<bool> is_one_worker{false};
 
 void need_one_worker()
 {
     is_one_worker = true;
+    if (!made_pool)
+        return;
     std::lock_guard<std::mutex> lock(pool.mutex);
     if (pool.worker_count > 1)
         settings_die("a module of kernels compiled for one worker was loaded after others had started");
