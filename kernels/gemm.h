@@ -96,7 +96,7 @@ VEC_INLINE void gemm_transpose(uint32_t *to, const void *const *rows, int count,
     int64_t w = 0;
     for (; w + 4 <= whole; w += 4) {
         gemm_quad a = gemm_four(rows[0], w, widen), b = gemm_four(rows[1], w, widen);
-        gemm_quad ab = __builtin_shuffle(a, b, (gemm_quad){0, 4, 1, 5}), AB = __builtin_shuffle(a, b, (gemm_quad){2, 6, 3, 7});
+        gemm_quad ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
         if (count == 2) {
             for (int i = 0; i < 2; i++) {
                 memcpy(to + (w + i) * wide, (const char *)&ab + 8 * i, 8);
@@ -105,10 +105,10 @@ VEC_INLINE void gemm_transpose(uint32_t *to, const void *const *rows, int count,
             continue;
         }
         gemm_quad c = gemm_four(rows[2], w, widen), d = gemm_four(rows[3], w, widen);
-        gemm_quad cd = __builtin_shuffle(c, d, (gemm_quad){0, 4, 1, 5}), CD = __builtin_shuffle(c, d, (gemm_quad){2, 6, 3, 7});
+        gemm_quad cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
         gemm_quad turned[] = {
-            __builtin_shuffle(ab, cd, (gemm_quad){0, 1, 4, 5}), __builtin_shuffle(ab, cd, (gemm_quad){2, 3, 6, 7}),
-            __builtin_shuffle(AB, CD, (gemm_quad){0, 1, 4, 5}), __builtin_shuffle(AB, CD, (gemm_quad){2, 3, 6, 7})};
+            __builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+            __builtin_shufflevector(AB, CD, 0, 1, 4, 5), __builtin_shufflevector(AB, CD, 2, 3, 6, 7)};
         for (int i = 0; i < 4; i++)
             memcpy(to + (w + i) * wide, &turned[i], 16);
     }
