@@ -226,7 +226,7 @@ static bool ends_with(const char *text, const char *ending)
 static struct spool_entry *load_record(const char *path)
 {
     struct stat info;
-    if (stat(path, &info) != 0 || info.st_size > RECORD_BYTES_MAX)
+    if (stat(path, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size > RECORD_BYTES_MAX) /* opening a FIFO would wait for ever */
         return NULL;
     json_t *o = json_load_file(path, JSON_REJECT_DUPLICATES, NULL);
     struct spool_entry *e = o ? entry_of(o) : NULL;

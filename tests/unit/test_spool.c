@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -112,10 +113,17 @@ static void damaged_records_are_put_aside_and_half_ones_removed(void **state)
     put_file("3-4.json", "{\"version\": 2}");
     put_file("4-5.json", "");
     put_file("5-6.json", "{\"version\": 1, \"task\": \"5\", \"token\": \"99999999999999999999999\", \"out_dir\": \"/o\", \"file\": \"f\"}");
+    char path[256];
+    snprintf(path, sizeof path, "%s/7-8.json", folder);
+    assert_int_equal(mkfifo(path, 0666), 0); /* nobody will ever write into it */
+    snprintf(path, sizeof path, "%s/8-9.json", folder);
+    assert_int_equal(mkdir(path, 0777), 0);
     put_file("6-7.part", "half");
     put_file("worker.pid", "1");
-    open_spool(&s, 4);
+    open_spool(&s, 6);
     assert_int_equal(s.count, 1);
+    assert_true(has_file("7-8.json.bad"));
+    assert_true(has_file("8-9.json.bad"));
     assert_true(has_file("2-3.json.bad"));
     assert_true(has_file("5-6.json.bad"));
     assert_false(has_file("6-7.part"));
