@@ -1,4 +1,5 @@
 /* coordinator_main.c - `kiln-coordinator`: options, log, signals, then the loop. */
+#include <inttypes.h>
 #include <stdio.h>
 
 #include "coordinator_options.h"
@@ -19,7 +20,8 @@ static int coordinate(struct coordinator_options_read *o)
         return refuse(why);
     if (!lifecycle_signals())
         return refuse("cannot install signal handlers");
-    log_event(LOG_INFO, "started", "version=%s name=%s", KILN_VERSION, log_quote(o->name));
+    uint64_t files = lifecycle_files();
+    log_event(LOG_INFO, "started", "version=%s name=%s open_files=%" PRIu64, KILN_VERSION, log_quote(o->name), files);
     int code = coordinator_run(&o->coordinator, why, sizeof why);
     if (code == EXIT_REFUSED)
         refuse(why);

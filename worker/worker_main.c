@@ -49,6 +49,7 @@ static int work(struct worker_options_read *o)
         return refuse(why);
     if (!lifecycle_signals())
         return refuse("cannot install signal handlers");
+    lifecycle_files();
     log_event(LOG_INFO, "started", "version=%s name=%s endpoint=%s batch=%d", KILN_VERSION, o->name, o->worker.endpoint,
               o->worker.batch_max);
     int code = worker_run(&o->worker);

@@ -12,6 +12,10 @@ int lifecycle_stop_count(void);
 int lifecycle_stop_signal(void);  /* 0, SIGTERM or SIGINT: exit code is 128 + it */
 int lifecycle_fd(void);           /* readable when a signal came (for poll) */
 
+/* lifecycle_files lets this process open as many files as the system permits it, and says how many; 0: not known. Shells start with
+ * 1024, which is as many workers as one coordinator is to serve, and libzmq ends the process when it cannot accept one more. */
+uint64_t lifecycle_files(void);
+
 /* lifecycle_pid_file writes the pid and holds a lock on the file until the process ends; false when another process
  * holds it (why names its pid). lifecycle_pid_alive: who holds it, or 0. */
 bool lifecycle_pid_file(const char *path, char *why, unsigned long why_bytes);

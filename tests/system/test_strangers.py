@@ -5,8 +5,9 @@ None of it may end up as an image of ours, and nothing of ours in its place."""
 import os
 import shutil
 import signal
+import socket
 
-from farm import sha256, text_of, wait_until
+from farm import BIN, sha256, text_of, wait_until
 
 
 def test_a_spooled_image_of_a_database_before_this_one_is_not_taken_for_ours(new_loose_farm):
@@ -143,3 +144,22 @@ def test_other_weights_under_the_same_name_are_not_let_in(new_loose_farm, model)
     assert farm.sql("select count(distinct digest), count(distinct worker) from image") == [(1, 1)]
     farm.kill("w1", signal.SIGTERM)
     wait_until(lambda: "welcome coordinator" in farm.log("w2"), "let in when the other one has left")
+
+
+def test_more_connections_than_a_shell_permits_files_do_not_end_the_coordinator(new_loose_farm):
+    """libzmq ends the process when it cannot accept one more; the usual soft limit is as many as a big farm has workers."""
+    farm = new_loose_farm()
+    farm.start("coordinator", "bash", "-c", 'ulimit -Sn 48; exec "$@"', "bash", BIN / "kiln-coordinator", "--bind", farm.endpoint, "--database",
+               farm.database, "--migrate", "--state-file", farm.state_file, "--metrics-port", "0")
+    wait_until(lambda: farm.state().get("database_state") == "up", "the coordinator has its database")
+    strangers = []
+    for _ in range(100):
+        strangers.append(socket.socket(socket.AF_UNIX))
+        strangers[-1].connect(str(farm.root / "socket"))
+    farm.worker("w1")
+    farm.submit("c", text_of(10))
+    farm.wait_done("c")
+    farm.assert_whole("c", 10)
+    assert farm.process("coordinator").poll() is None
+    for stranger in strangers:
+        stranger.close()
