@@ -129,18 +129,25 @@ bool tensor_same_shape(struct tensor a, struct tensor b)
     return true;
 }
 
+/* `from` may be a file's mapping, which promises no alignment. */
 static void convert_row(void *to, enum tensor_dtype to_dtype, const void *from, enum tensor_dtype dtype, int64_t count)
 {
     if (to_dtype == dtype) {
         memcpy(to, from, (size_t)count * tensor_dtype_bytes(dtype));
     } else if (dtype == TENSOR_F32) {
         assert(to_dtype == TENSOR_BF16);
-        for (int64_t i = 0; i < count; i++)
-            ((uint16_t *)to)[i] = tensor_bf16_of(((const float *)from)[i]);
+        for (int64_t i = 0; i < count; i++) {
+            float value;
+            memcpy(&value, (const char *)from + 4 * i, 4);
+            ((uint16_t *)to)[i] = tensor_bf16_of(value);
+        }
     } else {
         assert(dtype == TENSOR_BF16 && to_dtype == TENSOR_F32);
-        for (int64_t i = 0; i < count; i++)
-            ((float *)to)[i] = tensor_f32_of(((const uint16_t *)from)[i]);
+        for (int64_t i = 0; i < count; i++) {
+            uint16_t value;
+            memcpy(&value, (const char *)from + 2 * i, 2);
+            ((float *)to)[i] = tensor_f32_of(value);
+        }
     }
 }
 
