@@ -136,12 +136,12 @@ static void open_pages(char *start, size_t bytes)
     size_t span = span_of(bytes), lead = lead_of(bytes);
     if (mprotect(start, span - PAGE, PROT_READ | PROT_WRITE))
         settings_die("no memory for an allocation on a device");
-    if (bytes <= settings().fill_bytes)
-        memset(start + lead, 0xff, bytes);
 #ifdef __SANITIZE_ADDRESS__
     __asan_poison_memory_region(start, span);
-    __asan_unpoison_memory_region(start + lead, bytes);
+    __asan_unpoison_memory_region(start + lead, bytes); /* before the fill: an allocation given back left it poisoned */
 #endif
+    if (bytes <= settings().fill_bytes)
+        memset(start + lead, 0xff, bytes);
 }
 
 static void close_pages(char *start, size_t bytes)

@@ -40,7 +40,7 @@ static const Case cases[] = {
     {"plain", "wrong-gemm", "", "values wrong"},
 
     {"asan", "dynamic-overflow", "", "sim_broken.cu:"},
-    {"asan", "static-overflow", "", "global-buffer-overflow"},
+    {"asan", "static-overflow", "", "out of bounds"},
     {"asan", "static-overflow", "", "sim_broken.cu:"},
     {"asan", "device-overflow", "", "sim_broken.cu:"},
     {"asan", "use-after-free", "", "sim_broken.cu:"},
