@@ -68,7 +68,8 @@ static struct made *add(struct file *f, const char *name, const char *dtype, int
     struct made *t = &f->tensors[f->count++];
     *t = (struct made){.dtype = dtype, .rank = rank, .bytes = bytes, .data = calloc(1, bytes + 1)};
     snprintf(t->name, sizeof t->name, "%s", name);
-    memcpy(t->shape, shape, (size_t)rank * sizeof *shape);
+    for (int i = 0; i < rank; i++)
+        t->shape[i] = shape[i];
     return t;
 }
 
