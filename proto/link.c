@@ -7,13 +7,15 @@
  *   HEARTBEAT_IVL     stays 0: libzmq 4.3.4 aborts the process with it (stream_engine_base, _input_stopped)
  *   ROUTER_HANDOVER   stays off: it cuts the old connection together with its unread messages
  *   TCP_KEEPALIVE     a half-open connection is noticed although nobody sends
- * CZMQ installs signal handlers of its own unless told not to before its first call. An ipc:// endpoint is taken
+ * CZMQ installs signal handlers of its own unless told not to before its first call, and aborts when two threads make that
+ * call at once (zsys_init lets go of its lock before its last settings): czmq_start is done once. An ipc:// endpoint is taken
  * over silently by a second bind (libzmq unlinks the file), so we ask first whether somebody answers there. */
 #include "link.h"
 
 #include <assert.h>
 #include <czmq.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -95,11 +97,18 @@ static bool file_is_taken(const char *path)
 
 /* --- open and close ---------------------------------------------------------------------------------- */
 
-static struct link *link_new(int type, char *why, size_t why_bytes)
+static void czmq_start(void)
 {
-    struct link *l = calloc(1, sizeof *l);
     setenv("ZSYS_SIGHANDLER", "false", 1); /* signals belong to the program */
     zsys_handler_set(NULL);
+    zsys_init();
+}
+
+static struct link *link_new(int type, char *why, size_t why_bytes)
+{
+    static pthread_once_t started = PTHREAD_ONCE_INIT;
+    pthread_once(&started, czmq_start);
+    struct link *l = calloc(1, sizeof *l);
     if (l)
         l->socket = zsock_new(type);
     if (!l || !l->socket) {

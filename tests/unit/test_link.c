@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -56,6 +57,53 @@ static void say_ready(struct link *l, const char *peer, uint32_t credit)
 {
     struct msg m = {.kind = MSG_READY, .ready = {.credit = credit, .batch_max = 1}};
     assert_int_equal(link_send(l, peer, &m), LINK_SENT);
+}
+
+/* The first links of a process, made by many threads at once: the socket library sets itself up in the middle of it. A child each,
+ * because a process has only one first time. */
+#define FIRST_THREADS 8
+#define FIRST_PROCESSES 300
+
+static void *connect_first(void *barrier)
+{
+    struct link *l;
+    char reason[256];
+    pthread_barrier_wait(barrier);
+    if (!link_connect(&l, "tcp://127.0.0.1:9", "w1/1", reason, sizeof reason))
+        return barrier;
+    link_close(&l, 0);
+    return NULL;
+}
+
+static int links_of_a_new_process(void)
+{
+    pthread_t threads[FIRST_THREADS];
+    pthread_barrier_t barrier;
+    pthread_barrier_init(&barrier, NULL, FIRST_THREADS);
+    for (int i = 0; i < FIRST_THREADS; i++)
+        if (pthread_create(&threads[i], NULL, connect_first, &barrier))
+            return 2;
+    int failed = 0;
+    for (int i = 0; i < FIRST_THREADS; i++) {
+        void *said;
+        pthread_join(threads[i], &said);
+        failed |= said != NULL;
+    }
+    return failed;
+}
+
+static void the_first_links_may_be_made_by_many_threads(void **state)
+{
+    (void)state;
+    for (int i = 0; i < FIRST_PROCESSES; i++) {
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0)
+            _exit(links_of_a_new_process());
+        int status;
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+    }
 }
 
 static void messages_travel_both_ways_over(const char *endpoint)
@@ -323,6 +371,7 @@ static int remove_folder(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_first_links_may_be_made_by_many_threads), /* first: a child inherits what was set up */
         cmocka_unit_test(signals_stay_with_the_program),
         cmocka_unit_test(messages_travel_over_tcp),
         cmocka_unit_test(messages_travel_over_ipc),
