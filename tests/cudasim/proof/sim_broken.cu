@@ -5,9 +5,9 @@
 #include "sim_kernels.h"
 
 const char *const sim_bug_names[SIM_BUG_COUNT] = {
-    "divergent-barrier", "exited-barrier", "exited-lane",      "half-warp",       "other-mask",      "missing-barrier",
-    "missing-syncwarp",  "block-race",     "dynamic-overflow", "static-overflow", "device-overflow", "use-after-free",
-    "unwritten-shared",  "unwaited-copy",  "misaligned-tile",  "stack-overflow",  "endless-loop"};
+    "divergent-barrier", "exited-barrier",  "exited-lane",     "half-warp",        "other-mask",      "missing-barrier",
+    "missing-syncwarp",  "block-race",      "stream-race",     "dynamic-overflow", "static-overflow", "device-overflow",
+    "use-after-free",    "unwritten-shared", "unwaited-copy",  "misaligned-tile",  "stack-overflow",  "endless-loop"};
 
 namespace
 {
@@ -66,10 +66,27 @@ __global__ void missing_syncwarp(float *x)
     x[threadIdx.x] = s[threadIdx.x ^ 1];
 }
 
+/* wait_for: a race must be certain to be one, however late the other side comes; and end if it never does. */
+__device__ void wait_for(const volatile float *x, float least)
+{
+    for (int i = 0; i < 2000000000 && *x < least; i++) {
+    }
+}
+
 __global__ void block_race(float *x)
 {
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
         x[0] += 1;
+        wait_for(x, 2);
+    }
+}
+
+__global__ void stream_race(float *x)
+{
+    if (threadIdx.x == 0) {
+        x[1] = 2;
+        wait_for(x, 0.5f);
+    }
 }
 
 __global__ void dynamic_overflow(float *x)
@@ -165,7 +182,10 @@ cudaError_t sim_broken(enum sim_bug bug, float *x, cudaStream_t stream)
         GPU_LAUNCH(missing_syncwarp, 1, 32, 0, stream, x);
         break;
     case SIM_BLOCK_RACE:
-        GPU_LAUNCH(block_race, 2000, 32, 0, stream, x);
+        GPU_LAUNCH(block_race, 2, 32, 0, stream, x);
+        break;
+    case SIM_STREAM_RACE:
+        GPU_LAUNCH(stream_race, 1, 32, 0, stream, x);
         break;
     case SIM_DYNAMIC_OVERFLOW:
         GPU_LAUNCH(dynamic_overflow, 1, 64, 64 * sizeof(float), stream, x);

@@ -4,7 +4,9 @@
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cmath>
 #include <vector>
 
@@ -27,32 +29,62 @@ static int finish(const float *x)
     return 0;
 }
 
-/* The host reads pinned memory before the stream has written it. */
+/* What is put into a stream after a gate waits until the host has made its calls and opens it. Otherwise the work may be
+ * over before the call that submits it returns, and then the simulator's own locks order the two. Opening orders nothing. */
+static std::atomic<bool> gate_is_open;
+
+static void put_gate(cudaStream_t stream)
+{
+    auto wait = [](void *) {
+        while (!gate_is_open.load(std::memory_order_relaxed))
+            usleep(100);
+    };
+    cudaLaunchHostFunc(stream, wait, nullptr);
+}
+
+static void open_gate()
+{
+    gate_is_open.store(true, std::memory_order_relaxed);
+}
+
+/* The host reads pinned memory without waiting for the stream that writes it, until it sees the value: a read after the write
+ * is certain. */
 static int unsynchronized_host()
 {
+    enum { READS_MAX = 20000, PAUSE_US = 1000 };
     float *x, *pinned;
     cudaStream_t stream;
     cudaMalloc(reinterpret_cast<void **>(&x), 256);
     cudaMallocHost(reinterpret_cast<void **>(&pinned), 256);
     cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    const volatile float *seen = &pinned[3];
+    pinned[3] = 1;
+    put_gate(stream);
     cudaMemsetAsync(x, 0, 256, stream);
     cudaMemcpyAsync(pinned, x, 256, cudaMemcpyDeviceToHost, stream);
-    printf("values %g\n", static_cast<double>(pinned[3]));
+    open_gate();
+    for (int i = 0; i < READS_MAX && *seen != 0.0f; i++)
+        usleep(PAUSE_US);
+    printf("values %g\n", static_cast<double>(*seen));
     cudaStreamSynchronize(stream);
     return 0;
 }
 
-/* Two streams write one array; nothing orders them. */
+/* Two streams write one array; nothing orders them. The kernel runs until it sees the other stream's value, so both are at
+ * it at once; the host waits for the kernel first, lest it carry the news of one stream to the other. */
 static int unordered_streams()
 {
     float *x;
     cudaStream_t streams[2];
-    cudaMalloc(reinterpret_cast<void **>(&x), 256 * 4);
-    cudaMemset(x, 0, 256 * 4);
+    cudaMalloc(reinterpret_cast<void **>(&x), 256);
+    cudaMemset(x, 0, 256);
     for (cudaStream_t &s : streams)
         cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
-    sim_add(x, 1, 256, streams[0]);
-    cudaMemsetAsync(x, 0, 256, streams[1]);
+    put_gate(streams[1]);
+    sim_broken(SIM_STREAM_RACE, x, streams[0]);
+    cudaMemsetAsync(x, 0x3f, 256, streams[1]);
+    open_gate();
+    cudaStreamSynchronize(streams[0]);
     return finish(x);
 }
 
@@ -111,7 +143,7 @@ int main(int argc, char **argv)
         float *x;
         if (cudaMalloc(reinterpret_cast<void **>(&x), 64 * sizeof(float)) != cudaSuccess)
             return 2;
-        if (bug == SIM_BLOCK_RACE || bug == SIM_ENDLESS_LOOP)
+        if (bug == SIM_BLOCK_RACE || bug == SIM_STREAM_RACE || bug == SIM_ENDLESS_LOOP)
             cudaMemset(x, 0, 256);
         if (bug == SIM_USE_AFTER_FREE)
             cudaFree(x);

@@ -30,7 +30,8 @@ enum sim_bug {
     SIM_OTHER_MASK,         /* lanes disagree about the mask */
     SIM_MISSING_BARRIER,    /* one warp reads what another has not written yet */
     SIM_MISSING_SYNCWARP,   /* the same between lanes */
-    SIM_BLOCK_RACE,         /* blocks add to one address without atomics */
+    SIM_BLOCK_RACE,         /* two blocks add to one address without atomics */
+    SIM_STREAM_RACE,        /* another stream is expected to write x meanwhile */
     SIM_DYNAMIC_OVERFLOW,   /* beyond dynamic shared memory */
     SIM_STATIC_OVERFLOW,    /* beyond a static shared array */
     SIM_DEVICE_OVERFLOW,    /* beyond an allocation */

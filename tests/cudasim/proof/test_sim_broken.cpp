@@ -60,7 +60,7 @@ static const Case cases[] = {
 /* run: everything the program prints, stderr included. */
 static std::string run(const char *bug, const char *environment)
 {
-    std::string command = std::string(environment) + " ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=0 '" +
+    std::string command = std::string(environment) + " ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=0:atexit_sleep_ms=0 '" +
                           SIM_BROKEN_RUN + "' " + bug + " 2>&1";
     FILE *pipe = popen(command.c_str(), "r");
     assert_non_null(pipe);
