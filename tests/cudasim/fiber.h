@@ -25,6 +25,7 @@
 extern "C" {
 void *__tsan_get_current_fiber(void);
 void *__tsan_create_fiber(unsigned flags);
+void __tsan_destroy_fiber(void *fiber);
 void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 void __tsan_acquire(void *address);
 void __tsan_release(void *address);
@@ -78,6 +79,24 @@ bool context_start(Context *context, size_t stack_bytes, void (*entry)());
 
 /* context_adopt makes it the context of the calling OS thread. */
 void context_adopt(Context *context);
+
+/* context_abandon says, from `main`, that a fiber is never resumed where it stands: what it did comes before the later
+ * order_after of these objects. */
+#ifdef CUDASIM_TSAN
+inline void context_abandon(Context *main, Context *fiber, void *object, void *other)
+{
+    __tsan_switch_to_fiber(fiber->tsan_fiber, 1 /* no synchronisation */);
+    order_before(object);
+    order_before(other);
+    __tsan_switch_to_fiber(main->tsan_fiber, 1);
+    __tsan_destroy_fiber(fiber->tsan_fiber); /* with the calls it will never return from */
+    fiber->tsan_fiber = nullptr;
+}
+#else
+inline void context_abandon(Context *, Context *, void *, void *)
+{
+}
+#endif
 
 inline void context_switch(Context *from, Context *to)
 {

@@ -359,7 +359,6 @@ static void run_block(Worker *w, Kernel *k, uint64_t block)
     w->block_start_ms = now_ms();
     order_before(&w->start_order);
     run_next(&w->main);
-    order_after(&w->done_order);
     w->block_start_ms = 0;
     current = nullptr;
     count_block_end(w);
@@ -369,8 +368,11 @@ static void run_block(Worker *w, Kernel *k, uint64_t block)
         record_failure(k, trap_code(w), trap_sentence(w).c_str());
     }
     if (w->is_aborted) /* the fibers stand somewhere in the kernel: start them afresh next time */
-        for (int i = 0; i < w->thread_count; i++)
+        for (int i = 0; i < w->thread_count; i++) {
+            context_abandon(&w->main, &w->threads[i]->context, &w->done_order, &k->end_order);
             context_start(&w->threads[i]->context, settings().stack_bytes, fiber_main);
+        }
+    order_after(&w->done_order);
 }
 
 /* --- workers: persistent OS threads, each with its fibers for ever -------------------------------------------------- */
