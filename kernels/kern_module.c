@@ -33,29 +33,31 @@ static bool device_number(const char *text, int *ret)
     return true;
 }
 
-static void *open_beside_program(void)
+/* The module in the program's folder or the lib/ next to it, if it is there. */
+static bool find_beside_program(char *ret, size_t ret_bytes)
 {
     static const char *const places[] = {"/" MODULE, "/../lib/" MODULE};
-    char program[4096];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - sizeof "/../lib/" MODULE);
+    ssize_t length = readlink("/proc/self/exe", ret, ret_bytes - sizeof "/../lib/" MODULE);
     if (length <= 0)
-        return NULL;
-    program[length] = 0;
-    char *slash = strrchr(program, '/');
+        return false;
+    ret[length] = 0;
+    char *slash = strrchr(ret, '/');
     for (size_t i = 0; slash && i < sizeof places / sizeof places[0]; i++) {
         strcpy(slash, places[i]);
-        if (access(program, F_OK) == 0)
-            return dlopen(program, RTLD_NOW | RTLD_LOCAL);
+        if (access(ret, F_OK) == 0)
+            return true;
     }
-    return NULL;
+    return false;
 }
 
+/* The file KILN_CUDA_MODULE names, else the one beside the program, else wherever the loader looks. */
 static void *open_module(char *why, size_t why_bytes)
 {
-    const char *named = getenv("KILN_CUDA_MODULE");
-    void *module = named && *named ? dlopen(named, RTLD_NOW | RTLD_LOCAL) : open_beside_program();
-    if (!module && (!named || !*named) && !dlerror())
-        module = dlopen(MODULE, RTLD_NOW | RTLD_LOCAL);
+    char beside[4096];
+    const char *file = getenv("KILN_CUDA_MODULE");
+    if (!file || !*file)
+        file = find_beside_program(beside, sizeof beside) ? beside : MODULE;
+    void *module = dlopen(file, RTLD_NOW | RTLD_LOCAL);
     if (!module)
         snprintf(why, why_bytes,
                  "no CUDA device: the module that drives it cannot be opened (%s); install it or render with --device cpu",
@@ -86,7 +88,7 @@ struct kern *kern_module_open(const char *device, char *why, size_t why_bytes)
         return NULL;
     struct kern *(*open)(const struct kern_cuda_options *, char *, size_t);
     *(void **)&open = dlsym(module, "kern_cuda_open");
-    if (!fits(dlsym(module, "kern_cuda_layout"), why, why_bytes) || !open)
+    if (!fits(open ? dlsym(module, "kern_cuda_layout") : NULL, why, why_bytes))
         return NULL;
     return open(&options, why, why_bytes);
 }

@@ -4,8 +4,10 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -27,6 +29,25 @@ static void a_missing_module_is_named_with_what_to_do(void **state)
     says("cuda:1", "no CUDA device", "--device cpu");
 }
 
+/* The module is looked for beside the program, so a copy of this program runs beside a file that is none. */
+static void a_broken_module_beside_the_program_is_named(void **state)
+{
+    (void)state;
+    char command[512], folder[] = "/tmp/kern-module.XXXXXX", why[512] = "";
+    unsetenv("KILN_CUDA_MODULE");
+    assert_non_null(mkdtemp(folder));
+    snprintf(command, sizeof command, "cp /proc/%d/exe %s/program && echo no library >%s/libkiln-cuda.so && %s/program say; rm -r %s",
+             (int)getpid(), folder, folder, folder, folder);
+    FILE *pipe = popen(command, "r");
+    assert_non_null(pipe);
+    size_t length = fread(why, 1, sizeof why - 1, pipe);
+    pclose(pipe);
+    char file[64];
+    snprintf(file, sizeof file, "%s/libkiln-cuda.so", folder);
+    if (!length || !strstr(why, file))
+        fail_msg("'%s' does not name %s", why, file);
+}
+
 static void a_library_that_is_no_module_of_this_version_is_refused(void **state)
 {
     (void)state;
@@ -42,10 +63,18 @@ static void names_of_devices_are_checked(void **state)
         says(bad[i], bad[i], "accepted: cpu, cuda, cuda:N");
 }
 
-int main(void)
+/* "say": prints what a program at this place says. */
+int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "say") == 0) {
+        char why[512] = "";
+        kern_module_open("cuda", why, sizeof why);
+        puts(why);
+        return 0;
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_missing_module_is_named_with_what_to_do),
+        cmocka_unit_test(a_broken_module_beside_the_program_is_named),
         cmocka_unit_test(a_library_that_is_no_module_of_this_version_is_refused),
         cmocka_unit_test(names_of_devices_are_checked),
     };
