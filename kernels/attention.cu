@@ -439,8 +439,7 @@ template <int COLUMNS> __global__ void __launch_bounds__(PLAIN_THREADS) plain_ke
 
 template <typename K> bool ask(struct kern *k, K kernel, int bytes)
 {
-    return bytes <= cuda_shared_bytes(k) &&
-           cuda_check(k, cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+    return cuda_check(k, cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                       "attention's shared memory");
 }
 

@@ -36,9 +36,6 @@ void cuda_free(struct kern *k, void *data);
 void *cuda_stage(struct kern *k, size_t bytes);
 void cuda_send(struct kern *k, void *to, size_t bytes);
 
-/* cuda_shared_bytes: how much dynamic shared memory a block may have, after opting in. */
-int cuda_shared_bytes(const struct kern *k);
-
 /* cuda_blas: the backend's cuBLASLt, NULL if it goes without. */
 struct linear_blas *cuda_blas(const struct kern *k);
 

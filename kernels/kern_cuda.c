@@ -45,7 +45,6 @@ struct cuda {
     struct kern_ops ops;
     int device;
     cudaStream_t stream;
-    int shared_bytes;
     char device_name[64];
 
     struct block blocks[BLOCKS_MAX];
@@ -111,11 +110,6 @@ cudaStream_t cuda_stream(const struct kern *k)
     struct cuda *c = cuda_of(k);
     cudaSetDevice(c->device); /* it is a property of the calling thread */
     return c->stream;
-}
-
-int cuda_shared_bytes(const struct kern *k)
-{
-    return cuda_of(k)->shared_bytes;
 }
 
 static bool cuda_sync(struct kern *k)
@@ -495,7 +489,7 @@ static const struct kern_ops cuda_table = {
     .has_nan = cuda_has_nan,
 };
 
-/* The device's name and limits; false with a sentence when it is none or too old. */
+/* The device's name; false with a sentence when it is none or too old. */
 static bool look_at_device(struct cuda *c, char *why, size_t why_bytes)
 {
     int count = 0; /* untouched on failure */
@@ -521,7 +515,6 @@ static bool look_at_device(struct cuda *c, char *why, size_t why_bytes)
                  p.major, p.minor);
         return false;
     }
-    c->shared_bytes = (int)p.sharedMemPerBlockOptin;
     snprintf(c->device_name, sizeof c->device_name, "cuda:%d (%.40s)", c->device, p.name);
     snprintf(c->kern.name, sizeof c->kern.name, "%s, sm_%d%d", c->device_name, p.major, p.minor);
     return true;
