@@ -31,8 +31,9 @@ void put_row(char *to, const struct kern_weight *w, const struct tensor &source,
     int64_t taps = (int64_t)w->kh * w->kw, inner = gemm_inner(w);
     size_t size = tensor_dtype_bytes(w->dtype);
     int64_t begin = r * source.stride[0];
-    if (taps == 1 && w->dtype == source.dtype) {
-        memcpy(to, (const char *)source.data + (size_t)begin * size, (size_t)w->in * size);
+    if (taps == 1) {
+        char *row = (char *)source.data + (size_t)begin * tensor_dtype_bytes(source.dtype);
+        tensor_convert(tensor_1d(to, w->dtype, w->in), tensor_1d(row, source.dtype, w->in));
         memset(to + (size_t)w->in * size, 0, (size_t)(inner - w->in) * size);
         return;
     }
@@ -66,17 +67,14 @@ bool send_rows(struct kern *k, struct kern_weight *w, const struct tensor &sourc
     return !k->failed;
 }
 
-/* The bias is rounded to the weight's dtype, as the other backend's is, and added in f32. */
+/* The bias is in the weight's dtype and added in f32. */
 bool send_bias(struct kern *k, struct kern_weight *w, const struct tensor &bias)
 {
     w->bias = (float *)cuda_alloc(k, (size_t)w->n * sizeof(float));
     float *stage = w->bias ? (float *)cuda_stage(k, (size_t)w->n * sizeof(float)) : NULL;
     if (!stage)
         return false;
-    for (int64_t i = 0; i < w->n; i++) {
-        float v = host_value(bias, i);
-        stage[i] = w->dtype == TENSOR_BF16 ? tensor_f32_of(tensor_bf16_of(v)) : v;
-    }
+    tensor_convert(tensor_1d(stage, TENSOR_F32, w->n), bias);
     cuda_send(k, w->bias, (size_t)w->n * sizeof(float));
     return !k->failed;
 }
