@@ -459,7 +459,7 @@ void launch(struct kern *k, const struct job &j, int64_t heads, int64_t batch, e
     double rows_read = 2.0 * j.rows * heads + 2.0 * j.keys * heads / j.group;
     GPU_COST(rows_read * j.d * batch * tensor_dtype_bytes(dtype), 4.0 * j.d * heads * pairs_of(j, batch), dtype == TENSOR_BF16);
     int per = dtype == TENSOR_F32 ? PLAIN_ROWS : j.d <= 128 ? FLASH_ROWS : WIDE_ROWS;
-    dim3 grid((uint32_t)((j.rows + per - 1) / per), (uint32_t)heads, (uint32_t)batch);
+    dim3 grid(gpu_blocks(j.rows, per), (uint32_t)heads, (uint32_t)batch);
     cudaStream_t stream = cuda_stream(k);
     if (dtype == TENSOR_F32 && j.d <= PLAIN_THREADS)
         GPU_LAUNCH((plain_kernel<1>), grid, dim3(PLAIN_THREADS), (size_t)plain_shared_bytes(j.d), stream, j);

@@ -78,7 +78,7 @@ template <int OP, typename T, typename U, int N> void run(struct kern *k, const 
     constexpr int inputs = OP == OP_CAST || OP == OP_SILU ? 1 : 2;
     in_pieces(rows, chunks, [&](uint32_t first, uint32_t count) {
         GPU_COST((double)count * N * (sizeof(T) + inputs * sizeof(U)), OP == OP_CAST ? 0.0 : (double)count * N * 2, false);
-        GPU_LAUNCH((elementwise_kernel<OP, T, U, N>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, stream,
+        GPU_LAUNCH((elementwise_kernel<OP, T, U, N>), dim3(gpu_blocks(count, THREADS)), dim3(THREADS), 0, stream,
                gpu_rows_of<T>(o.out), gpu_rows_of<const U>(o.a), gpu_rows_of<const U>(o.b), (const U *)o.gate.data,
                o.scalar, first, count, (uint32_t)chunks);
         cuda_launched(k, "elementwise");
@@ -128,7 +128,7 @@ template <typename W> void copy_run(struct kern *k, const struct tensor &out, co
     cudaStream_t stream = cuda_stream(k);
     in_pieces(rows, chunks, [&](uint32_t first, uint32_t count) {
         GPU_COST(2.0 * count * sizeof(W), 0.0, false);
-        GPU_LAUNCH((copy_kernel<W>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, stream,
+        GPU_LAUNCH((copy_kernel<W>), dim3(gpu_blocks(count, THREADS)), dim3(THREADS), 0, stream,
                gpu_rows_of<char>(out), gpu_rows_of<const char>(x), first, count, (uint32_t)chunks);
         cuda_launched(k, "copy");
     });
@@ -178,7 +178,7 @@ template <typename T, int N> void bad_run(struct kern *k, int32_t *bad, const st
     cudaStream_t stream = cuda_stream(k);
     in_pieces(gpu_row_count(x), chunks, [&](uint32_t first, uint32_t count) {
         GPU_COST((double)count * N * sizeof(T), 0.0, false);
-        GPU_LAUNCH((bad_kernel<T, N>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, stream, bad,
+        GPU_LAUNCH((bad_kernel<T, N>), dim3(gpu_blocks(count, THREADS)), dim3(THREADS), 0, stream, bad,
                gpu_rows_of<const T>(x), first, count, (uint32_t)chunks);
         cuda_launched(k, "has_nan");
     });

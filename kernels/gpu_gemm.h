@@ -285,11 +285,6 @@ static __global__ void __launch_bounds__(GEMM_THREADS)
 
 /* --- launching -------------------------------------------------------------------------------------------- */
 
-static inline uint32_t gemm_blocks(int64_t count, int per)
-{
-    return (uint32_t)((count + per - 1) / per);
-}
-
 /* w: data, n, dtype; k: values of a row of w, w_stride apart. */
 template <typename Source>
 static void gemm_run_bf16(struct kern *k, const char *name, const Source &a, const struct kern_weight *w, int64_t depth,
@@ -299,10 +294,10 @@ static void gemm_run_bf16(struct kern *k, const char *name, const Source &a, con
     const bf16 *weight = (const bf16 *)w->data;
     GPU_COST(a.bytes() + (double)w->n * depth * sizeof(bf16) + (double)tensor_bytes(out), 2.0 * a.rows * w->n * depth, true);
     if (w->n > 32)
-        GPU_LAUNCH((gemm_bf16_kernel<128, Source>), dim3(gemm_blocks(a.rows, GEMM_ROWS), gemm_blocks(w->n, 128)),
+        GPU_LAUNCH((gemm_bf16_kernel<128, Source>), dim3(gpu_blocks(a.rows, GEMM_ROWS), gpu_blocks(w->n, 128)),
                    dim3(GEMM_THREADS), gemm_shared_bytes(128), cuda_stream(k), a, weight, depth, (int)w->n, (int)depth, to);
     else
-        GPU_LAUNCH((gemm_bf16_kernel<32, Source>), dim3(gemm_blocks(a.rows, GEMM_ROWS), gemm_blocks(w->n, 32)),
+        GPU_LAUNCH((gemm_bf16_kernel<32, Source>), dim3(gpu_blocks(a.rows, GEMM_ROWS), gpu_blocks(w->n, 32)),
                    dim3(GEMM_THREADS), gemm_shared_bytes(32), cuda_stream(k), a, weight, depth, (int)w->n, (int)depth, to);
     cuda_launched(k, name);
 }
@@ -312,7 +307,7 @@ static void gemm_run_f32(struct kern *k, const char *name, const Source &a, cons
                   const struct tensor &out)
 {
     GPU_COST(a.bytes() + (double)w->n * depth * sizeof(float) + (double)tensor_bytes(out), 2.0 * a.rows * w->n * depth, false);
-    GPU_LAUNCH((gemm_f32_kernel<Source>), dim3(gemm_blocks(a.rows, GEMM_F32_TILE), gemm_blocks(w->n, GEMM_F32_TILE)),
+    GPU_LAUNCH((gemm_f32_kernel<Source>), dim3(gpu_blocks(a.rows, GEMM_F32_TILE), gpu_blocks(w->n, GEMM_F32_TILE)),
                dim3(GEMM_THREADS), 0, cuda_stream(k), a, (const float *)w->data, depth, (int)w->n, (int)depth,
                gemm_output_of(out, w->bias));
     cuda_launched(k, name);

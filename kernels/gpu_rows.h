@@ -70,6 +70,12 @@ static inline int64_t gpu_row_count(const struct tensor &t)
     return rows;
 }
 
+/* Blocks of `per` items each that hold `count`. */
+static inline uint32_t gpu_blocks(int64_t count, int64_t per)
+{
+    return (uint32_t)((count + per - 1) / per);
+}
+
 static __device__ __forceinline__ float gpu_float(float x) { return x; }
 static __device__ __forceinline__ float gpu_float(bf16 x) { return __bfloat162float(x); }
 

@@ -119,7 +119,7 @@ template <typename T, int N, int THREADS> void rows_run(struct kern *k, const st
 {
     uint32_t rows = (uint32_t)gpu_row_count(j.x);
     int width = (int)j.x.shape[j.x.rank - 1];
-    dim3 grid(THREADS == 32 ? (rows + WARP_ROWS - 1) / WARP_ROWS : rows);
+    dim3 grid(THREADS == 32 ? gpu_blocks(rows, WARP_ROWS) : rows);
     dim3 block(THREADS == 32 ? 32 * WARP_ROWS : THREADS);
     gpu_rows<T> out = gpu_rows_of<T>(j.out);
     gpu_rows<const T> x = gpu_rows_of<const T>(j.x);
@@ -265,7 +265,7 @@ template <typename T, int N> void group_apply(struct kern *k, const struct group
     int64_t batch = j.x.shape[0], pixels = j.x.shape[1] * j.x.shape[2];
     int channels = (int)j.x.shape[3];
     assert(pixels * channels < (int64_t)1 << 32);
-    dim3 grid((uint32_t)((pixels * (channels / N) + GROUP_THREADS - 1) / GROUP_THREADS), (uint32_t)batch);
+    dim3 grid(gpu_blocks(pixels * (channels / N), GROUP_THREADS), (uint32_t)batch);
     GPU_COST(2.0 * tensor_count(j.x) * sizeof(T), 4.0 * tensor_count(j.x), false);
     GPU_LAUNCH((group_apply_kernel<T, N>), grid, dim3(GROUP_THREADS), 0, cuda_stream(k), (T *)j.out.data, (const T *)j.x.data,
            scale, shift, pixels, channels, j.silu);
@@ -300,7 +300,7 @@ template <typename T, int N> void group_run(struct kern *k, const struct group_j
     if (!k->failed) {
         float *shift = scale + batch * channels;
         GPU_COST(8.0 * doubles + 4.0 * floats, 2.0 * doubles, false);
-        GPU_LAUNCH((group_scale_kernel<T>), dim3((uint32_t)((channels + GROUP_THREADS - 1) / GROUP_THREADS), (uint32_t)batch),
+        GPU_LAUNCH((group_scale_kernel<T>), dim3(gpu_blocks(channels, GROUP_THREADS), (uint32_t)batch),
                    dim3(GROUP_THREADS), 0, cuda_stream(k), scale, shift, (const double *)sums, (const T *)j.weight.data,
                    (const T *)j.bias.data, pixels, chunks, channels, j.groups, j.eps);
         cuda_launched(k, "group_norm scale");

@@ -33,7 +33,7 @@ template <typename T> void unpatchify(struct kern *k, const struct tensor &out, 
 {
     uint32_t wide = (uint32_t)tokens.shape[2], count = (uint32_t)tensor_count(tokens);
     GPU_COST(2.0 * count * sizeof(T), 2.0 * count, false);
-    GPU_LAUNCH((unpatchify_kernel<T>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, cuda_stream(k),
+    GPU_LAUNCH((unpatchify_kernel<T>), dim3(gpu_blocks(count, THREADS)), dim3(THREADS), 0, cuda_stream(k),
            gpu_rows_of<T>(out), gpu_rows_of<const T>(tokens), (const T *)mean.data, (const T *)std.data, count, wide,
            (uint32_t)out.shape[1] / 2, (uint32_t)out.shape[2] / 2);
     cuda_launched(k, "unpatchify");
@@ -59,7 +59,7 @@ template <typename T> void patchify(struct kern *k, const struct tensor &tokens,
                                     const struct tensor &mean, const struct tensor &std)
 {
     uint32_t wide = (uint32_t)tokens.shape[2], count = (uint32_t)tensor_count(tokens);
-    GPU_LAUNCH((patchify_kernel<T>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, cuda_stream(k),
+    GPU_LAUNCH((patchify_kernel<T>), dim3(gpu_blocks(count, THREADS)), dim3(THREADS), 0, cuda_stream(k),
            gpu_rows_of<T>(tokens), gpu_rows_of<const T>(x), (const T *)mean.data, (const T *)std.data, count, wide,
            (uint32_t)x.shape[1] / 2, (uint32_t)x.shape[2] / 2);
     cuda_launched(k, "patchify");
@@ -87,7 +87,7 @@ template <typename W> void upsample(struct kern *k, struct tensor out, struct te
     for (int a = 0; a < 3; a++)
         out.stride[a] *= size, x.stride[a] *= size;
     GPU_COST(1.25 * count * sizeof(W), 0.0, false);
-    GPU_LAUNCH((upsample_kernel<W>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, cuda_stream(k),
+    GPU_LAUNCH((upsample_kernel<W>), dim3(gpu_blocks(count, THREADS)), dim3(THREADS), 0, cuda_stream(k),
            gpu_rows_of<char>(out), gpu_rows_of<const char>(x), count, chunks, height, width);
     cuda_launched(k, "upsample2");
 }
@@ -108,7 +108,7 @@ template <typename T> void pixels(struct kern *k, const struct tensor &out, cons
 {
     uint32_t count = (uint32_t)tensor_count(x);
     GPU_COST((1.0 + sizeof(T)) * count, 4.0 * count, false);
-    GPU_LAUNCH((pixels_kernel<T>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, cuda_stream(k),
+    GPU_LAUNCH((pixels_kernel<T>), dim3(gpu_blocks(count, THREADS)), dim3(THREADS), 0, cuda_stream(k),
            gpu_rows_of<uint8_t>(out), gpu_rows_of<const T>(x), count, (uint32_t)x.shape[x.rank - 1]);
     cuda_launched(k, "pixels");
 }

@@ -64,7 +64,7 @@ template <typename T, int N> void pairs(struct kern *k, const struct tensor &x, 
 {
     uint32_t chunks = (uint32_t)(x.shape[3] / N), count = (uint32_t)gpu_row_count(x) * chunks;
     GPU_COST(2.0 * tensor_count(x) * sizeof(T) + 8.0 * a.rows * a.half, 3.0 * tensor_count(x), false);
-    GPU_LAUNCH((pairs_kernel<T, N>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, cuda_stream(k),
+    GPU_LAUNCH((pairs_kernel<T, N>), dim3(gpu_blocks(count, THREADS)), dim3(THREADS), 0, cuda_stream(k),
            gpu_rows_of<T>(x), a, count, chunks);
     cuda_launched(k, "rope pairs");
 }
@@ -73,7 +73,7 @@ template <typename T, int N> void halves(struct kern *k, const struct tensor &x,
 {
     uint32_t chunks = (uint32_t)(a.half / N), count = (uint32_t)gpu_row_count(x) * chunks;
     GPU_COST(2.0 * tensor_count(x) * sizeof(T) + 8.0 * a.rows * a.half, 3.0 * tensor_count(x), false);
-    GPU_LAUNCH((halves_kernel<T, N>), dim3((count + THREADS - 1) / THREADS), dim3(THREADS), 0, cuda_stream(k),
+    GPU_LAUNCH((halves_kernel<T, N>), dim3(gpu_blocks(count, THREADS)), dim3(THREADS), 0, cuda_stream(k),
            gpu_rows_of<T>(x), a, count, chunks);
     cuda_launched(k, "rope halves");
 }
