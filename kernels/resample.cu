@@ -59,6 +59,7 @@ template <typename T> void patchify(struct kern *k, const struct tensor &tokens,
                                     const struct tensor &mean, const struct tensor &std)
 {
     uint32_t wide = (uint32_t)tokens.shape[2], count = (uint32_t)tensor_count(tokens);
+    GPU_COST(2.0 * count * sizeof(T), 2.0 * count, false);
     GPU_LAUNCH((patchify_kernel<T>), dim3(gpu_blocks(count, THREADS)), dim3(THREADS), 0, cuda_stream(k),
            gpu_rows_of<T>(tokens), gpu_rows_of<const T>(x), (const T *)mean.data, (const T *)std.data, count, wide,
            (uint32_t)x.shape[1] / 2, (uint32_t)x.shape[2] / 2);
