@@ -35,7 +35,7 @@ struct Operation {
     const void *bias = nullptr;
     int32_t bias_type = -1;
     int64_t bias_stride = 0;
-    const float *a_scale = nullptr, *b_scale = nullptr, *c_scale = nullptr, *d_scale = nullptr;
+    const float *a_scale = nullptr, *b_scale = nullptr, *d_scale = nullptr;
     int32_t a_mode = CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F, b_mode = CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F;
     int8_t fast_accumulation = 0;
     int32_t sm_count_target = 0;

@@ -197,7 +197,7 @@ static void add_hole(Device *d, size_t offset, size_t span)
     d->holes[offset] = span;
 }
 
-bool device_release(Device *d, void *p)
+bool device_release(Device *d, void *p, size_t *ret_bytes)
 {
     std::lock_guard<std::mutex> lock(d->mutex);
     auto block = d->blocks.find(static_cast<size_t>(static_cast<char *>(p) - d->base));
@@ -208,6 +208,7 @@ bool device_release(Device *d, void *p)
     close_pages(d->base + offset, bytes);
     d->used_bytes -= round_up(bytes, 512);
     add_hole(d, offset, span_of(bytes));
+    *ret_bytes = bytes;
     return true;
 }
 

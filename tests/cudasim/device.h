@@ -55,7 +55,7 @@ Device *device_of(const void *address); /* whose memory it is; NULL: not a devic
 
 /* device_allocate: NULL when the device has not that much left. */
 void *device_allocate(Device *d, size_t bytes);
-bool device_release(Device *d, void *p); /* false: not the start of an allocation */
+bool device_release(Device *d, void *p, size_t *ret_bytes); /* false: not the start of an allocation */
 
 /* device_holds: does the whole range lie in one live allocation? */
 bool device_holds(Device *d, const void *p, size_t bytes);

@@ -26,7 +26,7 @@ namespace cudasim
 static std::mutex &captures_mutex = *new std::mutex; /* guards captures */
 static std::set<std::shared_ptr<Capture>> &captures = *new std::set<std::shared_ptr<Capture>>;
 
-static std::shared_ptr<Capture> capture_of(Stream *s)
+std::shared_ptr<Capture> capture_of(Stream *s)
 {
     std::lock_guard<std::mutex> lock(s->mutex);
     return s->capture;
@@ -305,8 +305,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t handle)
     if (cudaError_t e = enter(Point::LAUNCH, "cudaGraphLaunch"))
         return refuse(e);
     Stream *s = stream_find(handle);
-    if (capture_of(s))
-        return refuse(break_capture(capture_of(s), "cudaGraphLaunch (child graphs are not simulated)"));
+    if (std::shared_ptr<Capture> c = capture_of(s))
+        return refuse(break_capture(c, "cudaGraphLaunch (child graphs are not simulated)"));
     std::shared_ptr<const std::vector<Node>> nodes;
     {
         std::lock_guard<std::mutex> lock(exec->mutex);

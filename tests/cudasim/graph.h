@@ -33,6 +33,9 @@ struct Capture {
     bool is_broken = false; /* something that cannot be captured happened; found again at the end */
 };
 
+/* capture_of: the capture the stream is part of, or NULL. */
+std::shared_ptr<Capture> capture_of(Stream *stream);
+
 /* capture_add adds the work after the stream's tail. */
 cudaError_t capture_add(const std::shared_ptr<Capture> &capture, Stream *stream, std::shared_ptr<Work> work);
 

@@ -2,6 +2,7 @@
 #include "inject.h"
 
 #include <cctype>
+#include <climits>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -27,6 +28,7 @@ static thread_local cudaError_t last_error;
 
 /* --- reading the list -------------------------------------------------------------------------------------------------- */
 
+/* The points of inject.h in their order, then those that are no call of the program's. */
 static const char *const names[] = {"malloc", "hostalloc", "launch", "copy", "sync", "stream", "event", "graph", "blas",
                                     "nccl",   "any",       "lost",   "kernel", "stuck", "dead", "slow", "wrong"};
 
@@ -112,6 +114,8 @@ static bool read_fault(const char **at, Fault *f, std::string *why)
         *why = f->point + ": want " + (is_slow ? "milliseconds" : "the name of a cudaError the simulator knows") + " after =";
         return false;
     }
+    if (is_slow)
+        f->times = LONG_MAX;
     if (is_slow && !has_value) {
         *why = "slow: want slow:N=MS";
         return false;
@@ -155,7 +159,7 @@ static bool hit(const char *point, int target, long *value)
         if (f.point != point || (f.target >= 0 && f.target != target))
             continue;
         f.seen++;
-        if (f.seen >= f.n && f.seen < f.n + f.times) {
+        if (f.seen >= f.n && f.seen - f.n < f.times) {
             is_due = true;
             *value = f.value;
         }
@@ -165,30 +169,7 @@ static bool hit(const char *point, int target, long *value)
 
 static const char *point_name(Point point)
 {
-    switch (point) {
-    case Point::MALLOC:
-        return "malloc";
-    case Point::HOSTALLOC:
-        return "hostalloc";
-    case Point::LAUNCH:
-        return "launch";
-    case Point::COPY:
-        return "copy";
-    case Point::SYNC:
-        return "sync";
-    case Point::STREAM:
-        return "stream";
-    case Point::EVENT:
-        return "event";
-    case Point::GRAPH:
-        return "graph";
-    case Point::BLAS:
-        return "blas";
-    case Point::NCCL:
-        return "nccl";
-    default:
-        return "other";
-    }
+    return point == Point::OTHER ? "other" : names[static_cast<int>(point) - 1];
 }
 
 cudaError_t enter(Point point, const char *function)
@@ -233,9 +214,7 @@ RankFault inject_rank(int rank)
     std::lock_guard<std::mutex> lock(mutex);
     long value = 0;
     RankFault fault = {hit("dead", rank, &value), hit("wrong", rank, &value), 0};
-    for (Fault &f : faults)
-        if (f.point == "slow" && (f.target < 0 || f.target == rank) && ++f.seen >= f.n)
-            fault.delay_ms = f.value;
+    hit("slow", rank, &fault.delay_ms);
     return fault;
 }
 

@@ -20,7 +20,7 @@
 namespace cudasim
 {
 
-enum class Point { OTHER, MALLOC, HOSTALLOC, LAUNCH, COPY, SYNC, STREAM, EVENT, GRAPH, BLAS, NCCL, POINT_COUNT };
+enum class Point { OTHER, MALLOC, HOSTALLOC, LAUNCH, COPY, SYNC, STREAM, EVENT, GRAPH, BLAS, NCCL };
 
 /* enter: the call may go on (cudaSuccess), or what it must return. Call it first, with the function's name. */
 cudaError_t enter(Point point, const char *function);

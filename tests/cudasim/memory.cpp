@@ -212,13 +212,8 @@ static cudaError_t set_async(void *to, int value, size_t pitch, size_t width, si
 static cudaError_t free_now(void *p)
 {
     Device *d = device_of(p);
-    size_t bytes = 0;
-    if (d) {
-        std::lock_guard<std::mutex> lock(d->mutex);
-        auto block = d->blocks.find(static_cast<size_t>(static_cast<char *>(p) - d->base));
-        bytes = block == d->blocks.end() ? 0 : block->second;
-    }
-    if (!d || !device_release(d, p))
+    size_t bytes;
+    if (!d || !device_release(d, p, &bytes))
         return refuse(cudaErrorInvalidValue, "cudaFree: not the start of an allocation: " + device_describe(p));
     ledger_allocation(d->index, bytes, true);
     return refuse(static_cast<cudaError_t>(d->failed.load()));

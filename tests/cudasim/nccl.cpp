@@ -228,10 +228,7 @@ static void release(ncclComm_t comm)
 ncclResult_t ncclCommFinalize(ncclComm_t comm)
 {
     ledger_count_call();
-    if (!comm)
-        return ncclInvalidArgument;
-    comm->team->is_finalized = true;
-    return ncclSuccess;
+    return comm ? ncclSuccess : ncclInvalidArgument;
 }
 
 ncclResult_t ncclCommDestroy(ncclComm_t comm)

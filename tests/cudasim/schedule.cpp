@@ -8,7 +8,6 @@
 #include "schedule.h"
 
 #include <sys/mman.h>
-#include <time.h>
 
 #include <condition_variable>
 #include <cstdarg>
@@ -16,6 +15,7 @@
 #include <thread>
 
 #include "settings.h"
+#include "timer.h"
 
 namespace cudasim
 {
@@ -27,13 +27,6 @@ bool copies_are_early;
 static std::mutex &schedule_mutex = *new std::mutex; /* guards schedule and rates; never destroyed: workers outlive main */
 static Schedule schedule;
 static Rates rates;
-
-static int64_t now_ms()
-{
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
-}
 
 /* --- the order of fibers -------------------------------------------------------------------------------------------- */
 
@@ -356,7 +349,7 @@ static void run_block(Worker *w, Kernel *k, uint64_t block)
     w->current_warp = block_schedule.order == Order::REVERSE ? w->warp_count - 1 : 0;
     w->started_count += static_cast<uint64_t>(w->thread_count);
 
-    w->block_start_ms = now_ms();
+    w->block_start_ms = timer_ms();
     order_before(&w->start_order);
     run_next(&w->main);
     w->block_start_ms = 0;

@@ -69,7 +69,7 @@ struct Worker {
     unsigned char *shared = nullptr;
     volatile int trap_signal = 0; /* trap.cpp: the signal that ended the block, and its address */
     void *volatile trap_address = nullptr;
-    std::atomic<int64_t> block_start_ms{0}; /* 0: no block is running */
+    std::atomic<double> block_start_ms{0}; /* 0: no block is running */
     pthread_t os_thread;
     uint64_t switch_count = 0, started_count = 0, collective_count = 0;
 };

@@ -1,8 +1,6 @@
 /* stream.cpp - streams as OS threads, events as points on timelines; see stream.h. */
 #include "stream.h"
 
-#include <time.h>
-
 #include <map>
 #include <set>
 #include <thread>
@@ -11,16 +9,10 @@
 #include "graph.h"
 #include "inject.h"
 #include "settings.h"
+#include "timer.h"
 
 namespace cudasim
 {
-
-static double now_ms()
-{
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return static_cast<double>(t.tv_sec) * 1e3 + static_cast<double>(t.tv_nsec) / 1e6;
-}
 
 /* --- timelines -------------------------------------------------------------------------------------------------------- */
 
@@ -211,12 +203,7 @@ static void order_with_default(Stream *s)
 
 cudaError_t submit(Stream *s, std::shared_ptr<Work> work)
 {
-    std::shared_ptr<Capture> capture;
-    {
-        std::lock_guard<std::mutex> lock(s->mutex);
-        capture = s->capture;
-    }
-    if (capture)
+    if (std::shared_ptr<Capture> capture = capture_of(s))
         return capture_add(capture, s, std::move(work));
     ledger_work(*work, s->device, s->id, 0);
     submit_uncounted(s, std::move(work));
@@ -407,7 +394,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle)
     auto work = std::make_shared<Work>();
     work->kind = Work::RECORD;
     work->name = "event";
-    work->run = [mark] { mark->reached_ms = now_ms(); };
+    work->run = [mark] { mark->reached_ms = timer_ms(); };
     mark->timeline = s->timeline;
     ledger_work(*work, s->device, s->id, 0);
     mark->point = submit_uncounted(s, work);

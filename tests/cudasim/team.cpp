@@ -17,6 +17,7 @@
 #include "device.h"
 #include "inject.h"
 #include "settings.h"
+#include "timer.h"
 
 namespace cudasim
 {
@@ -65,13 +66,6 @@ static char *message(const Team *t, int from, int to)
 
 /* --- waiting ------------------------------------------------------------------------------------------------------------ */
 
-static int64_t now_ms()
-{
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
-}
-
 static void wait_while(std::atomic<uint32_t> *word, uint32_t value, int ms)
 {
     timespec t = {ms / 1000, ms % 1000 * 1000000L};
@@ -84,9 +78,9 @@ static void wake_all(std::atomic<uint32_t> *word)
 }
 
 /* A real rank waits for ever for a dead one; CUDASIM_NCCL_TIMEOUT_MS ends it with ncclRemoteError. */
-static bool is_late(int64_t start)
+static bool is_late(double start)
 {
-    return now_ms() - start > settings().nccl_timeout_ms;
+    return timer_ms() - start > static_cast<double>(settings().nccl_timeout_ms);
 }
 
 static void set_error(Team *t, ncclResult_t error, const std::string &sentence)
@@ -124,7 +118,7 @@ static bool meet(Team *t)
         wake_all(&s->generation);
         return true;
     }
-    int64_t start = now_ms();
+    double start = timer_ms();
     while (s->generation.load() == generation) {
         if (t->is_over())
             return false;
@@ -177,7 +171,7 @@ std::shared_ptr<Team> team_join(const ncclUniqueId &id, int rank_count, int rank
         return nullptr;
     if (t->segment->joined.fetch_add(1) + 1 == static_cast<uint32_t>(rank_count))
         shm_unlink(id.internal);
-    for (int64_t start = now_ms(); waits && t->segment->joined.load() < static_cast<uint32_t>(rank_count); usleep(200))
+    for (double start = timer_ms(); waits && t->segment->joined.load() < static_cast<uint32_t>(rank_count); usleep(200))
         if (is_late(start)) {
             shm_unlink(id.internal);
             *why = ncclRemoteError;
@@ -422,7 +416,7 @@ void team_exchange(Team *t, const std::vector<Part> &parts)
     if (t->is_over() || !suffer(t, inject_rank(t->rank)))
         return;
     std::vector<size_t> done(parts.size(), 0);
-    int64_t last_move = now_ms();
+    double last_move = timer_ms();
     for (;;) {
         bool has_moved = false, has_ended = true;
         for (size_t i = 0; i < parts.size(); i++) {
@@ -440,7 +434,7 @@ void team_exchange(Team *t, const std::vector<Part> &parts)
         if (has_ended || t->is_over())
             return;
         if (has_moved) {
-            last_move = now_ms();
+            last_move = timer_ms();
         } else if (is_late(last_move)) {
             set_error(t, ncclRemoteError, "another rank did not send or receive in time");
             t->abort();

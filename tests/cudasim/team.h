@@ -27,7 +27,6 @@ struct Team {
     int rank = 0, rank_count = 0, device = 0;
     std::atomic<int> error{ncclSuccess};
     std::atomic<int> running{0}; /* operations of this rank that are under way */
-    bool is_finalized = false;
 
     ~Team();
     bool is_over() const; /* aborted by anyone, or this rank has failed */

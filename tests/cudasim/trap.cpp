@@ -14,6 +14,7 @@
 #include "device.h"
 #include "schedule.h"
 #include "settings.h"
+#include "timer.h"
 
 #ifdef CUDASIM_TRAPS
 #include <ucontext.h>
@@ -83,14 +84,12 @@ void trap_install_thread(Worker *w)
 /* trap_watch ends a block that runs longer than the limit: a loop that waits for what never comes. */
 void trap_watch(Worker *w)
 {
-    int64_t limit = settings().kernel_limit_ms;
+    double limit = static_cast<double>(settings().kernel_limit_ms);
     for (;;) {
         timespec pause = {0, 10 * 1000000L};
         nanosleep(&pause, nullptr);
-        int64_t start = w->block_start_ms;
-        timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        if (!start || t.tv_sec * 1000LL + t.tv_nsec / 1000000 - start < limit)
+        double start = w->block_start_ms;
+        if (start == 0 || timer_ms() - start < limit)
             continue;
 #ifdef CUDASIM_TRAPS
         pthread_kill(w->os_thread, LIMIT_SIGNAL);
