@@ -126,30 +126,28 @@ VEC_INLINE void gemm_interleave(uint32_t *to, const void *const *rows, int wide,
         gemm_transpose(to + i, rows + i, 2, wide, whole, widen);
 }
 
-/* The last cell of an odd k: its value in the low half, zero in the high one. */
-VEC_INLINE void gemm_odd_cell(uint32_t *to, const void *const *rows, int wide, int64_t k)
+/* `wide` vectors of k values as cells. The last cell of an odd k: its value in the low half, zero in the high one. */
+VEC_INLINE void gemm_pack_cells(uint32_t *to, const void *const *vectors, int wide, int64_t k, enum tensor_dtype dtype)
 {
+    int64_t whole = dtype == TENSOR_BF16 ? k / 2 : k;
+    gemm_interleave(to, vectors, wide, whole, false);
+    if (whole == gemm_cells(k, dtype))
+        return;
     for (int i = 0; i < wide; i++)
-        to[i] = rows[i] ? gemm_word((const char *)rows[i] + (k - 1) * 2, 0, true) >> 16 : 0;
+        to[whole * wide + i] = vectors[i] ? gemm_word((const char *)vectors[i] + (k - 1) * 2, 0, true) >> 16 : 0;
 }
 
 /* gemm_pack_columns packs one panel of B from its NR columns, each k values long; NULL is a column of zeros. */
 VEC_INLINE void gemm_pack_columns(uint32_t *to, const void *const *columns, int64_t k, enum tensor_dtype dtype)
 {
-    int64_t whole = dtype == TENSOR_BF16 ? k / 2 : k;
-    gemm_interleave(to, columns, GEMM_NR, whole, false);
-    if (whole < gemm_cells(k, dtype))
-        gemm_odd_cell(to + whole * GEMM_NR, columns, GEMM_NR, k);
+    gemm_pack_cells(to, columns, GEMM_NR, k, dtype);
 }
 
 /* gemm_pack_rows packs one tile of A from its MR rows; NULL is a row of zeros. */
 VEC_INLINE void gemm_pack_rows(uint32_t *to, const void *const *rows, int64_t k, enum tensor_dtype dtype)
 {
 #ifdef __AVX512BF16__
-    int64_t whole = dtype == TENSOR_BF16 ? k / 2 : k;
-    gemm_interleave(to, rows, GEMM_MR, whole, false);
-    if (whole < gemm_cells(k, dtype))
-        gemm_odd_cell(to + whole * GEMM_MR, rows, GEMM_MR, k);
+    gemm_pack_cells(to, rows, GEMM_MR, k, dtype);
 #else
     gemm_interleave(to, rows, GEMM_MR, k, dtype == TENSOR_BF16);
     if (k < gemm_words(k, dtype))
