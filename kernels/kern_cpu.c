@@ -68,6 +68,14 @@ static void work(struct cpu *c, int thread)
     }
 }
 
+/* Tells the core that this is a loop that waits, where it has a word for that. */
+static inline void spin_pause(void)
+{
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#endif
+}
+
 static void *helper_main(void *argument)
 {
     struct helper_start start = *(struct helper_start *)argument;
@@ -76,7 +84,7 @@ static void *helper_main(void *argument)
     unsigned seen = 0;
     for (;;) {
         for (int spin = 0; spin < SPIN_COUNT && atomic_load(&c->round) == seen; spin++)
-            __builtin_ia32_pause();
+            spin_pause();
         pthread_mutex_lock(&c->lock);
         while (atomic_load(&c->round) == seen && !c->is_closing)
             pthread_cond_wait(&c->wake, &c->lock);
