@@ -52,6 +52,19 @@ __device__ __forceinline__ uint32_t pack(float a, float b)
     return *reinterpret_cast<uint32_t *>(&v);
 }
 
+/* Over the four lanes that share a row of a fragment. */
+__device__ __forceinline__ float quad_max(float v)
+{
+    v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
+    return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float v)
+{
+    v += __shfl_xor_sync(0xffffffffu, v, 1);
+    return v + __shfl_xor_sync(0xffffffffu, v, 2);
+}
+
 /* The address of 8 values in a tile whose rows are D long: 8 rows that are read together lie in different banks. */
 template <int D> __device__ __forceinline__ bf16 *chunk_of(bf16 *tile, int r, int c)
 {
@@ -149,8 +162,7 @@ template <int D> __global__ void __launch_bounds__(FLASH_THREADS, 1) flash_kerne
 #pragma unroll
             for (int n = 0; n < FLASH_KEYS / 8; n++)
                 best = fmaxf(best, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-            best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 1));
-            best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 2));
+            best = quad_max(best);
             float base = best == -INFINITY ? 0 : best * scale, keep = gpu_exp2(top[h] * scale - base);
             top[h] = best;
 #pragma unroll
@@ -187,9 +199,7 @@ template <int D> __global__ void __launch_bounds__(FLASH_THREADS, 1) flash_kerne
     bf16 *out = (bf16 *)j.out + b * j.out_at.batch + head * j.out_at.head;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float sum = total[h];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        float sum = quad_sum(total[h]);
         float inverse = sum > 0 ? 1.0f / sum : 0;
         int row = warp_row + lane / 4 + h * 8;
         if (row < j.rows)
@@ -266,9 +276,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1) wide_kernel(const __grid_cons
             for (int e = 2 * h; e < 2 * h + 2; e++)
                 if (tile * WIDE_KEYS + half * 8 + t * 2 + e % 2 >= seen)
                     s[e] = -INFINITY;
-            best[h] = fmaxf(s[2 * h], s[2 * h + 1]);
-            best[h] = fmaxf(best[h], __shfl_xor_sync(0xffffffffu, best[h], 1));
-            best[h] = fmaxf(best[h], __shfl_xor_sync(0xffffffffu, best[h], 2));
+            best[h] = quad_max(fmaxf(s[2 * h], s[2 * h + 1]));
             if (t == 0)
                 half_of[half * WIDE_ROWS + strip + g + h * 8] = best[h];
         }
@@ -320,9 +328,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1) wide_kernel(const __grid_cons
 
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float sum = total[h];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        float sum = quad_sum(total[h]);
         if (t == 0)
             half_of[half * WIDE_ROWS + strip + g + h * 8] = sum;
     }

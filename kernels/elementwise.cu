@@ -19,6 +19,8 @@ struct operands {
     float scalar;
 };
 
+template <int OP> constexpr bool is_binary = OP != OP_CAST && OP != OP_SILU;
+
 template <int OP, typename T> __device__ __forceinline__ float one(float a, float b, float gate, float scalar)
 {
     switch (OP) {
@@ -52,7 +54,7 @@ __global__ void __launch_bounds__(THREADS) elementwise_kernel(gpu_rows<T> out, g
     uint32_t row = first_row + index / chunks, column = index % chunks * N;
     float x[N], y[N] = {}, g[N] = {}, result[N];
     gpu_load<N>(x, a.at(row) + column);
-    if (OP == OP_SILU_MUL || OP == OP_ADD || OP == OP_GATED_ADD || OP == OP_GUIDE || OP == OP_EULER || OP == OP_MIX)
+    if (is_binary<OP>)
         gpu_load<N>(y, b.at(row) + column);
     if (OP == OP_GATED_ADD)
         gpu_load<N>(g, gate + column);
@@ -75,7 +77,7 @@ template <int OP, typename T, typename U, int N> void run(struct kern *k, const 
 {
     int64_t rows = gpu_row_count(o.out), chunks = o.out.shape[o.out.rank - 1] / N;
     cudaStream_t stream = cuda_stream(k);
-    constexpr int inputs = OP == OP_CAST || OP == OP_SILU ? 1 : 2;
+    constexpr int inputs = is_binary<OP> ? 2 : 1;
     in_pieces(rows, chunks, [&](uint32_t first, uint32_t count) {
         GPU_COST((double)count * N * (sizeof(T) + inputs * sizeof(U)), OP == OP_CAST ? 0.0 : (double)count * N * 2, false);
         GPU_LAUNCH((elementwise_kernel<OP, T, U, N>), dim3(gpu_blocks(count, THREADS)), dim3(THREADS), 0, stream,
@@ -111,17 +113,6 @@ __global__ void __launch_bounds__(THREADS) copy_kernel(gpu_rows<char> out, gpu_r
     *reinterpret_cast<W *>(out.at(row) + at) = *reinterpret_cast<const W *>(x.at(row) + at);
 }
 
-/* The same tensor seen as bytes, for copies that do not look at the values. */
-struct tensor as_bytes(struct tensor t)
-{
-    int64_t size = (int64_t)tensor_dtype_bytes(t.dtype);
-    for (int a = 0; a < t.rank - 1; a++)
-        t.stride[a] *= size;
-    t.shape[t.rank - 1] *= size;
-    t.dtype = TENSOR_U8;
-    return t;
-}
-
 template <typename W> void copy_run(struct kern *k, const struct tensor &out, const struct tensor &x)
 {
     int64_t rows = gpu_row_count(out), chunks = out.shape[out.rank - 1] / (int64_t)sizeof(W);
@@ -142,7 +133,7 @@ void copy_raw(struct kern *k, const struct tensor &out, const struct tensor &x)
                    "copy");
         return;
     }
-    struct tensor to = as_bytes(out), from = as_bytes(x);
+    struct tensor to = gpu_bytes_of(out), from = gpu_bytes_of(x);
     if (gpu_is_vector(to) && gpu_is_vector(from))
         copy_run<uint4>(k, to, from);
     else if (size == 4)

@@ -62,6 +62,17 @@ static inline bool gpu_is_vector(const struct tensor &t)
     return fits;
 }
 
+/* The same tensor seen as bytes, for copies that do not look at the values. */
+static inline struct tensor gpu_bytes_of(struct tensor t)
+{
+    int64_t size = (int64_t)tensor_dtype_bytes(t.dtype);
+    for (int a = 0; a < t.rank - 1; a++)
+        t.stride[a] *= size;
+    t.shape[t.rank - 1] *= size;
+    t.dtype = TENSOR_U8;
+    return t;
+}
+
 static inline int64_t gpu_row_count(const struct tensor &t)
 {
     int64_t rows = 1;

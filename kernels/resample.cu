@@ -80,13 +80,11 @@ __global__ void __launch_bounds__(THREADS) upsample_kernel(gpu_rows<char> out, g
     *reinterpret_cast<W *>(out.at(pixel) + at) = *reinterpret_cast<const W *>(x.at(from) + at);
 }
 
-template <typename W> void upsample(struct kern *k, struct tensor out, struct tensor x)
+/* out, x: as bytes. */
+template <typename W> void upsample(struct kern *k, const struct tensor &out, const struct tensor &x)
 {
-    int64_t size = (int64_t)tensor_dtype_bytes(out.dtype);
-    uint32_t chunks = (uint32_t)(out.shape[3] * size / (int64_t)sizeof(W));
+    uint32_t chunks = (uint32_t)(out.shape[3] / (int64_t)sizeof(W));
     uint32_t count = (uint32_t)gpu_row_count(out) * chunks, height = (uint32_t)out.shape[1], width = (uint32_t)out.shape[2];
-    for (int a = 0; a < 3; a++)
-        out.stride[a] *= size, x.stride[a] *= size;
     GPU_COST(1.25 * count * sizeof(W), 0.0, false);
     GPU_LAUNCH((upsample_kernel<W>), dim3(gpu_blocks(count, THREADS)), dim3(THREADS), 0, cuda_stream(k),
            gpu_rows_of<char>(out), gpu_rows_of<const char>(x), count, chunks, height, width);
@@ -147,14 +145,15 @@ void resample_upsample2_cuda(struct kern *k, struct tensor out, struct tensor x)
     assert(tensor_count(out) < (int64_t)1 << 32);
     if (tensor_count(out) == 0)
         return;
-    if (gpu_is_vector(out) && gpu_is_vector(x))
-        upsample<uint4>(k, out, x);
+    struct tensor to = gpu_bytes_of(out), from = gpu_bytes_of(x);
+    if (gpu_is_vector(to) && gpu_is_vector(from))
+        upsample<uint4>(k, to, from);
     else if (size == 4)
-        upsample<uint32_t>(k, out, x);
+        upsample<uint32_t>(k, to, from);
     else if (size == 2)
-        upsample<uint16_t>(k, out, x);
+        upsample<uint16_t>(k, to, from);
     else
-        upsample<uint8_t>(k, out, x);
+        upsample<uint8_t>(k, to, from);
 }
 
 void resample_pixels_cuda(struct kern *k, struct tensor out, struct tensor x)
