@@ -4,7 +4,6 @@
  *
  * Faults are the simulator's (tests/cudasim/README.md): the program asks it through the module it opened. */
 #include <dlfcn.h>
-#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,7 +14,6 @@
 
 #include <cmocka.h>
 
-#include "cuda_pair.h"
 #include "cudasim_control.h"
 #include "engine.h"
 #include "kern_module.h"
@@ -27,7 +25,6 @@ static struct {
     bool (*fault)(const char *list);
     void (*restore)(void);
     size_t (*leaks)(char *text, size_t capacity);
-    bool (*memory)(int device, struct cudasim_memory *ret);
 } sim;
 
 static int find_simulator(void **state)
@@ -39,8 +36,7 @@ static int find_simulator(void **state)
     *(void **)&sim.fault = dlsym(module, "cudasim_fault");
     *(void **)&sim.restore = dlsym(module, "cudasim_restore");
     *(void **)&sim.leaks = dlsym(module, "cudasim_leaks");
-    *(void **)&sim.memory = dlsym(module, "cudasim_memory_read");
-    return sim.fault && sim.restore && sim.leaks && sim.memory ? 0 : -1;
+    return sim.fault && sim.restore && sim.leaks ? 0 : -1;
 }
 
 static void nothing_is_left(const char *after, int n)

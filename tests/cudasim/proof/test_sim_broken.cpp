@@ -57,6 +57,9 @@ static const Case cases[] = {
     {"tsan", "divergent-barrier", "", "divergent __syncthreads"},
 };
 
+/* A finding means nothing if correct programs have findings too: the correct twins run in test_sim_kernels under the
+ * same sanitizers, which end a program at their first report. */
+
 /* run: everything the program prints, stderr included. */
 static std::string run(const char *bug, const char *environment)
 {
@@ -86,8 +89,7 @@ static void every_bug_is_caught(void **)
     assert_true(ran > 5);
 }
 
-/* A finding means nothing if correct programs have findings too: the correct twins run in test_sim_kernels under the
- * same sanitizers, which end a program at their first report. Here: the runner itself is clean. */
+/* What a missing barrier gives depends on the order, and on nothing else: the same order gives the same. */
 static void order_decides_what_a_missing_barrier_gives(void **)
 {
     if (strcmp(SIM_BUILD, "plain"))
