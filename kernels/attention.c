@@ -132,14 +132,13 @@ static void key_block(const struct job *j, struct state *s, int64_t head, int64_
     int64_t cells = gemm_cells(KEYS, j->dtype), words = gemm_words(KEYS, j->dtype), first = block * (KEYS / GEMM_NR);
     int64_t panels = j->key_panels - first < KEYS / GEMM_NR ? j->key_panels - first : KEYS / GEMM_NR;
     const uint32_t *keys = j->packed_keys + (head * j->key_panels + first) * j->d_cells * GEMM_NR;
-    gemm_product(s->scores, gemm_packed(s->q, j->d_words), tiles, keys, panels, j->d_cells, j->dtype, false);
+    gemm_product(s->scores, gemm_packed(s->q, j->d_words, j->dtype), tiles, keys, panels, j->d_cells, j->dtype, false);
     for (int64_t r = 0; r < count; r++) {
         int64_t seen = visible(j, first_row + r, block * KEYS, limit);
         rescale(j, s, r, tiles, soften(j, s, r, tiles, seen));
     }
     const uint32_t *values = j->packed_values + (head * j->key_blocks + block) * j->d_panels * cells * GEMM_NR;
-    gemm_product(s->sums, (struct gemm_rows){s->p, GEMM_MR * words, words, 1}, tiles, values, j->d_panels, cells, j->dtype,
-                 true);
+    gemm_product(s->sums, gemm_plain(s->p, words, j->dtype), tiles, values, j->d_panels, cells, j->dtype, true);
 }
 
 static void finish(const struct job *j, struct state *s, struct tensor out, int64_t first_row, int64_t count,
@@ -201,8 +200,10 @@ static void run(void *context, int64_t index, int thread)
     int64_t limit = j->mask.key_count && j->mask.key_count[b] < j->keys ? j->mask.key_count[b] : j->keys;
     int64_t kv = b * j->kv_heads + head / (j->heads / j->kv_heads);
     int64_t last = j->mask.causal && first + count < limit ? first + count : limit;
+    gemm_begin();
     for (int64_t kb = 0; kb * KEYS < last; kb++)
         key_block(j, &s, kv, kb, first, count, tiles, limit);
+    gemm_end();
     finish(j, &s, head_of(j->out, b, head), first, count, tiles);
 }
 

@@ -57,9 +57,10 @@ static void run(void *context, int64_t task, int thread)
         }
         gemm_pack_rows(packed + t * j->words * GEMM_MR, rows, j->w->k, j->w->dtype);
     }
-    gemm_product(c, gemm_packed(packed, j->words), tiles, j->w->data, panels, j->cells, j->w->dtype, false);
-    for (int64_t p = 0; p < panels; p++)
-        gemm_store(c + p * tiles * GEMM_TILE, count, out, j->out.dtype, p * GEMM_NR, j->w->n, j->w->bias);
+    gemm_begin();
+    gemm_product(c, gemm_packed(packed, j->words, j->w->dtype), tiles, j->w->data, panels, j->cells, j->w->dtype, false);
+    gemm_end();
+    gemm_store(c, tiles, panels, count, out, j->out.dtype, 0, j->w->n, j->w->bias);
 }
 
 void CPU_NAME(conv_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w,

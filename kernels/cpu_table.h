@@ -6,7 +6,7 @@
 
 extern const struct kern_ops cpu_table_portable;
 #if defined(__x86_64__)
-extern const struct kern_ops cpu_table_avx2, cpu_table_avx512, cpu_table_avx512_bf16;
+extern const struct kern_ops cpu_table_avx2, cpu_table_avx512, cpu_table_avx512_bf16, cpu_table_amx;
 #endif
 
 #endif

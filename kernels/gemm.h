@@ -5,10 +5,12 @@
  *   B is packed in panels of NR columns: [cells][NR], a cell being one value (f32) or a pair of bf16 (k, k+1), k in
  *     the low half, an odd k filled with zero. This is how weights are stored.
  *   A is packed in tiles of MR rows: [words][MR]. Where the CPU multiplies pairs (AVX512_BF16) a word is a cell of B.
- *     Elsewhere it is one f32, so that a bf16 row is widened once and not once per panel.
+ *     Elsewhere it is one f32, so that a bf16 row is widened once and not once per panel. AMX reads 16 words of a row at
+ *     once: [words / 16][MR][16], and its cells are filled up with zeros to a multiple of 16.
  *   C is [panel][tile][MR][NR] of f32.
  *
- * The micro-kernel keeps an MR x NR block of C in registers over a run of k. The order of the sum of one C[m,n] is k
+ * The micro-kernel keeps a block of C in registers over a run of k: MR x NR of it, which is four tile registers in AMX, or
+ * GROUP rows of that where AMX's CPU multiplies f32. The order of the sum of one C[m,n] is k
  * ascending (visits to memory between runs do not change it), whatever m, the number of rows or the thread: rows and
  * columns that do not exist are zeros in the packed tile, not another code path.
  *
@@ -23,7 +25,12 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AMX_BF16__)
+#define GEMM_MR 32
+#define GEMM_NV 2
+#define GEMM_GROUP 8
+#define GEMM_FENCE __asm__ volatile("" ::: "memory") /* GCC 12 does not know that a tile load reads memory */
+#elif defined(__AVX512F__)
 #define GEMM_MR 6
 #define GEMM_NV 4
 #elif defined(__AVX2__)
@@ -33,17 +40,56 @@
 #define GEMM_MR 2
 #define GEMM_NV 4
 #endif
+#ifndef GEMM_GROUP
+#define GEMM_GROUP GEMM_MR
+#endif
 #define GEMM_NR (GEMM_NV * VEC)
 #define GEMM_TILE (GEMM_MR * GEMM_NR)
 #define GEMM_RUN 512  /* values of k between visits to C; a run of a panel 16 wide is 16 KiB in bf16, 32 KiB in f32 */
-#define GEMM_BLOCK 16 /* tiles of A that share a visit of a panel */
+#ifdef __AMX_BF16__
+#define GEMM_BLOCK 12 /* tiles of A that share a visit of a panel; a run of them is 384 KiB */
+#else
+#define GEMM_BLOCK 16
+#endif
 #define GEMM_ROWS (GEMM_MR * GEMM_BLOCK)
 #define GEMM_UNROLL _Pragma("GCC unroll 8")
+
+/* gemm_begin comes before the products of a task, gemm_end after them: AMX wants the shape of its registers, per thread,
+ * and a thread that has given them back costs the system nothing when it sleeps. */
+VEC_INLINE void gemm_begin(void)
+{
+#ifdef __AMX_BF16__
+    static const struct {
+        uint8_t palette, start, zero[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shape = {.palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+    _tile_loadconfig(&shape);
+#endif
+}
+
+VEC_INLINE void gemm_end(void)
+{
+#ifdef __AMX_BF16__
+    _tile_release();
+#endif
+}
+
+/* Does a product in this dtype go through AMX? Then words of A come 16 at a time. */
+VEC_INLINE bool gemm_is_tiled(enum tensor_dtype dtype)
+{
+#ifdef __AMX_BF16__
+    return dtype == TENSOR_BF16;
+#else
+    return (void)dtype, false;
+#endif
+}
 
 /* Cells along k: pairs for bf16. */
 VEC_INLINE int64_t gemm_cells(int64_t k, enum tensor_dtype dtype)
 {
-    return dtype == TENSOR_BF16 ? (k + 1) / 2 : k;
+    int64_t cells = dtype == TENSOR_BF16 ? (k + 1) / 2 : k;
+    return gemm_is_tiled(dtype) ? (cells + 15) & ~INT64_C(15) : cells;
 }
 
 VEC_INLINE int64_t gemm_panels(int64_t n)
@@ -126,15 +172,15 @@ VEC_INLINE void gemm_interleave(uint32_t *to, const void *const *rows, int wide,
         gemm_transpose(to + i, rows + i, 2, wide, whole, widen);
 }
 
-/* `wide` vectors of k values as cells. The last cell of an odd k: its value in the low half, zero in the high one. */
+/* `wide` vectors of k values as cells. The last cell of an odd k: its value in the low half, zero in the high one; cells beyond k
+ * are zeros. */
 VEC_INLINE void gemm_pack_cells(uint32_t *to, const void *const *vectors, int wide, int64_t k, enum tensor_dtype dtype)
 {
-    int64_t whole = dtype == TENSOR_BF16 ? k / 2 : k;
+    int64_t whole = dtype == TENSOR_BF16 ? k / 2 : k, used = dtype == TENSOR_BF16 ? (k + 1) / 2 : k;
     gemm_interleave(to, vectors, wide, whole, false);
-    if (whole == gemm_cells(k, dtype))
-        return;
-    for (int i = 0; i < wide; i++)
+    for (int i = 0; whole < used && i < wide; i++)
         to[whole * wide + i] = vectors[i] ? gemm_word((const char *)vectors[i] + (k - 1) * 2, 0, true) >> 16 : 0;
+    memset(to + used * wide, 0, (size_t)((gemm_cells(k, dtype) - used) * wide) * sizeof *to);
 }
 
 /* gemm_pack_columns packs one panel of B from its NR columns, each k values long; NULL is a column of zeros. */
@@ -143,9 +189,29 @@ VEC_INLINE void gemm_pack_columns(uint32_t *to, const void *const *columns, int6
     gemm_pack_cells(to, columns, GEMM_NR, k, dtype);
 }
 
+/* For AMX: pieces of 64 bytes, filled up with zeros. */
+VEC_INLINE void gemm_pack_pieces(uint32_t *to, const void *const *rows, int64_t k)
+{
+    for (int64_t piece = 0; piece < k * 2; piece += 64, to += GEMM_MR * 16)
+        for (int i = 0; i < GEMM_MR; i++) {
+            const char *from = rows[i] ? (const char *)rows[i] + piece : NULL;
+            if (from && piece + 64 <= k * 2) {
+                memcpy(to + i * 16, from, 64);
+                continue;
+            }
+            memset(to + i * 16, 0, 64);
+            if (from)
+                memcpy(to + i * 16, from, (size_t)(k * 2 - piece));
+        }
+}
+
 /* gemm_pack_rows packs one tile of A from its MR rows; NULL is a row of zeros. */
 VEC_INLINE void gemm_pack_rows(uint32_t *to, const void *const *rows, int64_t k, enum tensor_dtype dtype)
 {
+    if (gemm_is_tiled(dtype)) {
+        gemm_pack_pieces(to, rows, k);
+        return;
+    }
 #ifdef __AVX512BF16__
     gemm_pack_cells(to, rows, GEMM_MR, k, dtype);
 #else
@@ -160,8 +226,9 @@ VEC_INLINE void gemm_pack_rows(uint32_t *to, const void *const *rows, int64_t k,
 VEC_INLINE void gemm_pack_kn(uint32_t *to, const void *data, int64_t stride, int64_t k, int64_t n0, int64_t n,
                              enum tensor_dtype dtype)
 {
-    int64_t columns = n - n0 < GEMM_NR ? n - n0 : GEMM_NR, cells = gemm_cells(k, dtype);
-    for (int64_t c = 0; c < cells; c++, to += GEMM_NR) {
+    int64_t columns = n - n0 < GEMM_NR ? n - n0 : GEMM_NR, used = dtype == TENSOR_BF16 ? (k + 1) / 2 : k;
+    memset(to + used * GEMM_NR, 0, (size_t)((gemm_cells(k, dtype) - used) * GEMM_NR) * sizeof *to);
+    for (int64_t c = 0; c < used; c++, to += GEMM_NR) {
         if (dtype == TENSOR_F32) {
             const uint32_t *row = (const uint32_t *)data + c * stride + n0;
             for (int64_t j = 0; j < GEMM_NR; j++)
@@ -176,21 +243,28 @@ VEC_INLINE void gemm_pack_kn(uint32_t *to, const void *data, int64_t stride, int
 }
 
 /* Where the micro-kernel finds A, in words: tile t begins at data + t * tile, its row i is `row` further, the next
- * word `step` further. Packed tiles have row 1 and step MR; plain rows of a matrix have step 1. */
+ * word `step` further (in AMX: the next 16 words). */
 struct gemm_rows {
     const uint32_t *data;
     int64_t tile, row, step;
 };
 
-VEC_INLINE struct gemm_rows gemm_packed(const uint32_t *data, int64_t words)
+VEC_INLINE struct gemm_rows gemm_packed(const uint32_t *data, int64_t words, enum tensor_dtype dtype)
 {
-    return (struct gemm_rows){data, words * GEMM_MR, 1, GEMM_MR};
+    bool is_tiled = gemm_is_tiled(dtype);
+    return (struct gemm_rows){data, words * GEMM_MR, is_tiled ? 16 : 1, is_tiled ? 16 * GEMM_MR : GEMM_MR};
+}
+
+/* Rows of a matrix as they are, `row` words apart. */
+VEC_INLINE struct gemm_rows gemm_plain(const uint32_t *data, int64_t row, enum tensor_dtype dtype)
+{
+    return (struct gemm_rows){data, row * GEMM_MR, row, gemm_is_tiled(dtype) ? 16 : 1};
 }
 
 /* c += one word of each row times the columns b. */
-VEC_INLINE void gemm_multiply(vf c[GEMM_MR][GEMM_NV], const uint32_t *a, int64_t row, const vf b[GEMM_NV])
+VEC_INLINE void gemm_multiply(vf c[GEMM_GROUP][GEMM_NV], const uint32_t *a, int64_t row, const vf b[GEMM_NV])
 {
-    GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++) {
+    GEMM_UNROLL for (int i = 0; i < GEMM_GROUP; i++) {
         float x;
         memcpy(&x, a + i * row, 4);
         vf s = vec_splat(x);
@@ -200,12 +274,12 @@ VEC_INLINE void gemm_multiply(vf c[GEMM_MR][GEMM_NV], const uint32_t *a, int64_t
 }
 
 #ifdef __AVX512BF16__
-VEC_INLINE void gemm_multiply_pair(vf c[GEMM_MR][GEMM_NV], struct gemm_rows a, const uint32_t *word, const uint32_t *b)
+VEC_INLINE void gemm_multiply_pair(vf c[GEMM_GROUP][GEMM_NV], struct gemm_rows a, const uint32_t *word, const uint32_t *b)
 {
     __m512bh wide[GEMM_NV];
     GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
         wide[j] = (__m512bh)_mm512_loadu_si512(b + j * VEC);
-    GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++) {
+    GEMM_UNROLL for (int i = 0; i < GEMM_GROUP; i++) {
         int pair;
         memcpy(&pair, word + i * a.row, 4);
         __m512bh s = (__m512bh)_mm512_set1_epi32(pair);
@@ -215,7 +289,7 @@ VEC_INLINE void gemm_multiply_pair(vf c[GEMM_MR][GEMM_NV], struct gemm_rows a, c
 }
 #else
 /* Two words of A, f32 each, against a pair of bf16: the low halves first, then the high ones. */
-VEC_INLINE void gemm_multiply_pair(vf c[GEMM_MR][GEMM_NV], struct gemm_rows a, const uint32_t *word, const uint32_t *b)
+VEC_INLINE void gemm_multiply_pair(vf c[GEMM_GROUP][GEMM_NV], struct gemm_rows a, const uint32_t *word, const uint32_t *b)
 {
     vf half[GEMM_NV];
     GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
@@ -230,9 +304,9 @@ VEC_INLINE void gemm_multiply_pair(vf c[GEMM_MR][GEMM_NV], struct gemm_rows a, c
 VEC_INLINE void gemm_micro(float *tile, struct gemm_rows a, const uint32_t *word, const uint32_t *b, int64_t cells,
                            enum tensor_dtype dtype, bool add)
 {
-    vf c[GEMM_MR][GEMM_NV];
+    vf c[GEMM_GROUP][GEMM_NV];
     int64_t per_cell = gemm_words(2, dtype) / gemm_cells(2, dtype);
-    GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++)
+    GEMM_UNROLL for (int i = 0; i < GEMM_GROUP; i++)
         GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
             c[i][j] = add ? vec_load(tile, TENSOR_F32, i * GEMM_NR + j * VEC, VEC) : (vf){0};
     for (int64_t k = 0; k < cells; k++, word += per_cell * a.step, b += GEMM_NR) {
@@ -245,17 +319,108 @@ VEC_INLINE void gemm_micro(float *tile, struct gemm_rows a, const uint32_t *word
             wide[j] = vec_load(b, TENSOR_F32, j * VEC, VEC);
         gemm_multiply(c, word, a.row, wide);
     }
-    GEMM_UNROLL for (int i = 0; i < GEMM_MR; i++)
+    GEMM_UNROLL for (int i = 0; i < GEMM_GROUP; i++)
         GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
             vec_store(tile, TENSOR_F32, i * GEMM_NR + j * VEC, VEC, c[i][j]);
 }
+
+/* One tile of C over a run. */
+VEC_INLINE void gemm_tile(float *tile, struct gemm_rows a, const uint32_t *word, const uint32_t *b, int64_t cells,
+                          enum tensor_dtype dtype, bool add)
+{
+    for (int i = 0; i < GEMM_MR; i += GEMM_GROUP, tile += GEMM_GROUP * GEMM_NR, word += GEMM_GROUP * a.row)
+        gemm_micro(tile, a, word, b, cells, dtype, add);
+}
+
+#ifdef __AMX_BF16__
+/* What a tile of C fetches for those after it, a little at every step: their C into the first-level cache, A and B of the
+ * next run and the next panel into the second. */
+struct gemm_ahead {
+    const char *c, *a, *b;
+    int c_lines, a_lines, b_lines; /* per step */
+};
+
+VEC_INLINE const char *gemm_fetch(const char *p, int lines, bool is_near)
+{
+    for (; lines > 0; lines--, p += 64)
+        is_near ? __builtin_prefetch(p, 0, 3) : __builtin_prefetch(p, 0, 2);
+    return p;
+}
+
+/* One tile of C in tile registers: 2 x 2 of 16 x 16 sums; a step is 32 values of k. A is loaded past the first-level
+ * cache's order of use: the panel of B is to stay there. */
+static __attribute__((noinline, unused)) void gemm_micro_tiled(float *c, struct gemm_rows a, const uint32_t *b,
+                                                              int64_t steps, bool add, const struct gemm_ahead *next)
+{
+    struct gemm_ahead ahead = *next;
+    const uint32_t *high = a.data, *low = a.data + 16 * a.row;
+    float *below = c + 16 * GEMM_NR;
+    GEMM_FENCE;
+    if (add) {
+        _tile_loadd(0, c, GEMM_NR * 4);
+        _tile_loadd(1, c + 16, GEMM_NR * 4);
+        _tile_loadd(2, below, GEMM_NR * 4);
+        _tile_loadd(3, below + 16, GEMM_NR * 4);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t k = 0; k < steps; k++, high += a.step, low += a.step, b += 16 * GEMM_NR) {
+        ahead.c = gemm_fetch(ahead.c, ahead.c_lines, true);
+        ahead.a = gemm_fetch(ahead.a, ahead.a_lines, false);
+        ahead.b = gemm_fetch(ahead.b, ahead.b_lines, false);
+        _tile_stream_loadd(4, high, a.row * 4);
+        _tile_stream_loadd(5, low, a.row * 4);
+        _tile_loadd(6, b, GEMM_NR * 4);
+        _tile_loadd(7, b + 16, GEMM_NR * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, GEMM_NR * 4);
+    _tile_stored(1, c + 16, GEMM_NR * 4);
+    _tile_stored(2, below, GEMM_NR * 4);
+    _tile_stored(3, below + 16, GEMM_NR * 4);
+}
+
+/* gemm_product by AMX, the same loops. */
+VEC_INLINE void gemm_product_tiled(float *c, struct gemm_rows a, int64_t tiles, const uint32_t *b, int64_t panels,
+                                   int64_t cells, bool add)
+{
+    const int64_t step_bytes = 16 * GEMM_NR * 4, run_steps = GEMM_RUN / 32, steps = cells / 16;
+    struct gemm_ahead ahead = {.c_lines = (int)(GEMM_TILE * 4 / 64 / run_steps),
+                               .a_lines = (int)((step_bytes / 64 + panels - 1) / panels),
+                               .b_lines = (int)((step_bytes / 64 + tiles - 1) / tiles)};
+    for (int64_t run = 0; run < steps; run += run_steps) {
+        int64_t length = steps - run < run_steps ? steps - run : run_steps;
+        for (int64_t p = 0; p < panels; p++)
+            for (int64_t t = 0; t < tiles; t++) {
+                float *tile = c + (p * tiles + t) * GEMM_TILE;
+                struct gemm_rows rows = {a.data + t * a.tile + run * a.step, 0, a.row, a.step};
+                int64_t next_panel = p + 1 < panels ? (p + 1) * steps + run : run + run_steps;
+                ahead.c = (const char *)(tile + GEMM_TILE);
+                ahead.a = (const char *)(rows.data + run_steps * a.step) + p * length * ahead.a_lines * 64;
+                ahead.b = (const char *)b + next_panel * step_bytes + t * length * ahead.b_lines * 64;
+                gemm_micro_tiled(tile, rows, b + (p * steps + run) * 16 * GEMM_NR, length, add || run > 0, &ahead);
+            }
+    }
+}
+#endif
 
 /* gemm_product: C (+)= tiles of A times panels of B; dtype is that of B. */
 VEC_INLINE void gemm_product(float *c, struct gemm_rows a, int64_t tiles, const uint32_t *b, int64_t panels,
                              int64_t cells, enum tensor_dtype dtype, bool add)
 {
-    int64_t per_cell = gemm_words(2, dtype) / gemm_cells(2, dtype);
-    int64_t step = gemm_cells(GEMM_RUN, dtype);
+#ifdef __AMX_BF16__
+    if (dtype == TENSOR_BF16) {
+        gemm_product_tiled(c, a, tiles, b, panels, cells, add);
+        return;
+    }
+#endif
+    int64_t step = gemm_cells(GEMM_RUN, dtype), per_cell = gemm_words(2, dtype) / gemm_cells(2, dtype);
     for (int64_t run = 0; run < cells; run += step) {
         int64_t length = cells - run < step ? cells - run : step;
         const uint32_t *word = a.data + run * per_cell * a.step;
@@ -264,23 +429,46 @@ VEC_INLINE void gemm_product(float *c, struct gemm_rows a, int64_t tiles, const 
             for (int64_t t = 0; t < tiles; t++) {
                 float *tile = c + (p * tiles + t) * GEMM_TILE;
                 if (dtype == TENSOR_BF16)
-                    gemm_micro(tile, a, word + t * a.tile, panel, length, TENSOR_BF16, add || run > 0);
+                    gemm_tile(tile, a, word + t * a.tile, panel, length, TENSOR_BF16, add || run > 0);
                 else
-                    gemm_micro(tile, a, word + t * a.tile, panel, length, TENSOR_F32, add || run > 0);
+                    gemm_tile(tile, a, word + t * a.tile, panel, length, TENSOR_F32, add || run > 0);
             }
         }
     }
 }
 
-/* gemm_store writes rows [0, rows) of a panel's tiles to out rows at columns [n0, n): bias added in f32, one rounding. */
-VEC_INLINE void gemm_store(const float *c, int64_t rows, void *const *out, enum tensor_dtype dtype, int64_t n0,
-                           int64_t n, const float *bias)
+/* 32 sums, two registers, as bf16. AVX512_BF16 rounds like vec_store but for values below 2^-126, which it makes zero. */
+VEC_INLINE void gemm_store_wide(const float *from, void *to, int64_t n0, const float *bias)
 {
-    int64_t columns = n - n0 < GEMM_NR ? n - n0 : GEMM_NR;
+#ifdef __AVX512BF16__
+    __m512 low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + 16);
+    if (bias) {
+        low += _mm512_loadu_ps(bias + n0);
+        high += _mm512_loadu_ps(bias + n0 + 16);
+    }
+    _mm512_storeu_si512((uint16_t *)to + n0, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+#else
+    for (int i = 0; i < 32; i += VEC) {
+        vf v = vec_load(from, TENSOR_F32, i, VEC);
+        vec_store(to, TENSOR_BF16, n0 + i, VEC, bias ? v + vec_load(bias, TENSOR_F32, n0 + i, VEC) : v);
+    }
+#endif
+}
+
+/* gemm_store writes rows [0, rows) of the tiles of `panels` panels to out rows at columns [n0, n): bias added in f32, one
+ * rounding. */
+VEC_INLINE void gemm_store(const float *c, int64_t tiles, int64_t panels, int64_t rows, void *const *out,
+                           enum tensor_dtype dtype, int64_t n0, int64_t n, const float *bias)
+{
+    int64_t columns = n - n0 < panels * GEMM_NR ? n - n0 : panels * GEMM_NR;
     for (int64_t r = 0; r < rows; r++) {
-        const float *from = c + r / GEMM_MR * GEMM_TILE + r % GEMM_MR * GEMM_NR;
-        for (int64_t j = 0; j < columns; j += VEC) {
-            vf v = vec_load(from, TENSOR_F32, j, VEC);
+        const float *row = c + r / GEMM_MR * GEMM_TILE + r % GEMM_MR * GEMM_NR;
+        int64_t j = 0;
+        if (dtype == TENSOR_BF16 && GEMM_NR % 32 == 0)
+            for (; j + 32 <= columns; j += 32)
+                gemm_store_wide(row + j / GEMM_NR * tiles * GEMM_TILE + j % GEMM_NR, out[r], n0 + j, bias);
+        for (; j < columns; j += VEC) {
+            vf v = vec_load(row + j / GEMM_NR * tiles * GEMM_TILE, TENSOR_F32, j % GEMM_NR, VEC);
             if (bias)
                 v += vec_load(bias, TENSOR_F32, n0 + j, columns - j);
             vec_store(out[r], dtype, n0 + j, columns - j, v);

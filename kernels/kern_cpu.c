@@ -14,10 +14,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "cpu.h"
 #include "cpu_table.h"
+
+#if defined(__x86_64__)
+#include <asm/prctl.h>
+#ifndef ARCH_REQ_XCOMP_PERM
+#define ARCH_REQ_XCOMP_PERM 0x1023
+#endif
+#endif
 
 #define THREADS_MAX 256
 #define SPIN_COUNT 2000
@@ -241,6 +249,15 @@ struct isa {
     bool is_here;
 };
 
+#if defined(__x86_64__)
+/* The kernel keeps AMX's registers (8 KiB a thread) only for a process that has asked. */
+static bool amx_allowed(void)
+{
+    const int tile_data = 18;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, tile_data) == 0;
+}
+#endif
+
 static int isa_list(struct isa *ret)
 {
     int n = 0;
@@ -250,6 +267,8 @@ static int isa_list(struct isa *ret)
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool amx = bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && amx_allowed();
+    ret[n++] = (struct isa){"amx", &cpu_table_amx, amx};
     ret[n++] = (struct isa){"avx512_bf16", &cpu_table_avx512_bf16, bf16};
     ret[n++] = (struct isa){"avx512", &cpu_table_avx512, avx512};
     ret[n++] = (struct isa){"avx2", &cpu_table_avx2, avx2};
@@ -260,7 +279,7 @@ static int isa_list(struct isa *ret)
 
 static const struct isa *isa_choose(const char *wanted, char *why, size_t why_bytes)
 {
-    static struct isa list[4];
+    static struct isa list[5];
     int count = isa_list(list);
     for (int i = 0; i < count; i++) {
         if (wanted && *wanted ? strcmp(wanted, list[i].name) != 0 : !list[i].is_here)
@@ -270,7 +289,7 @@ static const struct isa *isa_choose(const char *wanted, char *why, size_t why_by
         snprintf(why, why_bytes, "this CPU has no %s", wanted);
         return NULL;
     }
-    snprintf(why, why_bytes, "instruction set '%s' is not one of avx512_bf16, avx512, avx2, portable", wanted);
+    snprintf(why, why_bytes, "instruction set '%s' is not one of amx, avx512_bf16, avx512, avx2, portable", wanted);
     return NULL;
 }
 

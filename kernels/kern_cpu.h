@@ -1,4 +1,4 @@
-/* kern_cpu.h - the CPU backend: portable C (the definition), AVX2+FMA, AVX-512, AVX512_BF16, chosen at run time. */
+/* kern_cpu.h - the CPU backend: portable C (the definition), AVX2+FMA, AVX-512, AVX512_BF16, AMX, chosen at run time. */
 #ifndef KILN_KERN_CPU_H
 #define KILN_KERN_CPU_H
 
@@ -6,7 +6,7 @@
 
 struct kern_cpu_options {
     int threads;     /* 0: all cores this process may use */
-    const char *isa; /* NULL: best the CPU has; else "portable", "avx2", "avx512", "avx512_bf16" (also from
+    const char *isa; /* NULL: best the CPU has; else "portable", "avx2", "avx512", "avx512_bf16", "amx" (also from
                         the environment variable KILN_ISA); one the CPU lacks is refused */
 };
 

@@ -6,7 +6,11 @@
 
 #include <stdlib.h>
 
-#define PANELS_PER_TASK (128 / GEMM_NR) /* the sums of one task are 48 KiB */
+#ifdef __AMX_BF16__
+#define PANELS_PER_TASK (256 / GEMM_NR) /* the sums of one task are 384 KiB */
+#else
+#define PANELS_PER_TASK (128 / GEMM_NR) /* 48 KiB */
+#endif
 
 struct packing {
     struct kern_weight *w;
@@ -99,7 +103,7 @@ struct product {
     struct tensor out, x;
     const struct kern_weight *w;
     uint32_t *packed;
-    int64_t rows, cells, words, blocks;
+    int64_t rows, cells, words, blocks, block_rows;
 };
 
 static void pack_tile(void *context, int64_t tile, int thread)
@@ -117,20 +121,22 @@ static void pack_tile(void *context, int64_t tile, int thread)
 static void multiply(void *context, int64_t task, int thread)
 {
     const struct product *p = context;
-    int64_t first = task % p->blocks * GEMM_ROWS, count = p->rows - first < GEMM_ROWS ? p->rows - first : GEMM_ROWS;
+    int64_t first = task % p->blocks * p->block_rows, left = p->rows - first;
+    int64_t count = left < p->block_rows ? left : p->block_rows;
     int64_t panel = task / p->blocks * PANELS_PER_TASK, panels = gemm_panels(p->w->n) - panel, tiles = gemm_tiles(count);
     if (panels > PANELS_PER_TASK)
         panels = PANELS_PER_TASK;
     float *c = cpu_scratch(p->k, thread, (size_t)(panels * tiles * GEMM_TILE) * sizeof *c);
     if (!c)
         return;
-    gemm_product(c, gemm_packed(p->packed + first * p->words, p->words), tiles,
+    gemm_begin();
+    gemm_product(c, gemm_packed(p->packed + first * p->words, p->words, p->w->dtype), tiles,
                  (const uint32_t *)p->w->data + panel * p->cells * GEMM_NR, panels, p->cells, p->w->dtype, false);
+    gemm_end();
     void *out[GEMM_ROWS];
     for (int64_t r = 0; r < count; r++)
         out[r] = cpu_row(p->out, first + r);
-    for (int64_t i = 0; i < panels; i++)
-        gemm_store(c + i * tiles * GEMM_TILE, count, out, p->out.dtype, (panel + i) * GEMM_NR, p->w->n, p->w->bias);
+    gemm_store(c, tiles, panels, count, out, p->out.dtype, panel * GEMM_NR, p->w->n, p->w->bias);
 }
 
 void CPU_NAME(linear_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
@@ -138,9 +144,11 @@ void CPU_NAME(linear_apply)(struct kern *k, struct tensor out, struct tensor x, 
     struct product p = {.k = k, .out = out, .x = x, .w = w, .rows = x.shape[0]};
     p.cells = gemm_cells(w->k, w->dtype);
     p.words = gemm_words(w->k, w->dtype);
-    p.blocks = (p.rows + GEMM_ROWS - 1) / GEMM_ROWS;
     if (p.rows == 0)
         return;
+    p.blocks = (p.rows + GEMM_ROWS - 1) / GEMM_ROWS;
+    p.block_rows = gemm_tiles((p.rows + p.blocks - 1) / p.blocks) * GEMM_MR; /* even blocks: threads end together */
+    p.blocks = (p.rows + p.block_rows - 1) / p.block_rows;
     size_t mark = kern_mark(k);
     p.packed = kern_temp(k, TENSOR_F32, 1, (int64_t[]){gemm_tiles(p.rows) * p.words * GEMM_MR}).data;
     if (p.packed) {

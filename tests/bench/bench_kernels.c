@@ -1,7 +1,7 @@
 /* bench_kernels.c - kernels against what the machine can give, measured in the same seconds.
  *
  * Prints JSON lines {"name","value","unit","limit","ratio"}. The limit of a figure is the peak of its multiply
- * instruction (vdpbf16ps, or f32 FMA) on all threads, with independent accumulators. Kernel and peak take turns; the
+ * instruction (tdpbf16ps when the kernels use AMX, else vdpbf16ps, or f32 FMA) on all threads, with independent accumulators. Kernel and peak take turns; the
  * best of each counts, because whatever else runs on the machine only ever makes a turn slower. */
 #include <getopt.h>
 #include <immintrin.h>
@@ -15,6 +15,7 @@
 #include "kern_cpu.h"
 
 static int threads = 0, turns = 5;
+static bool is_amx; /* the kernels have it: the process may use it */
 
 static double now_s(void)
 {
@@ -76,6 +77,37 @@ __attribute__((target("avx2,fma"))) static void *peak_f32_256(void *sink)
     return NULL;
 }
 
+/* Four sums from two tiles of each factor, which come from memory as in a product; begins and ends like a task of one. */
+__attribute__((target("amx-tile,amx-bf16"))) static void *peak_bf16_amx(void *sink)
+{
+    static const struct {
+        uint8_t palette, start, zero[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shape = {.palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+    static const _Alignas(64) uint16_t factor[4][512];
+    float sum[256];
+    _tile_loadconfig(&shape);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int r = 0; r < PEAK_ROUNDS; r++) {
+        _tile_loadd(4, factor[0], 64);
+        _tile_loadd(5, factor[1], 64);
+        _tile_loadd(6, factor[2], 64);
+        _tile_loadd(7, factor[3], 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sum, 64);
+    _tile_release();
+    *(float *)sink = sum[0];
+    return NULL;
+}
+
 static double peak_gflops(enum tensor_dtype dtype)
 {
     void *(*run)(void *) = peak_f32_256;
@@ -87,6 +119,10 @@ static double peak_gflops(enum tensor_dtype dtype)
     if (dtype == TENSOR_BF16 && __builtin_cpu_supports("avx512bf16")) {
         run = peak_bf16_512;
         flops = (double)PEAK_ROUNDS * 20 * 32 * 2;
+    }
+    if (dtype == TENSOR_BF16 && is_amx) {
+        run = peak_bf16_amx;
+        flops = (double)PEAK_ROUNDS * 4 * 16 * 16 * 32 * 2;
     }
     pthread_t helper[256];
     float sink[256];
@@ -240,6 +276,7 @@ int main(int argc, char **argv)
         return fprintf(stderr, "bench_kernels: %s\n", why), 2;
     if (!threads)
         sscanf(strchr(kern_name(k), ','), ", %d", &threads);
+    is_amx = strstr(kern_name(k), "amx");
     bool all = optind == argc;
     for (int d = 0; d < 2; d++) {
         enum tensor_dtype dtype = d ? TENSOR_F32 : TENSOR_BF16;

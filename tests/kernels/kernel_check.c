@@ -52,7 +52,7 @@ static void run_named(void **state)
 
 int kernel_check_main(const struct kernel_check_test *tests, size_t count)
 {
-    static const char *const sets[] = {"portable", "avx2", "avx512", "avx512_bf16"};
+    static const char *const sets[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
     static const enum tensor_dtype dtypes[] = {TENSOR_F32, TENSOR_BF16};
     size_t set_count = 1, total = 0;
 #if defined(__x86_64__)

@@ -105,7 +105,7 @@ static void what_cannot_be_had_is_refused(struct kernel_check *c)
     (void)c;
     char why[256];
     assert_null(kern_cpu_open(&(struct kern_cpu_options){.threads = 1, .isa = "mmx"}, why, sizeof why));
-    assert_string_equal(why, "instruction set 'mmx' is not one of avx512_bf16, avx512, avx2, portable");
+    assert_string_equal(why, "instruction set 'mmx' is not one of amx, avx512_bf16, avx512, avx2, portable");
     assert_null(kern_cpu_open(&(struct kern_cpu_options){.threads = 257}, why, sizeof why));
     assert_string_equal(why, "threads: 257, accepted: 1 to 256");
     assert_null(kern_cpu_open(&(struct kern_cpu_options){.threads = -1}, why, sizeof why));
