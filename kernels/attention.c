@@ -4,21 +4,32 @@
  *   keys packed:   [b, kv head][key panel][cells of d][NR]       S = Q K^T is rows x panel
  *   values packed: [b, kv head][key block][d panel][cells of KEYS][NR]   O += P V
  *
- * P is rounded to the dtype of the values before the second product, as the fused kernels of torch do, and is not
- * packed: the micro-kernel reads its rows as they are. The blocks start at row 0 and key 0 always, so a row's bits
- * depend on its inputs only. */
+ * Within a block of keys the rows go stripe by stripe, so that scores and probabilities stay in a near cache; the stripes of
+ * a task share the block's keys and values. While a stripe's scores are softened, AMX multiplies the scores of the next one
+ * and the probabilities of the one before (elsewhere they follow one another). The exponential is 2^((score - top) scale), the difference first: it is exact
+ * where it matters, and no huge score is taken from another's rounding. P is rounded to the dtype
+ * of the values before the second product, as the fused kernels of torch do, and is not packed: the micro-kernel reads its
+ * rows as they are. The blocks start at row 0 and key 0 always, so a row's bits depend on its inputs only. */
 #include "cpu_ops.h"
 #include "gemm.h"
 
 #include <math.h>
 
-#define KEYS 256        /* keys per block; a multiple of every NR */
-#define ROWS GEMM_ROWS  /* query rows per task */
+#define KEYS 256 /* keys per block; a multiple of every NR */
+#ifdef __AMX_BF16__
+#define STRIPE 1 /* tiles of a stripe: 32 KiB of scores */
+#define ROWS (4 * GEMM_MR) /* query rows per task */
+#else
+#define STRIPE GEMM_BLOCK
+#define ROWS GEMM_ROWS
+#endif
+#define STRIPE_ROWS (STRIPE * GEMM_MR)
+#define TOP_SLACK 8.0f /* a row's maximum is renewed when it has risen by a factor of 2^8, so outputs are seldom rescaled */
 
 struct job {
     struct kern *k;
     struct tensor out, q, key, value;
-    float scale;
+    float scale; /* times log2 e: the exponential is one of base 2 */
     struct kern_mask mask;
     int64_t rows, keys, heads, kv_heads, d, blocks, key_panels, key_blocks, d_cells, d_words, d_panels;
     uint32_t *packed_keys, *packed_values;
@@ -64,153 +75,281 @@ static void pack_values(void *context, int64_t index, int thread)
 }
 
 struct state { /* of one task, in its thread's scratch */
-    uint32_t *q;   /* packed queries [tiles][d words][MR] */
-    float *scores; /* [KEYS / NR][tiles][MR][NR] */
-    uint32_t *p;   /* probabilities [ROWS][words of KEYS] */
-    float *sums;   /* output so far [d panels][tiles][MR][NR] */
-    float *top, *total;
+    uint32_t *q;      /* packed queries [tiles][d words][MR] */
+    float *scores[2]; /* of a stripe and of the next one [KEYS / NR][tiles][MR][NR] */
+    uint32_t *p[2];   /* probabilities of a stripe and of the one before [STRIPE_ROWS][words of KEYS] */
+    float *sums;      /* output so far [stripe][d panels][tiles][MR][NR] */
+    float *top, *total, *next_top, *keep; /* [ROWS] */
 };
 
-/* How many keys of this block query row r may see. */
-static int64_t visible(const struct job *j, int64_t r, int64_t first, int64_t limit)
+struct stripe { /* rows of a task that go through a block of keys together */
+    int64_t row, rows, tiles; /* row: first one, counted in the task */
+    int64_t first_row, first_key, limit; /* of the job, for the mask */
+    float *scores, *sums;
+    uint32_t *p;
+};
+
+/* How many keys of this block row r of the stripe may see. */
+static int64_t visible(const struct job *j, const struct stripe *t, int64_t r)
 {
-    int64_t end = j->mask.causal && r + 1 < limit ? r + 1 : limit;
-    int64_t count = end - first;
+    int64_t row = t->first_row + r, end = j->mask.causal && row + 1 < t->limit ? row + 1 : t->limit;
+    int64_t count = end - t->first_key;
     return count < 0 ? 0 : count < KEYS ? count : KEYS;
 }
 
+/* VEC scores of row r from key i on. */
+VEC_INLINE vf scores_of(const struct stripe *t, int64_t r, int64_t i)
+{
+    uint64_t key = (uint64_t)i, row = (uint64_t)r;
+    const float *tile = t->scores + key / GEMM_NR * (uint64_t)t->tiles * GEMM_TILE + row / GEMM_MR * GEMM_TILE;
+    return vec_load(tile + row % GEMM_MR * GEMM_NR + key % GEMM_NR, TENSOR_F32, 0, VEC);
+}
+
+static float top_of(const struct stripe *t, int64_t r, int64_t count, float old, float slack)
+{
+    vf best = vec_splat(-INFINITY), nothing = best;
+    int64_t i = 0;
+    for (; i + VEC <= count; i += VEC)
+        best = vec_max(scores_of(t, r, i), best);
+    if (i < count)
+        best = vec_max(vec_select(vec_first(count - i), scores_of(t, r, i), nothing), best);
+    float top = vec_max_all(best);
+    return top > old + slack ? top : old;
+}
+
 /* Probabilities of one row are words of A (see gemm.h): pairs of bf16, or f32 that have been rounded. */
-VEC_INLINE void store_probabilities(uint32_t *row, enum tensor_dtype dtype, int64_t i, vf v)
+VEC_INLINE void store_probabilities(uint32_t *row, enum tensor_dtype dtype, int64_t i, vf low, vf high)
 {
     bool is_pairs = dtype == TENSOR_BF16 && gemm_words(KEYS, dtype) < KEYS;
-    vec_store(row, is_pairs ? TENSOR_BF16 : TENSOR_F32, i, VEC, vec_round(v, dtype));
+    if (is_pairs) {
+        vec_narrow_pair((uint16_t *)row + i, low, high);
+        return;
+    }
+    vec_store(row, TENSOR_F32, i, VEC, vec_round(low, dtype));
+    vec_store(row, TENSOR_F32, i + VEC, VEC, vec_round(high, dtype));
 }
 
-/* One row of a block: new maximum, probabilities, and what to multiply the output so far by. */
-static float soften(const struct job *j, struct state *s, int64_t row, int64_t tiles, int64_t count)
+/* Returns their sum before rounding. `top`: the row's maximum, or 0 if it has seen nothing. */
+VEC_INLINE float probabilities(const struct stripe *t, int64_t r, int64_t count, vf scale, float top,
+                               enum tensor_dtype dtype, struct gemm_background *next, struct gemm_background *before)
 {
-    uint32_t *p = s->p + row * gemm_words(KEYS, j->dtype);
-    const float *base = s->scores + row / GEMM_MR * GEMM_TILE + row % GEMM_MR * GEMM_NR;
-    vf best = vec_splat(-INFINITY), scale = vec_splat(j->scale), nothing = best;
-    for (int64_t i = 0; i < count; i += VEC) {
-        vf v = vec_load(base + i / GEMM_NR * tiles * GEMM_TILE + i % GEMM_NR, TENSOR_F32, 0, VEC) * scale;
-        best = vec_max(vec_select(vec_first(count - i), v, nothing), best);
-    }
-    float old = s->top[row], top = vec_max_all(best);
-    top = top > old ? top : old;
-    float base_top = top == -INFINITY ? 0 : top;
-    vf sum = {0}, shift = vec_splat(base_top);
-    for (int64_t i = 0; i < KEYS; i += VEC) {
-        vf v = {0};
-        if (i < count) {
-            v = vec_load(base + i / GEMM_NR * tiles * GEMM_TILE + i % GEMM_NR, TENSOR_F32, 0, VEC) * scale;
-            v = vec_select(vec_first(count - i), vec_exp(v - shift), (vf){0});
-            sum += v;
+    uint32_t *p = t->p + r * gemm_words(KEYS, dtype);
+    vf sum = {0}, shift = vec_splat(top);
+    int64_t i = 0;
+    for (; i + 8 * VEC <= count; i += 8 * VEC) {
+        struct gemm_background *g = gemm_left(next) ? next : before;
+        bool is_behind = gemm_left(g) > 0; /* something to multiply behind this */
+        struct gemm_step step = {0};
+        if (is_behind)
+            step = gemm_step_begin(g);
+        GEMM_UNROLL for (int q = 0; q < 4; q++) {
+            if (is_behind)
+                gemm_step_quarter(step, q);
+            vf low = vec_exp2((scores_of(t, r, i + 2 * VEC * q) - shift) * scale, dtype);
+            vf high = vec_exp2((scores_of(t, r, i + VEC + 2 * VEC * q) - shift) * scale, dtype);
+            sum += low;
+            sum += high;
+            store_probabilities(p, dtype, i + 2 * VEC * q, low, high);
         }
-        store_probabilities(p, j->dtype, i, v);
+        if (is_behind)
+            gemm_step_end(g);
     }
-    float keep = old == -INFINITY ? 0 : vec_exp(vec_splat(old - base_top))[0];
-    s->total[row] = s->total[row] * keep + vec_sum(sum);
-    s->top[row] = top;
-    return keep;
+    for (; i + 2 * VEC <= count; i += 2 * VEC) {
+        vf low = vec_exp2((scores_of(t, r, i) - shift) * scale, dtype);
+        vf high = vec_exp2((scores_of(t, r, i + VEC) - shift) * scale, dtype);
+        sum += low;
+        sum += high;
+        store_probabilities(p, dtype, i, low, high);
+    }
+    if (i < count) {
+        vf low = vec_exp2((scores_of(t, r, i) - shift) * scale, dtype);
+        vf high = vec_exp2((scores_of(t, r, i + VEC) - shift) * scale, dtype);
+        low = vec_select(vec_first(count - i), low, (vf){0});
+        high = vec_select(vec_first(count - i - VEC), high, (vf){0});
+        sum += low;
+        sum += high;
+        store_probabilities(p, dtype, i, low, high);
+        i += 2 * VEC;
+    }
+    for (; i < KEYS; i += 2 * VEC)
+        store_probabilities(p, dtype, i, (vf){0}, (vf){0});
+    return vec_sum(sum);
 }
 
-static void rescale(const struct job *j, struct state *s, int64_t row, int64_t tiles, float keep)
+static void rescale(const struct job *j, const struct stripe *t, int64_t r, float keep)
 {
     if (keep == 1.0f)
         return;
     for (int64_t p = 0; p < j->d_panels; p++) {
-        float *o = s->sums + p * tiles * GEMM_TILE + row / GEMM_MR * GEMM_TILE + row % GEMM_MR * GEMM_NR;
+        float *o = t->sums + p * t->tiles * GEMM_TILE + r / GEMM_MR * GEMM_TILE + r % GEMM_MR * GEMM_NR;
         for (int i = 0; i < GEMM_NR; i += VEC)
             vec_store(o, TENSOR_F32, i, VEC, vec_load(o, TENSOR_F32, i, VEC) * vec_splat(keep));
     }
 }
 
-static void key_block(const struct job *j, struct state *s, int64_t head, int64_t block, int64_t first_row,
-                      int64_t count, int64_t tiles, int64_t limit)
+/* Scores of a stripe become probabilities, while `next` and then `before` are multiplied. */
+static void soften(const struct job *j, struct state *s, const struct stripe *t, struct gemm_background *next,
+                   struct gemm_background *before)
 {
-    int64_t cells = gemm_cells(KEYS, j->dtype), words = gemm_words(KEYS, j->dtype), first = block * (KEYS / GEMM_NR);
-    int64_t panels = j->key_panels - first < KEYS / GEMM_NR ? j->key_panels - first : KEYS / GEMM_NR;
-    const uint32_t *keys = j->packed_keys + (head * j->key_panels + first) * j->d_cells * GEMM_NR;
-    gemm_product(s->scores, gemm_packed(s->q, j->d_words, j->dtype), tiles, keys, panels, j->d_cells, j->dtype, false);
-    for (int64_t r = 0; r < count; r++) {
-        int64_t seen = visible(j, first_row + r, block * KEYS, limit);
-        rescale(j, s, r, tiles, soften(j, s, r, tiles, seen));
+    float *top = s->top + t->row, *total = s->total + t->row, *to = s->next_top, *keep = s->keep;
+    vf scale = vec_splat(j->scale);
+    for (int64_t r = 0; r < t->rows; r++)
+        to[r] = top_of(t, r, visible(j, t, r), top[r], TOP_SLACK / j->scale);
+    for (int64_t r = 0; r < t->rows; r += VEC) {
+        vf risen = vec_load(to, TENSOR_F32, r, VEC), base = vec_select(risen == vec_splat(-INFINITY), (vf){0}, risen);
+        vf old = vec_load(top, TENSOR_F32, r, t->rows - r);
+        vec_store(keep, TENSOR_F32, r, VEC, vec_exp2((old - base) * scale, TENSOR_F32));
+        vec_store(top, TENSOR_F32, r, t->rows - r, risen);
+        vec_store(to, TENSOR_F32, r, VEC, base);
     }
-    const uint32_t *values = j->packed_values + (head * j->key_blocks + block) * j->d_panels * cells * GEMM_NR;
-    gemm_product(s->sums, gemm_plain(s->p, words, j->dtype), tiles, values, j->d_panels, cells, j->dtype, true);
+    for (int64_t r = 0; r < t->rows; r++) {
+        int64_t seen = visible(j, t, r);
+        float sum = j->dtype == TENSOR_BF16 ? probabilities(t, r, seen, scale, to[r], TENSOR_BF16, next, before)
+                                            : probabilities(t, r, seen, scale, to[r], TENSOR_F32, next, before);
+        total[r] = total[r] * keep[r] + sum;
+    }
 }
 
-static void finish(const struct job *j, struct state *s, struct tensor out, int64_t first_row, int64_t count,
-                   int64_t tiles)
+static struct gemm_background scores(const struct job *j, const struct state *s, const struct stripe *t, int64_t head)
 {
-    for (int64_t r = 0; r < count; r++) {
-        vf inverse = vec_splat(s->total[r] > 0 ? 1.0f / s->total[r] : 0);
-        void *to = cpu_row(out, first_row + r);
+    int64_t first = t->first_key / GEMM_NR, left = j->key_panels - first;
+    return (struct gemm_background){
+        .c = t->scores, .a = gemm_packed(s->q + t->row * j->d_words, j->d_words, j->dtype), .tiles = t->tiles,
+        .b = j->packed_keys + (head * j->key_panels + first) * j->d_cells * GEMM_NR,
+        .panels = left < KEYS / GEMM_NR ? left : KEYS / GEMM_NR, .cells = j->d_cells, .dtype = j->dtype};
+}
+
+static struct gemm_background output(const struct job *j, const struct stripe *t, int64_t head)
+{
+    int64_t cells = gemm_cells(KEYS, j->dtype), block = head * j->key_blocks + t->first_key / KEYS;
+    return (struct gemm_background){
+        .c = t->sums, .a = gemm_plain(t->p, gemm_words(KEYS, j->dtype), j->dtype), .tiles = t->tiles,
+        .b = j->packed_values + block * j->d_panels * cells * GEMM_NR, .panels = j->d_panels, .cells = cells,
+        .add = true, .dtype = j->dtype};
+}
+
+static void finish(const struct job *j, const struct state *s, const struct stripe *t,
+                   struct tensor out)
+{
+    for (int64_t r = 0; r < t->rows; r++) {
+        float total = s->total[t->row + r];
+        vf inverse = vec_splat(total > 0 ? 1.0f / total : 0);
+        void *to = cpu_row(out, t->first_row + r);
         for (int64_t i = 0; i < j->d; i += VEC) {
-            const float *from = s->sums + i / GEMM_NR * tiles * GEMM_TILE + r / GEMM_MR * GEMM_TILE +
+            const float *from = t->sums + i / GEMM_NR * t->tiles * GEMM_TILE + r / GEMM_MR * GEMM_TILE +
                                 r % GEMM_MR * GEMM_NR + i % GEMM_NR;
-            vec_store(to, j->out.dtype, i, j->d - i, vec_load(from, TENSOR_F32, 0, VEC) * inverse);
+            gemm_store_part(to, j->out.dtype, i, j->d - i, vec_load(from, TENSOR_F32, 0, VEC) * inverse);
         }
     }
 }
 
 /* The state in the thread's scratch; output so far and the probabilities of rows that do not exist are zero. */
-static bool carve(const struct job *j, int thread, int64_t tiles, struct state *s)
+static bool carve(const struct job *j, int thread, struct state *s)
 {
-    size_t sizes[] = {(size_t)(KEYS / GEMM_NR * tiles * GEMM_TILE), (size_t)(j->d_panels * tiles * GEMM_TILE),
-                      (size_t)(ROWS * gemm_words(KEYS, j->dtype)), (size_t)(tiles * j->d_words * GEMM_MR), ROWS, ROWS};
-    void *parts[6];
+    size_t sizes[] = {(size_t)(2 * KEYS * STRIPE_ROWS),
+                      (size_t)(j->d_panels * GEMM_NR * ROWS),
+                      (size_t)(2 * STRIPE_ROWS * gemm_words(KEYS, j->dtype)),
+                      (size_t)(ROWS * j->d_words),
+                      ROWS,
+                      ROWS,
+                      ROWS + VEC,
+                      ROWS + VEC};
+    enum { PARTS = sizeof sizes / sizeof *sizes };
+    void *parts[PARTS];
     size_t total = 0;
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < PARTS; i++)
         total += sizes[i] = (sizes[i] * 4 + 63) & ~(size_t)63;
     char *m = cpu_scratch(j->k, thread, total);
     if (!m)
         return false;
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < PARTS; i++) {
         parts[i] = m;
         m += sizes[i];
     }
-    *s = (struct state){.scores = parts[0], .sums = parts[1], .p = parts[2], .q = parts[3], .top = parts[4],
-                        .total = parts[5]};
+    *s = (struct state){.scores = {parts[0], (float *)parts[0] + KEYS * STRIPE_ROWS}, .sums = parts[1],
+                        .p = {parts[2], (uint32_t *)parts[2] + STRIPE_ROWS * gemm_words(KEYS, j->dtype)}, .q = parts[3],
+                        .top = parts[4], .total = parts[5], .next_top = parts[6], .keep = parts[7]};
     memset(s->sums, 0, sizes[1] + sizes[2]);
+    for (int64_t r = 0; r < ROWS; r++)
+        s->top[r] = -INFINITY, s->total[r] = 0;
     return true;
+}
+
+static void pack_queries(const struct job *j, struct tensor q, int64_t first, int64_t count, uint32_t *to)
+{
+    for (int64_t t = 0; t < gemm_tiles(count); t++) {
+        const void *rows[GEMM_MR];
+        for (int i = 0; i < GEMM_MR; i++) {
+            int64_t r = t * GEMM_MR + i;
+            rows[i] = r < count ? cpu_row(q, first + r) : NULL;
+        }
+        gemm_pack_rows(to + t * j->d_words * GEMM_MR, rows, j->d, j->dtype);
+    }
+}
+
+struct task {
+    int64_t first, count; /* rows */
+    int64_t stripes, key_blocks, limit;
+};
+
+/* Step i of a task: of each block of keys, each stripe of rows. */
+static struct stripe stripe_of(const struct job *j, const struct state *s, const struct task *task, int64_t i)
+{
+    int64_t row = i % task->stripes * STRIPE_ROWS, rows = task->count - row;
+    rows = rows < STRIPE_ROWS ? rows : STRIPE_ROWS;
+    return (struct stripe){.row = row, .rows = rows, .tiles = gemm_tiles(rows), .first_row = task->first + row,
+                           .first_key = i / task->stripes * KEYS, .limit = task->limit, .scores = s->scores[i % 2],
+                           .p = s->p[i % 2], .sums = s->sums + row * j->d_panels * GEMM_NR};
+}
+
+static void multiply_and_soften(const struct job *j, struct state *s, const struct task *task, int64_t head)
+{
+    int64_t steps = task->stripes * task->key_blocks;
+    struct stripe now = stripe_of(j, s, task, 0);
+    struct gemm_background before = {0}, next = scores(j, s, &now, head);
+    for (int64_t i = 0; i < steps; i++) {
+        gemm_finish(&next);
+        struct stripe coming = stripe_of(j, s, task, i + 1);
+        next = i + 1 < steps ? scores(j, s, &coming, head) : (struct gemm_background){0};
+        soften(j, s, &now, &next, &before);
+        gemm_finish(&before);
+        for (int64_t r = 0; r < now.rows; r++)
+            rescale(j, &now, r, s->keep[r]);
+        before = output(j, &now, head);
+        now = coming;
+    }
+    gemm_finish(&before);
 }
 
 static void run(void *context, int64_t index, int thread)
 {
     const struct job *j = context;
     int64_t block = index % j->blocks, head = index / j->blocks % j->heads, b = index / j->blocks / j->heads;
-    int64_t first = block * ROWS, count = j->rows - first < ROWS ? j->rows - first : ROWS;
-    int64_t tiles = gemm_tiles(count);
+    struct task task = {.first = block * ROWS, .count = j->rows - block * ROWS};
+    task.count = task.count < ROWS ? task.count : ROWS;
+    task.stripes = (task.count + STRIPE_ROWS - 1) / STRIPE_ROWS;
+    task.limit = j->mask.key_count && j->mask.key_count[b] < j->keys ? j->mask.key_count[b] : j->keys;
+    int64_t end = task.first + task.count, last = j->mask.causal && end < task.limit ? end : task.limit;
+    task.key_blocks = (last + KEYS - 1) / KEYS;
     struct state s;
-    if (!carve(j, thread, tiles, &s))
+    if (!carve(j, thread, &s))
         return;
-    struct tensor q = head_of(j->q, b, head);
-    for (int64_t t = 0; t < tiles; t++) {
-        const void *rows[GEMM_MR];
-        for (int i = 0; i < GEMM_MR; i++) {
-            int64_t r = t * GEMM_MR + i;
-            rows[i] = r < count ? cpu_row(q, first + r) : NULL;
-        }
-        gemm_pack_rows(s.q + t * j->d_words * GEMM_MR, rows, j->d, j->dtype);
+    pack_queries(j, head_of(j->q, b, head), task.first, task.count, s.q);
+    if (task.key_blocks > 0) {
+        gemm_begin();
+        multiply_and_soften(j, &s, &task, b * j->kv_heads + head / (j->heads / j->kv_heads));
+        gemm_end();
     }
-    for (int64_t r = 0; r < ROWS; r++)
-        s.top[r] = -INFINITY, s.total[r] = 0;
-    int64_t limit = j->mask.key_count && j->mask.key_count[b] < j->keys ? j->mask.key_count[b] : j->keys;
-    int64_t kv = b * j->kv_heads + head / (j->heads / j->kv_heads);
-    int64_t last = j->mask.causal && first + count < limit ? first + count : limit;
-    gemm_begin();
-    for (int64_t kb = 0; kb * KEYS < last; kb++)
-        key_block(j, &s, kv, kb, first, count, tiles, limit);
-    gemm_end();
-    finish(j, &s, head_of(j->out, b, head), first, count, tiles);
+    for (int64_t i = 0; i < task.stripes; i++) {
+        struct stripe t = stripe_of(j, &s, &task, i);
+        finish(j, &s, &t, head_of(j->out, b, head));
+    }
 }
 
 void CPU_NAME(attention_apply)(struct kern *k, struct tensor out, struct tensor q, struct tensor key,
                                struct tensor value, float scale, struct kern_mask mask)
 {
-    struct job j = {.k = k, .out = out, .q = q, .key = key, .value = value, .scale = scale, .mask = mask,
+    struct job j = {.k = k, .out = out, .q = q, .key = key, .value = value, .scale = scale * (float)M_LOG2E, .mask = mask,
                     .rows = q.shape[1], .keys = key.shape[1], .heads = q.shape[2], .kv_heads = key.shape[2],
                     .d = q.shape[3], .dtype = q.dtype};
     int64_t batch = q.shape[0];

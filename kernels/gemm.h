@@ -333,6 +333,31 @@ VEC_INLINE void gemm_tile(float *tile, struct gemm_rows a, const uint32_t *word,
 }
 
 #ifdef __AMX_BF16__
+/* A tile of C in tile registers: 2 x 2 of 16 x 16 sums. */
+VEC_INLINE void gemm_sums_load(const float *c, bool add)
+{
+    GEMM_FENCE;
+    if (add) {
+        _tile_loadd(0, c, GEMM_NR * 4);
+        _tile_loadd(1, c + 16, GEMM_NR * 4);
+        _tile_loadd(2, c + 16 * GEMM_NR, GEMM_NR * 4);
+        _tile_loadd(3, c + 16 * GEMM_NR + 16, GEMM_NR * 4);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+}
+
+VEC_INLINE void gemm_sums_store(float *c)
+{
+    _tile_stored(0, c, GEMM_NR * 4);
+    _tile_stored(1, c + 16, GEMM_NR * 4);
+    _tile_stored(2, c + 16 * GEMM_NR, GEMM_NR * 4);
+    _tile_stored(3, c + 16 * GEMM_NR + 16, GEMM_NR * 4);
+}
+
 /* What a tile of C fetches for those after it, a little at every step: their C into the first-level cache, A and B of the
  * next run and the next panel into the second. */
 struct gemm_ahead {
@@ -347,32 +372,20 @@ VEC_INLINE const char *gemm_fetch(const char *p, int lines, bool is_near)
     return p;
 }
 
-/* One tile of C in tile registers: 2 x 2 of 16 x 16 sums; a step is 32 values of k. A is loaded past the first-level
- * cache's order of use: the panel of B is to stay there. */
-static __attribute__((noinline, unused)) void gemm_micro_tiled(float *c, struct gemm_rows a, const uint32_t *b,
-                                                              int64_t steps, bool add, const struct gemm_ahead *next)
+/* One tile of C over a run; a function of its own for the sake of its registers. A is loaded past the first-level cache's
+ * order of use, so that the panel of B stays there. */
+static __attribute__((noinline, unused)) void gemm_tile_amx(float *c, const uint32_t *a, int64_t row, int64_t step,
+                                                            const uint32_t *b, int64_t steps, bool add,
+                                                            const struct gemm_ahead *next)
 {
     struct gemm_ahead ahead = *next;
-    const uint32_t *high = a.data, *low = a.data + 16 * a.row;
-    float *below = c + 16 * GEMM_NR;
-    GEMM_FENCE;
-    if (add) {
-        _tile_loadd(0, c, GEMM_NR * 4);
-        _tile_loadd(1, c + 16, GEMM_NR * 4);
-        _tile_loadd(2, below, GEMM_NR * 4);
-        _tile_loadd(3, below + 16, GEMM_NR * 4);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (int64_t k = 0; k < steps; k++, high += a.step, low += a.step, b += 16 * GEMM_NR) {
+    gemm_sums_load(c, add);
+    for (; steps > 0; steps--, a += step, b += 16 * GEMM_NR) {
         ahead.c = gemm_fetch(ahead.c, ahead.c_lines, true);
         ahead.a = gemm_fetch(ahead.a, ahead.a_lines, false);
         ahead.b = gemm_fetch(ahead.b, ahead.b_lines, false);
-        _tile_stream_loadd(4, high, a.row * 4);
-        _tile_stream_loadd(5, low, a.row * 4);
+        _tile_stream_loadd(4, a, row * 4);
+        _tile_stream_loadd(5, a + 16 * row, row * 4);
         _tile_loadd(6, b, GEMM_NR * 4);
         _tile_loadd(7, b + 16, GEMM_NR * 4);
         _tile_dpbf16ps(0, 4, 6);
@@ -380,31 +393,28 @@ static __attribute__((noinline, unused)) void gemm_micro_tiled(float *c, struct 
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, c, GEMM_NR * 4);
-    _tile_stored(1, c + 16, GEMM_NR * 4);
-    _tile_stored(2, below, GEMM_NR * 4);
-    _tile_stored(3, below + 16, GEMM_NR * 4);
+    gemm_sums_store(c);
 }
 
 /* gemm_product by AMX, the same loops. */
-VEC_INLINE void gemm_product_tiled(float *c, struct gemm_rows a, int64_t tiles, const uint32_t *b, int64_t panels,
-                                   int64_t cells, bool add)
+VEC_INLINE void gemm_product_amx(float *c, struct gemm_rows a, int64_t tiles, const uint32_t *b, int64_t panels,
+                                 int64_t cells, bool add)
 {
-    const int64_t step_bytes = 16 * GEMM_NR * 4, run_steps = GEMM_RUN / 32, steps = cells / 16;
-    struct gemm_ahead ahead = {.c_lines = (int)(GEMM_TILE * 4 / 64 / run_steps),
-                               .a_lines = (int)((step_bytes / 64 + panels - 1) / panels),
-                               .b_lines = (int)((step_bytes / 64 + tiles - 1) / tiles)};
+    const int64_t step_words = 16 * GEMM_NR, run_steps = GEMM_RUN / 32, steps = cells / 16, lines = step_words / 16;
+    struct gemm_ahead ahead = {.c_lines = (int)(GEMM_TILE / 16 / run_steps), .a_lines = (int)((lines + panels - 1) / panels),
+                               .b_lines = (int)((lines + tiles - 1) / tiles)};
     for (int64_t run = 0; run < steps; run += run_steps) {
         int64_t length = steps - run < run_steps ? steps - run : run_steps;
         for (int64_t p = 0; p < panels; p++)
             for (int64_t t = 0; t < tiles; t++) {
                 float *tile = c + (p * tiles + t) * GEMM_TILE;
-                struct gemm_rows rows = {a.data + t * a.tile + run * a.step, 0, a.row, a.step};
+                const uint32_t *word = a.data + t * a.tile + run * a.step;
                 int64_t next_panel = p + 1 < panels ? (p + 1) * steps + run : run + run_steps;
                 ahead.c = (const char *)(tile + GEMM_TILE);
-                ahead.a = (const char *)(rows.data + run_steps * a.step) + p * length * ahead.a_lines * 64;
-                ahead.b = (const char *)b + next_panel * step_bytes + t * length * ahead.b_lines * 64;
-                gemm_micro_tiled(tile, rows, b + (p * steps + run) * 16 * GEMM_NR, length, add || run > 0, &ahead);
+                ahead.a = (const char *)(word + run_steps * a.step) + p * length * ahead.a_lines * 64;
+                ahead.b = (const char *)(b + next_panel * step_words) + t * length * ahead.b_lines * 64;
+                gemm_tile_amx(tile, word, a.row, a.step, b + (p * steps + run) * step_words, length, add || run > 0,
+                              &ahead);
             }
     }
 }
@@ -416,7 +426,7 @@ VEC_INLINE void gemm_product(float *c, struct gemm_rows a, int64_t tiles, const 
 {
 #ifdef __AMX_BF16__
     if (dtype == TENSOR_BF16) {
-        gemm_product_tiled(c, a, tiles, b, panels, cells, add);
+        gemm_product_amx(c, a, tiles, b, panels, cells, add);
         return;
     }
 #endif
@@ -437,22 +447,101 @@ VEC_INLINE void gemm_product(float *c, struct gemm_rows a, int64_t tiles, const 
     }
 }
 
-/* 32 sums, two registers, as bf16. AVX512_BF16 rounds like vec_store but for values below 2^-126, which it makes zero. */
-VEC_INLINE void gemm_store_wide(const float *from, void *to, int64_t n0, const float *bias)
+/* A product that may go on while the caller does something else: AMX multiplies beside the vector registers, when A is one
+ * tile. gemm_left says how many steps it has; each is begun, done in quarters with other work between them, and ended.
+ * gemm_finish does what is left. In a thread only one product may be under way. */
+struct gemm_background {
+    float *c;
+    struct gemm_rows a;
+    int64_t tiles;
+    const uint32_t *b;
+    int64_t panels, cells;
+    enum tensor_dtype dtype;
+    bool add;
+    int64_t panel, cell; /* done so far */
+};
+
+/* Steps of 32 values of k that are left and can be done beside other work. */
+VEC_INLINE int64_t gemm_left(const struct gemm_background *g)
 {
-#ifdef __AVX512BF16__
-    __m512 low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + 16);
-    if (bias) {
-        low += _mm512_loadu_ps(bias + n0);
-        high += _mm512_loadu_ps(bias + n0 + 16);
-    }
-    _mm512_storeu_si512((uint16_t *)to + n0, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-#else
-    for (int i = 0; i < 32; i += VEC) {
-        vf v = vec_load(from, TENSOR_F32, i, VEC);
-        vec_store(to, TENSOR_BF16, n0 + i, VEC, bias ? v + vec_load(bias, TENSOR_F32, n0 + i, VEC) : v);
-    }
+    bool can = gemm_is_tiled(g->dtype) && g->tiles == 1;
+    return can ? ((g->panels - g->panel) * g->cells - g->cell) / 16 : 0;
+}
+
+struct gemm_step {
+    const uint32_t *a, *b;
+    int64_t row;
+};
+
+VEC_INLINE struct gemm_step gemm_step_begin(const struct gemm_background *g)
+{
+#ifdef __AMX_BF16__
+    if (g->cell == 0)
+        gemm_sums_load(g->c + g->panel * GEMM_TILE, g->add);
 #endif
+    return (struct gemm_step){g->a.data + g->cell / 16 * g->a.step, g->b + (g->panel * g->cells + g->cell) * GEMM_NR,
+                              g->a.row};
+}
+
+VEC_INLINE void gemm_step_quarter(struct gemm_step s, int quarter)
+{
+#ifdef __AMX_BF16__
+    switch (quarter) {
+    case 0:
+        _tile_loadd(6, s.b, GEMM_NR * 4);
+        _tile_loadd(4, s.a, s.row * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        return;
+    case 1:
+        _tile_loadd(7, s.b + 16, GEMM_NR * 4);
+        _tile_dpbf16ps(1, 4, 7);
+        return;
+    case 2:
+        _tile_loadd(5, s.a + 16 * s.row, s.row * 4);
+        _tile_dpbf16ps(2, 5, 6);
+        return;
+    default:
+        _tile_dpbf16ps(3, 5, 7);
+    }
+#else
+    (void)s, (void)quarter;
+#endif
+}
+
+VEC_INLINE void gemm_step_end(struct gemm_background *g)
+{
+    g->cell += 16;
+    if (g->cell < g->cells)
+        return;
+#ifdef __AMX_BF16__
+    gemm_sums_store(g->c + g->panel * GEMM_TILE);
+#endif
+    g->panel++, g->cell = 0;
+}
+
+VEC_INLINE void gemm_finish(struct gemm_background *g)
+{
+    if (g->tiles != 1 || !gemm_is_tiled(g->dtype)) {
+        gemm_product(g->c, g->a, g->tiles, g->b, g->panels, g->cells, g->dtype, g->add);
+        return;
+    }
+    while (gemm_left(g)) {
+        struct gemm_step step = gemm_step_begin(g);
+        for (int quarter = 0; quarter < 4; quarter++)
+            gemm_step_quarter(step, quarter);
+        gemm_step_end(g);
+    }
+}
+
+/* vec_store of a product: by vec_narrow. */
+VEC_INLINE void gemm_store_part(void *row, enum tensor_dtype dtype, int64_t i, int64_t n, vf v)
+{
+    if (dtype == TENSOR_F32) {
+        vec_store(row, TENSOR_F32, i, n, v);
+        return;
+    }
+    vh h = vec_narrow(v);
+    memcpy((uint16_t *)row + i, &h, n >= VEC ? sizeof h : (size_t)n * 2);
 }
 
 /* gemm_store writes rows [0, rows) of the tiles of `panels` panels to out rows at columns [n0, n): bias added in f32, one
@@ -463,15 +552,11 @@ VEC_INLINE void gemm_store(const float *c, int64_t tiles, int64_t panels, int64_
     int64_t columns = n - n0 < panels * GEMM_NR ? n - n0 : panels * GEMM_NR;
     for (int64_t r = 0; r < rows; r++) {
         const float *row = c + r / GEMM_MR * GEMM_TILE + r % GEMM_MR * GEMM_NR;
-        int64_t j = 0;
-        if (dtype == TENSOR_BF16 && GEMM_NR % 32 == 0)
-            for (; j + 32 <= columns; j += 32)
-                gemm_store_wide(row + j / GEMM_NR * tiles * GEMM_TILE + j % GEMM_NR, out[r], n0 + j, bias);
-        for (; j < columns; j += VEC) {
+        for (int64_t j = 0; j < columns; j += VEC) {
             vf v = vec_load(row + j / GEMM_NR * tiles * GEMM_TILE, TENSOR_F32, j % GEMM_NR, VEC);
             if (bias)
                 v += vec_load(bias, TENSOR_F32, n0 + j, columns - j);
-            vec_store(out[r], dtype, n0 + j, columns - j, v);
+            gemm_store_part(out[r], dtype, n0 + j, columns - j, v);
         }
     }
 }

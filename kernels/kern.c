@@ -181,6 +181,7 @@ void kern_attention(struct kern *k, struct tensor out, struct tensor q, struct t
     assert(q.rank == 4 && key.rank == 4 && value.rank == 4 && tensor_same_shape(out, q));
     assert(tensor_same_shape(key, value) && key.shape[0] == q.shape[0] && key.shape[3] == q.shape[3]);
     assert(q.shape[2] % key.shape[2] == 0 && q.dtype == key.dtype && q.dtype == value.dtype);
+    assert(scale > 0);
     k->ops->attention(k, out, q, key, value, scale, mask);
 }
 

@@ -80,7 +80,7 @@ struct kern_mask {
     const int32_t *key_count; /* per batch: keys at and beyond this are hidden; NULL: all visible.
                                  Host memory. */
 };
-/* kern_attention: softmax(q k^T * scale) v per head, streaming, f32 inside, one rounding of the result.
+/* kern_attention: softmax(q k^T * scale) v per head, scale > 0, streaming, f32 inside, one rounding of the result.
  * q, out [b, rows, heads, d]   key, value [b, keys, kv_heads, d]   head g reads kv head g / (heads / kv_heads) */
 void kern_attention(struct kern *k, struct tensor out, struct tensor q, struct tensor key, struct tensor value,
                     float scale, struct kern_mask mask);

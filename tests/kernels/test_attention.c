@@ -14,7 +14,8 @@ struct shape {
 static const struct shape shapes[] = {
     {1, 1, 1, 1, 1, 1, false, false, 1},     {1, 1, 300, 2, 1, 16, false, false, 1}, {2, 7, 7, 4, 2, 24, true, false, 1},
     {1, 97, 255, 1, 1, 64, false, false, 3}, {2, 33, 257, 6, 3, 40, false, true, 2}, {2, 40, 40, 4, 1, 7, true, true, 2},
-    {1, 20, 520, 2, 2, 128, false, false, 1}, {1, 300, 300, 2, 1, 32, true, false, 1}, {1, 9, 4, 2, 2, 8, true, false, 1}};
+    {1, 20, 520, 2, 2, 128, false, false, 1}, {1, 300, 300, 2, 1, 32, true, false, 1}, {1, 9, 4, 2, 2, 8, true, false, 1},
+    {1, 70, 700, 1, 1, 128, false, false, 1}};
 
 static const int32_t counts[] = {3, 1000}; /* of sample 0 and 1; the second is beyond its keys */
 
@@ -77,6 +78,23 @@ static void equals_the_definition_at_every_shape_and_mask(struct kernel_check *c
         kernel_check_done(c->k);
         compare(c, s, out, q, key, value, scale);
     }
+}
+
+/* The maximum of a row may be followed late, not lost: scores rise by less than one block after another, and in all by more
+ * than an exponential can hold. */
+static void a_maximum_that_creeps_up_is_followed(struct kernel_check *c)
+{
+    struct shape s = {1, 3, 1400, 1, 1, 8, false, false, 1};
+    struct tensor q = kernel_check_tensor(c, c->dtype, 4, (int64_t[]){1, s.rows, 1, s.d});
+    struct tensor key = kernel_check_random(c, 4, (int64_t[]){1, s.keys, 1, s.d}, 2, 0.1);
+    struct tensor value = kernel_check_random(c, 4, (int64_t[]){1, s.keys, 1, s.d}, 3, 1), out = kernel_check_tensor(c, c->dtype, 4, q.shape);
+    for (int64_t i = 0; i < s.rows * s.d; i++)
+        kernel_check_set(q, i, (double)(i / s.d)); /* a row that is flat, one that creeps, one that rises twice as fast */
+    for (int64_t i = 0; i < s.keys; i++)
+        kernel_check_set(key, i * s.d, (double)i / 16);
+    kern_attention(c->k, out, q, key, value, 1, (struct kern_mask){0});
+    kernel_check_done(c->k);
+    compare(c, &s, out, q, key, value, 1);
 }
 
 /* q, k and v as columns of one projection, the result into columns of a wider row: views, not copies. */
@@ -170,6 +188,7 @@ int main(void)
 {
     static const struct kernel_check_test tests[] = {
         KERNEL_CHECK_TEST(equals_the_definition_at_every_shape_and_mask),
+        KERNEL_CHECK_TEST(a_maximum_that_creeps_up_is_followed),
         KERNEL_CHECK_TEST(heads_inside_wider_rows_give_the_same_bits),
         KERNEL_CHECK_TEST(a_row_does_not_depend_on_other_rows_batch_or_threads),
         KERNEL_CHECK_TEST(hidden_keys_are_not_read),

@@ -29,9 +29,9 @@ static void compare(struct kernel_check *c, struct tensor out, struct tensor x, 
     kernel_check_compare(c, out, want, slack);
 }
 
-static const int64_t shapes[][3] = { /* rows, n, k: one, odd, around tiles (2, 6), panels (16, 64), blocks (96), runs (512) */
+static const int64_t shapes[][3] = { /* rows, n, k: one, odd, around tiles (2, 6, 32), panels (16, 32, 64), blocks (96, 384), runs (512) */
     {1, 1, 1}, {1, 16, 7}, {2, 3, 2}, {3, 17, 33}, {5, 63, 64}, {6, 64, 16}, {7, 65, 31}, {12, 129, 4},
-    {95, 15, 130}, {96, 16, 511}, {97, 33, 512}, {193, 20, 513}, {13, 300, 1030}};
+    {95, 15, 130}, {96, 16, 511}, {97, 33, 512}, {193, 20, 513}, {13, 300, 1030}, {33, 31, 1057}, {385, 34, 96}};
 
 static void equals_the_definition_at_every_shape(struct kernel_check *c)
 {
