@@ -120,8 +120,7 @@ static float top_of(const struct stripe *t, int64_t r, int64_t count, float old,
 /* Probabilities of one row are words of A (see gemm.h): pairs of bf16, or f32 that have been rounded. */
 VEC_INLINE void store_probabilities(uint32_t *row, enum tensor_dtype dtype, int64_t i, vf low, vf high)
 {
-    bool is_pairs = dtype == TENSOR_BF16 && gemm_words(KEYS, dtype) < KEYS;
-    if (is_pairs) {
+    if (dtype == TENSOR_BF16 && !gemm_is_widened(dtype)) {
         vec_narrow_pair((uint16_t *)row + i, low, high);
         return;
     }

@@ -108,7 +108,17 @@ VEC_INLINE int64_t gemm_words(int64_t k, enum tensor_dtype dtype)
 #ifdef __AVX512BF16__
     return gemm_cells(k, dtype);
 #else
-    return dtype == TENSOR_BF16 ? 2 * gemm_cells(k, dtype) : k;
+    return gemm_cells(k, dtype) * (dtype == TENSOR_BF16 ? 2 : 1);
+#endif
+}
+
+/* Is a word of A one f32, though the dtype is bf16? */
+VEC_INLINE bool gemm_is_widened(enum tensor_dtype dtype)
+{
+#ifdef __AVX512BF16__
+    return (void)dtype, false;
+#else
+    return dtype == TENSOR_BF16;
 #endif
 }
 
@@ -243,22 +253,56 @@ VEC_INLINE void gemm_pack_kn(uint32_t *to, const void *data, int64_t stride, int
 }
 
 /* Where the micro-kernel finds A, in words: tile t begins at data + t * tile, its row i is `row` further, the next
- * word `step` further (in AMX: the next 16 words). */
+ * word `step` further (in AMX: the next 16 words). With jumps, cells [s * segment, (s + 1) * segment) begin anew at
+ * data + jump[s]. */
 struct gemm_rows {
     const uint32_t *data;
     int64_t tile, row, step;
+    const int64_t *jump;
+    int64_t segment;
 };
 
 VEC_INLINE struct gemm_rows gemm_packed(const uint32_t *data, int64_t words, enum tensor_dtype dtype)
 {
     bool is_tiled = gemm_is_tiled(dtype);
-    return (struct gemm_rows){data, words * GEMM_MR, is_tiled ? 16 : 1, is_tiled ? 16 * GEMM_MR : GEMM_MR};
+    return (struct gemm_rows){data, words * GEMM_MR, is_tiled ? 16 : 1, is_tiled ? 16 * GEMM_MR : GEMM_MR, NULL, 0};
 }
 
-/* Rows of a matrix as they are, `row` words apart. */
+/* Rows of words as they are, `row` words apart. */
 VEC_INLINE struct gemm_rows gemm_plain(const uint32_t *data, int64_t row, enum tensor_dtype dtype)
 {
-    return (struct gemm_rows){data, row * GEMM_MR, row, gemm_is_tiled(dtype) ? 16 : 1};
+    return (struct gemm_rows){data, row * GEMM_MR, row, gemm_is_tiled(dtype) ? 16 : 1, NULL, 0};
+}
+
+/* gemm_put_row writes such a row: gemm_words(k) words; NULL is zeros. */
+VEC_INLINE void gemm_put_row(uint32_t *to, const void *row, int64_t k, enum tensor_dtype dtype)
+{
+    size_t bytes = 0;
+    if (row && gemm_is_widened(dtype)) {
+        bytes = (size_t)k * 4;
+        for (int64_t i = 0; i < k; i += VEC)
+            vec_store(to, TENSOR_F32, i, k - i, vec_load(row, TENSOR_BF16, i, k - i));
+    } else if (row) {
+        bytes = (size_t)k * tensor_dtype_bytes(dtype);
+        memcpy(to, row, bytes);
+    }
+    memset((char *)to + bytes, 0, (size_t)gemm_words(k, dtype) * 4 - bytes);
+}
+
+/* Words of a tile whose first is `tile`, from cell `cell` on; *ret: how many cells follow there. */
+VEC_INLINE const uint32_t *gemm_words_at(struct gemm_rows a, const uint32_t *tile, int64_t cell, enum tensor_dtype dtype,
+                                         int64_t *ret)
+{
+    *ret = INT64_MAX;
+    if (a.jump) {
+        int64_t s = (int64_t)((uint64_t)cell / (uint64_t)a.segment);
+        tile += a.jump[s];
+        cell -= s * a.segment;
+        *ret = a.segment - cell;
+    }
+    if (gemm_is_tiled(dtype))
+        return tile + cell / 16 * a.step;
+    return tile + cell * (gemm_words(2, dtype) / gemm_cells(2, dtype)) * a.step;
 }
 
 /* c += one word of each row times the columns b. */
@@ -301,23 +345,31 @@ VEC_INLINE void gemm_multiply_pair(vf c[GEMM_GROUP][GEMM_NV], struct gemm_rows a
 }
 #endif
 
-VEC_INLINE void gemm_micro(float *tile, struct gemm_rows a, const uint32_t *word, const uint32_t *b, int64_t cells,
-                           enum tensor_dtype dtype, bool add)
+/* GROUP rows of a tile of C += cells [from, end) of A, whose tile begins at `word`, times those of b, a panel. */
+VEC_INLINE void gemm_micro(float *tile, struct gemm_rows a, const uint32_t *word, const uint32_t *b, int64_t from,
+                           int64_t end, enum tensor_dtype dtype, bool add)
 {
     vf c[GEMM_GROUP][GEMM_NV];
     int64_t per_cell = gemm_words(2, dtype) / gemm_cells(2, dtype);
     GEMM_UNROLL for (int i = 0; i < GEMM_GROUP; i++)
         GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
             c[i][j] = add ? vec_load(tile, TENSOR_F32, i * GEMM_NR + j * VEC, VEC) : (vf){0};
-    for (int64_t k = 0; k < cells; k++, word += per_cell * a.step, b += GEMM_NR) {
-        if (dtype == TENSOR_BF16) {
-            gemm_multiply_pair(c, a, word, b);
-            continue;
+    b += from * GEMM_NR;
+    while (from < end) {
+        int64_t count;
+        const uint32_t *at = gemm_words_at(a, word, from, dtype, &count);
+        count = count < end - from ? count : end - from;
+        from += count;
+        for (; count > 0; count--, at += per_cell * a.step, b += GEMM_NR) {
+            if (dtype == TENSOR_BF16) {
+                gemm_multiply_pair(c, a, at, b);
+                continue;
+            }
+            vf wide[GEMM_NV];
+            GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
+                wide[j] = vec_load(b, TENSOR_F32, j * VEC, VEC);
+            gemm_multiply(c, at, a.row, wide);
         }
-        vf wide[GEMM_NV];
-        GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
-            wide[j] = vec_load(b, TENSOR_F32, j * VEC, VEC);
-        gemm_multiply(c, word, a.row, wide);
     }
     GEMM_UNROLL for (int i = 0; i < GEMM_GROUP; i++)
         GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
@@ -325,11 +377,11 @@ VEC_INLINE void gemm_micro(float *tile, struct gemm_rows a, const uint32_t *word
 }
 
 /* One tile of C over a run. */
-VEC_INLINE void gemm_tile(float *tile, struct gemm_rows a, const uint32_t *word, const uint32_t *b, int64_t cells,
-                          enum tensor_dtype dtype, bool add)
+VEC_INLINE void gemm_tile(float *tile, struct gemm_rows a, const uint32_t *word, const uint32_t *b, int64_t from,
+                          int64_t end, enum tensor_dtype dtype, bool add)
 {
     for (int i = 0; i < GEMM_MR; i += GEMM_GROUP, tile += GEMM_GROUP * GEMM_NR, word += GEMM_GROUP * a.row)
-        gemm_micro(tile, a, word, b, cells, dtype, add);
+        gemm_micro(tile, a, word, b, from, end, dtype, add);
 }
 
 #ifdef __AMX_BF16__
@@ -372,26 +424,34 @@ VEC_INLINE const char *gemm_fetch(const char *p, int lines, bool is_near)
     return p;
 }
 
-/* One tile of C over a run; a function of its own for the sake of its registers. A is loaded past the first-level cache's
- * order of use, so that the panel of B stays there. */
-static __attribute__((noinline, unused)) void gemm_tile_amx(float *c, const uint32_t *a, int64_t row, int64_t step,
-                                                            const uint32_t *b, int64_t steps, bool add,
+/* One tile of C over cells [from, end); a function of its own for the sake of its registers. A is loaded past the
+ * first-level cache's order of use, so that the panel of B stays there. */
+static __attribute__((noinline, unused)) void gemm_tile_amx(float *c, const struct gemm_rows *rows, const uint32_t *word,
+                                                            const uint32_t *b, int64_t from, int64_t end, bool add,
                                                             const struct gemm_ahead *next)
 {
+    const struct gemm_rows a = *rows;
     struct gemm_ahead ahead = *next;
     gemm_sums_load(c, add);
-    for (; steps > 0; steps--, a += step, b += 16 * GEMM_NR) {
-        ahead.c = gemm_fetch(ahead.c, ahead.c_lines, true);
-        ahead.a = gemm_fetch(ahead.a, ahead.a_lines, false);
-        ahead.b = gemm_fetch(ahead.b, ahead.b_lines, false);
-        _tile_stream_loadd(4, a, row * 4);
-        _tile_stream_loadd(5, a + 16 * row, row * 4);
-        _tile_loadd(6, b, GEMM_NR * 4);
-        _tile_loadd(7, b + 16, GEMM_NR * 4);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+    b += from * GEMM_NR;
+    while (from < end) {
+        int64_t count;
+        const uint32_t *at = gemm_words_at(a, word, from, TENSOR_BF16, &count);
+        count = count < end - from ? count : end - from;
+        from += count;
+        for (; count > 0; count -= 16, at += a.step, b += 16 * GEMM_NR) {
+            ahead.c = gemm_fetch(ahead.c, ahead.c_lines, true);
+            ahead.a = gemm_fetch(ahead.a, ahead.a_lines, false);
+            ahead.b = gemm_fetch(ahead.b, ahead.b_lines, false);
+            _tile_stream_loadd(4, at, a.row * 4);
+            _tile_stream_loadd(5, at + 16 * a.row, a.row * 4);
+            _tile_loadd(6, b, GEMM_NR * 4);
+            _tile_loadd(7, b + 16, GEMM_NR * 4);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
     }
     gemm_sums_store(c);
 }
@@ -400,21 +460,21 @@ static __attribute__((noinline, unused)) void gemm_tile_amx(float *c, const uint
 VEC_INLINE void gemm_product_amx(float *c, struct gemm_rows a, int64_t tiles, const uint32_t *b, int64_t panels,
                                  int64_t cells, bool add)
 {
-    const int64_t step_words = 16 * GEMM_NR, run_steps = GEMM_RUN / 32, steps = cells / 16, lines = step_words / 16;
-    struct gemm_ahead ahead = {.c_lines = (int)(GEMM_TILE / 16 / run_steps), .a_lines = (int)((lines + panels - 1) / panels),
-                               .b_lines = (int)((lines + tiles - 1) / tiles)};
-    for (int64_t run = 0; run < steps; run += run_steps) {
-        int64_t length = steps - run < run_steps ? steps - run : run_steps;
+    const int64_t run_cells = GEMM_RUN / 2, run_steps = run_cells / 16, lines = GEMM_NR;
+    struct gemm_ahead ahead = {.c_lines = (int)(GEMM_TILE / 16 / run_steps), .b_lines = (int)((lines + tiles - 1) / tiles)};
+    if (!a.jump)
+        ahead.a_lines = (int)((lines + panels - 1) / panels);
+    for (int64_t run = 0; run < cells; run += run_cells) {
+        int64_t end = run + run_cells < cells ? run + run_cells : cells, steps = (end - run) / 16;
         for (int64_t p = 0; p < panels; p++)
             for (int64_t t = 0; t < tiles; t++) {
                 float *tile = c + (p * tiles + t) * GEMM_TILE;
-                const uint32_t *word = a.data + t * a.tile + run * a.step;
-                int64_t next_panel = p + 1 < panels ? (p + 1) * steps + run : run + run_steps;
+                const uint32_t *word = a.data + t * a.tile;
+                int64_t next_panel = p + 1 < panels ? (p + 1) * cells + run : run + run_cells;
                 ahead.c = (const char *)(tile + GEMM_TILE);
-                ahead.a = (const char *)(word + run_steps * a.step) + p * length * ahead.a_lines * 64;
-                ahead.b = (const char *)(b + next_panel * step_words) + t * length * ahead.b_lines * 64;
-                gemm_tile_amx(tile, word, a.row, a.step, b + (p * steps + run) * step_words, length, add || run > 0,
-                              &ahead);
+                ahead.a = (const char *)(word + (run / 16 + run_steps) * a.step) + p * steps * ahead.a_lines * 64;
+                ahead.b = (const char *)(b + next_panel * GEMM_NR) + t * steps * ahead.b_lines * 64;
+                gemm_tile_amx(tile, &a, word, b + p * cells * GEMM_NR, run, end, add || run > 0, &ahead);
             }
     }
 }
@@ -430,20 +490,18 @@ VEC_INLINE void gemm_product(float *c, struct gemm_rows a, int64_t tiles, const 
         return;
     }
 #endif
-    int64_t step = gemm_cells(GEMM_RUN, dtype), per_cell = gemm_words(2, dtype) / gemm_cells(2, dtype);
+    int64_t step = gemm_cells(GEMM_RUN, dtype);
     for (int64_t run = 0; run < cells; run += step) {
-        int64_t length = cells - run < step ? cells - run : step;
-        const uint32_t *word = a.data + run * per_cell * a.step;
-        for (int64_t p = 0; p < panels; p++) {
-            const uint32_t *panel = b + (p * cells + run) * GEMM_NR;
+        int64_t end = cells - run < step ? cells : run + step;
+        for (int64_t p = 0; p < panels; p++)
             for (int64_t t = 0; t < tiles; t++) {
                 float *tile = c + (p * tiles + t) * GEMM_TILE;
+                const uint32_t *word = a.data + t * a.tile, *panel = b + p * cells * GEMM_NR;
                 if (dtype == TENSOR_BF16)
-                    gemm_tile(tile, a, word + t * a.tile, panel, length, TENSOR_BF16, add || run > 0);
+                    gemm_tile(tile, a, word, panel, run, end, TENSOR_BF16, add || run > 0);
                 else
-                    gemm_tile(tile, a, word + t * a.tile, panel, length, TENSOR_F32, add || run > 0);
+                    gemm_tile(tile, a, word, panel, run, end, TENSOR_F32, add || run > 0);
             }
-        }
     }
 }
 
@@ -545,12 +603,14 @@ VEC_INLINE void gemm_store_part(void *row, enum tensor_dtype dtype, int64_t i, i
 }
 
 /* gemm_store writes rows [0, rows) of the tiles of `panels` panels to out rows at columns [n0, n): bias added in f32, one
- * rounding. */
+ * rounding. A row whose out is NULL is left out. */
 VEC_INLINE void gemm_store(const float *c, int64_t tiles, int64_t panels, int64_t rows, void *const *out,
                            enum tensor_dtype dtype, int64_t n0, int64_t n, const float *bias)
 {
     int64_t columns = n - n0 < panels * GEMM_NR ? n - n0 : panels * GEMM_NR;
     for (int64_t r = 0; r < rows; r++) {
+        if (!out[r])
+            continue;
         const float *row = c + r / GEMM_MR * GEMM_TILE + r % GEMM_MR * GEMM_NR;
         for (int64_t j = 0; j < columns; j += VEC) {
             vf v = vec_load(row + j / GEMM_NR * tiles * GEMM_TILE, TENSOR_F32, j % GEMM_NR, VEC);

@@ -26,8 +26,13 @@ static void pack_panel(void *context, int64_t panel, int thread)
         int64_t n = panel * GEMM_NR + i;
         rows[i] = n < p->w->n ? cpu_row(p->source, n) : NULL;
     }
-    int64_t cells = gemm_cells(p->w->k, p->w->dtype);
-    gemm_pack_columns((uint32_t *)p->w->data + panel * cells * GEMM_NR, rows, p->w->k, p->w->dtype);
+    int64_t taps = p->w->kh * p->w->kw, cells = gemm_cells(p->w->in, p->w->dtype);
+    uint32_t *to = (uint32_t *)p->w->data + panel * taps * cells * GEMM_NR;
+    for (int64_t t = 0; t < taps; t++, to += cells * GEMM_NR) {
+        gemm_pack_columns(to, rows, p->w->in, p->w->dtype);
+        for (int i = 0; i < GEMM_NR; i++)
+            rows[i] = rows[i] ? (const char *)rows[i] + (size_t)p->w->in * tensor_dtype_bytes(p->w->dtype) : NULL;
+    }
 }
 
 /* A convolution [n, in, kh, kw] as rows of k = (kh, kw, in); a matrix is itself. Converted to `dtype` when it
@@ -73,7 +78,7 @@ struct kern_weight *CPU_NAME(linear_weight)(struct kern *k, enum tensor_dtype dt
     *p.w = (struct kern_weight){.dtype = dtype, .rank = w.rank, .n = n, .k = width,
                                 .in = is_conv ? w.shape[1] : width, .kh = is_conv ? (int)w.shape[2] : 1,
                                 .kw = is_conv ? (int)w.shape[3] : 1};
-    p.w->bytes = (size_t)(gemm_panels(n) * gemm_cells(width, dtype) * GEMM_NR) * 4;
+    p.w->bytes = (size_t)(gemm_panels(n) * p.w->kh * p.w->kw * gemm_cells(p.w->in, dtype) * GEMM_NR) * 4;
     p.w->data = cpu_alloc(p.w->bytes);
     if (!p.w->data)
         goto no_memory;

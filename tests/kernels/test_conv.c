@@ -11,7 +11,7 @@ struct shape {
 static const struct shape shapes[] = {
     {1, 1, 1, 1, 1, 1, 1, 0, 0}, {1, 3, 3, 3, 5, 3, 1, 1, 0},    {2, 5, 7, 4, 17, 3, 1, 1, 0},  {1, 9, 8, 16, 65, 3, 2, 1, 0},
     {3, 4, 4, 7, 3, 1, 1, 0, 0}, {1, 12, 11, 8, 16, 3, 1, 0, 0}, {2, 10, 10, 60, 12, 3, 1, 1, 0}, {1, 2, 2, 5, 6, 5, 1, 2, 0},
-    {2, 8, 6, 5, 16, 3, 2, 0, 1}};
+    {2, 8, 6, 5, 16, 3, 2, 0, 1}, {1, 3, 150, 33, 34, 3, 1, 1, 0}, {1, 13, 300, 6, 5, 3, 2, 0, 1}, {1, 400, 2, 2, 3, 4, 3, 1, 0}};
 
 /* As in linear: k + 1 f32 additions, the bias among them. */
 static void compare(struct kernel_check *c, const struct shape *s, struct tensor out, struct tensor x, struct tensor w, struct tensor bias)
