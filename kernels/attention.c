@@ -6,10 +6,12 @@
  *
  * Within a block of keys the rows go stripe by stripe, so that scores and probabilities stay in a near cache; the stripes of
  * a task share the block's keys and values. While a stripe's scores are softened, AMX multiplies the scores of the next one
- * and the probabilities of the one before (elsewhere they follow one another). The exponential is 2^((score - top) scale), the difference first: it is exact
- * where it matters, and no huge score is taken from another's rounding. P is rounded to the dtype
- * of the values before the second product, as the fused kernels of torch do, and is not packed: the micro-kernel reads its
- * rows as they are. The blocks start at row 0 and key 0 always, so a row's bits depend on its inputs only. */
+ * and the probabilities of the one before; elsewhere one follows the other.
+ *
+ * The exponential is 2^((score - top) scale), the difference first: it is exact where it matters, and no huge score is taken
+ * from another's rounding. P is rounded to the dtype of the values before the second product, as the fused kernels of torch
+ * do, and is not packed: the micro-kernel reads its rows as they are. The blocks start at row 0 and key 0 always, so a
+ * row's bits depend on its inputs only. */
 #include "cpu_ops.h"
 #include "gemm.h"
 
@@ -17,7 +19,7 @@
 
 #define KEYS 256 /* keys per block; a multiple of every NR */
 #ifdef __AMX_BF16__
-#define STRIPE 1 /* tiles of a stripe: 32 KiB of scores */
+#define STRIPE 1           /* tiles of a stripe: 32 KiB of scores */
 #define ROWS (4 * GEMM_MR) /* query rows per task */
 #else
 #define STRIPE GEMM_BLOCK
@@ -128,50 +130,47 @@ VEC_INLINE void store_probabilities(uint32_t *row, enum tensor_dtype dtype, int6
     vec_store(row, TENSOR_F32, i + VEC, VEC, vec_round(high, dtype));
 }
 
-/* Returns their sum before rounding. `top`: the row's maximum, or 0 if it has seen nothing. */
-VEC_INLINE float probabilities(const struct stripe *t, int64_t r, int64_t count, vf scale, float top,
-                               enum tensor_dtype dtype, struct gemm_background *next, struct gemm_background *before)
+/* Two registers of probabilities from key i on, of which the first `seen` keys may be seen. Returns sum + both, before
+ * rounding. */
+VEC_INLINE vf probability_pair(const struct stripe *t, int64_t r, int64_t i, int64_t seen, vf top, vf scale,
+                               enum tensor_dtype dtype, vf sum)
 {
-    uint32_t *p = t->p + r * gemm_words(KEYS, dtype);
-    vf sum = {0}, shift = vec_splat(top);
+    vf low = vec_exp2((scores_of(t, r, i) - top) * scale, dtype);
+    vf high = vec_exp2((scores_of(t, r, i + VEC) - top) * scale, dtype);
+    if (seen < 2 * VEC) {
+        low = vec_select(vec_first(seen), low, (vf){0});
+        high = vec_select(vec_first(seen - VEC), high, (vf){0});
+    }
+    store_probabilities(t->p + r * gemm_words(KEYS, dtype), dtype, i, low, high);
+    sum += low;
+    return sum + high;
+}
+
+/* The probabilities of row r, while one of the products goes on: a quarter of a step for each pair. Returns their sum.
+ * `top`: the row's maximum, or 0 if it has seen nothing. */
+VEC_INLINE float probabilities(const struct stripe *t, int64_t r, int64_t seen, vf top, vf scale, enum tensor_dtype dtype,
+                               struct gemm_background *next, struct gemm_background *before)
+{
+    vf sum = {0};
     int64_t i = 0;
-    for (; i + 8 * VEC <= count; i += 8 * VEC) {
-        struct gemm_background *g = gemm_left(next) ? next : before;
-        bool is_behind = gemm_left(g) > 0; /* something to multiply behind this */
+    for (; i + 8 * VEC <= seen; i += 8 * VEC) {
+        struct gemm_background *behind = gemm_left(next) ? next : before;
+        bool is_behind = gemm_left(behind) > 0;
         struct gemm_step step = {0};
         if (is_behind)
-            step = gemm_step_begin(g);
-        GEMM_UNROLL for (int q = 0; q < 4; q++) {
+            step = gemm_step_begin(behind);
+        GEMM_UNROLL for (int quarter = 0; quarter < 4; quarter++) {
             if (is_behind)
-                gemm_step_quarter(step, q);
-            vf low = vec_exp2((scores_of(t, r, i + 2 * VEC * q) - shift) * scale, dtype);
-            vf high = vec_exp2((scores_of(t, r, i + VEC + 2 * VEC * q) - shift) * scale, dtype);
-            sum += low;
-            sum += high;
-            store_probabilities(p, dtype, i + 2 * VEC * q, low, high);
+                gemm_step_quarter(step, quarter);
+            sum = probability_pair(t, r, i + 2 * VEC * quarter, 2 * VEC, top, scale, dtype, sum);
         }
         if (is_behind)
-            gemm_step_end(g);
+            gemm_step_end(behind);
     }
-    for (; i + 2 * VEC <= count; i += 2 * VEC) {
-        vf low = vec_exp2((scores_of(t, r, i) - shift) * scale, dtype);
-        vf high = vec_exp2((scores_of(t, r, i + VEC) - shift) * scale, dtype);
-        sum += low;
-        sum += high;
-        store_probabilities(p, dtype, i, low, high);
-    }
-    if (i < count) {
-        vf low = vec_exp2((scores_of(t, r, i) - shift) * scale, dtype);
-        vf high = vec_exp2((scores_of(t, r, i + VEC) - shift) * scale, dtype);
-        low = vec_select(vec_first(count - i), low, (vf){0});
-        high = vec_select(vec_first(count - i - VEC), high, (vf){0});
-        sum += low;
-        sum += high;
-        store_probabilities(p, dtype, i, low, high);
-        i += 2 * VEC;
-    }
+    for (; i < seen; i += 2 * VEC)
+        sum = probability_pair(t, r, i, seen - i, top, scale, dtype, sum);
     for (; i < KEYS; i += 2 * VEC)
-        store_probabilities(p, dtype, i, (vf){0}, (vf){0});
+        store_probabilities(t->p + r * gemm_words(KEYS, dtype), dtype, i, (vf){0}, (vf){0});
     return vec_sum(sum);
 }
 
@@ -203,8 +202,9 @@ static void soften(const struct job *j, struct state *s, const struct stripe *t,
     }
     for (int64_t r = 0; r < t->rows; r++) {
         int64_t seen = visible(j, t, r);
-        float sum = j->dtype == TENSOR_BF16 ? probabilities(t, r, seen, scale, to[r], TENSOR_BF16, next, before)
-                                            : probabilities(t, r, seen, scale, to[r], TENSOR_F32, next, before);
+        vf base = vec_splat(to[r]);
+        float sum = j->dtype == TENSOR_BF16 ? probabilities(t, r, seen, base, scale, TENSOR_BF16, next, before)
+                                            : probabilities(t, r, seen, base, scale, TENSOR_F32, next, before);
         total[r] = total[r] * keep[r] + sum;
     }
 }
@@ -227,8 +227,7 @@ static struct gemm_background output(const struct job *j, const struct stripe *t
         .add = true, .dtype = j->dtype};
 }
 
-static void finish(const struct job *j, const struct state *s, const struct stripe *t,
-                   struct tensor out)
+static void finish(const struct job *j, const struct state *s, const struct stripe *t, struct tensor out)
 {
     for (int64_t r = 0; r < t->rows; r++) {
         float total = s->total[t->row + r];

@@ -9,13 +9,12 @@
  *     once: [words / 16][MR][16], and its cells are filled up with zeros to a multiple of 16.
  *   C is [panel][tile][MR][NR] of f32.
  *
- * The micro-kernel keeps a block of C in registers over a run of k: MR x NR of it, which is four tile registers in AMX, or
- * GROUP rows of that where AMX's CPU multiplies f32. The order of the sum of one C[m,n] is k
- * ascending (visits to memory between runs do not change it), whatever m, the number of rows or the thread: rows and
- * columns that do not exist are zeros in the packed tile, not another code path.
+ * The micro-kernel keeps a block of C in registers over a run of k: GROUP x NR of it, or in AMX all MR x NR in four tile
+ * registers. The order of the sum of one C[m,n] is k ascending (visits to memory between runs do not change it), whatever m,
+ * the number of rows or the thread: rows and columns that do not exist are zeros in the packed tile, not another code path.
  *
  * Loops, from outside: run of k, panel, tile. During a run the tiles of A stay in the second-level cache and one
- * panel of B in the first; C is visited once per run. */
+ * panel of B in the first (with AVX-512, whose panels are wide, it is fetched ahead); C is visited once per run. */
 #ifndef KILN_GEMM_H
 #define KILN_GEMM_H
 
@@ -28,7 +27,7 @@
 #if defined(__AMX_BF16__)
 #define GEMM_MR 32
 #define GEMM_NV 2
-#define GEMM_GROUP 8
+#define GEMM_GROUP 8 /* rows of f32 in registers */
 #define GEMM_FENCE __asm__ volatile("" ::: "memory") /* GCC 12 does not know that a tile load reads memory */
 #elif defined(__AVX512F__)
 #define GEMM_MR 6
@@ -45,13 +44,18 @@
 #endif
 #define GEMM_NR (GEMM_NV * VEC)
 #define GEMM_TILE (GEMM_MR * GEMM_NR)
-#define GEMM_RUN 512  /* values of k between visits to C; a run of a panel 16 wide is 16 KiB in bf16, 32 KiB in f32 */
+#define GEMM_RUN 512 /* values of k between visits to C; of a panel 16 wide: 16 KiB in bf16, 32 KiB in f32; AMX: 32 KiB */
 #ifdef __AMX_BF16__
 #define GEMM_BLOCK 12 /* tiles of A that share a visit of a panel; a run of them is 384 KiB */
 #else
 #define GEMM_BLOCK 16
 #endif
 #define GEMM_ROWS (GEMM_MR * GEMM_BLOCK)
+#ifdef __AVX512F__
+#define GEMM_AHEAD 16 /* cells of B fetched ahead: a run of a panel as wide as this comes from the second-level cache */
+#else
+#define GEMM_AHEAD 0
+#endif
 #define GEMM_UNROLL _Pragma("GCC unroll 8")
 
 /* gemm_begin comes before the products of a task, gemm_end after them: AMX wants the shape of its registers, per thread,
@@ -361,6 +365,9 @@ VEC_INLINE void gemm_micro(float *tile, struct gemm_rows a, const uint32_t *word
         count = count < end - from ? count : end - from;
         from += count;
         for (; count > 0; count--, at += per_cell * a.step, b += GEMM_NR) {
+            if (GEMM_AHEAD)
+                GEMM_UNROLL for (int j = 0; j < GEMM_NV; j++)
+                    __builtin_prefetch(b + GEMM_AHEAD * GEMM_NR + j * VEC);
             if (dtype == TENSOR_BF16) {
                 gemm_multiply_pair(c, a, at, b);
                 continue;

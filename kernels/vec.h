@@ -208,7 +208,7 @@ VEC_INLINE vf vec_exp2(vf x, enum tensor_dtype dtype)
 #ifdef __AVX512F__
     return (vf)_mm512_scalef_ps((__m512)p, (__m512)(n - magic));
 #else
-    return (vf)((vi)p + ((vi)n << 23));
+    return (vf)((vu)p + ((vu)n << 23));
 #endif
 }
 
