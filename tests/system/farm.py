@@ -200,8 +200,11 @@ class Farm(Base):
             return 0
 
     def kill(self, name, number=signal.SIGKILL):
+        """kill -9 is heard a moment later: until then the process holds its locks."""
         pid = self.pid(name)
         os.kill(pid, number)
+        if number == signal.SIGKILL:
+            wait_until(lambda: not is_alive(pid), f"{name} is dead", pause_s=0.01)
         return pid
 
     def wait_back(self, name, old_pid):
