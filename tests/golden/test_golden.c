@@ -27,6 +27,14 @@
 #define CASES_EXPECTED 38
 #define BF16_EMBEDS_SHARE 0.0365 /* other_order rms / scale of distilled-bf16's prompt_embeds */
 
+/* A sanitizer makes the compiler order and fuse operations otherwise: one token of base-cfg, whose error is 1.2e-5 to 1.5e-5 in all plain
+ * builds, has 4.5e-5 under ASan with AVX-512. Sanitizers look at memory; the bounds are for the plain build. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define F32_SLACK 2
+#else
+#define F32_SLACK 1
+#endif
+
 static const struct { const char *prefix; double largest; } f32_bounds[] = {
     {"prompt_embeds", 5e-4}, {"negative_prompt_embeds", 5e-4}, {"velocity", 4e-5}, {"latents", 1e-4},
     {"vae_latents", 5e-4},   {"image", 5e-5},           {"ref_latent", 1e-4}, {"ref_tokens", 1e-4}, {"kv.", 1e-4},
@@ -51,8 +59,9 @@ static void judge_f32(const struct golden_case *c, const char *name, struct gold
     char text[64];
     for (size_t i = 0; i < sizeof f32_bounds / sizeof f32_bounds[0]; i++)
         if (starts_with(name, f32_bounds[i].prefix)) {
-            snprintf(text, sizeof text, "largest <= %.3g", f32_bounds[i].largest);
-            row(c, name, d.largest, d.rms, text, d.largest <= f32_bounds[i].largest);
+            double largest = F32_SLACK * f32_bounds[i].largest;
+            snprintf(text, sizeof text, "largest <= %.3g", largest);
+            row(c, name, d.largest, d.rms, text, d.largest <= largest);
             return;
         }
     row(c, name, d.largest, d.rms, "no bound for this name", false);
