@@ -15,7 +15,7 @@ enum {
     ANSWER_MS = 10 * 60 * 1000, /* a cancel may move millions of rows */
     CHUNK_ROWS = 20000,
     CHUNK_BYTES = 16 << 20,
-    ROW_FIELDS = 15,
+    ROW_FIELDS = 18,
     AGAIN_MAX = 5,
 };
 
@@ -400,6 +400,9 @@ bool task_store_submit_row(struct task_store *s, const struct task_row *row, str
     pg_values_text(v, row->prompt ? row->prompt : "");
     pg_values_text(v, row->negative ? row->negative : "");
     pg_values_jsonb(v, row->labels_json && row->labels_json[0] ? row->labels_json : NULL);
+    pg_values_text(v, row->inputs && row->inputs[0] ? row->inputs : NULL);
+    pg_values_text(v, row->layout ? row->layout : "");
+    pg_values_text(v, row->loras ? row->loras : "");
     s->filling.row_count++;
     if (s->filling.row_count >= CHUNK_ROWS || v->used >= CHUNK_BYTES)
         return send_chunk(s, why);
@@ -557,7 +560,8 @@ static bool each_image(void *context, const struct pg_result *r)
         .steps = (int)pg_row_i64(r, 0, 9), .guidance = pg_row_f64(r, 0, 10), .seed = pg_row_u64(r, 0, 11),
         .prompt = pg_row_text(r, 0, 12), .negative = pg_row_text(r, 0, 13), .model = pg_row_text(r, 0, 14),
         .digest = pg_row_text(r, 0, 15), .worker = pg_row_text(r, 0, 16), .attempt = (int)pg_row_i64(r, 0, 17),
-        .render_s = pg_row_f64(r, 0, 18), .truncated = pg_row_bool(r, 0, 19), .labels_json = text_or_null(r, 20)};
+        .render_s = pg_row_f64(r, 0, 18), .truncated = pg_row_bool(r, 0, 19), .labels_json = text_or_null(r, 20),
+        .inputs = text_or_null(r, 21)};
     return l->image(l->context, &row);
 }
 

@@ -1,7 +1,8 @@
 /* task_store.h - the truth about tasks: one function per query in queries/, used by the coordinator and the
  * command line. Words are those of the tables: campaign, task_group, task, outcome, image, worker, duty.
  *
- *   task_group   a shape within a campaign: model, width, height, steps, guidance. Batches are of one group.
+ *   task_group   a shape within a campaign: model, width, height, steps, guidance, layout of the inputs, LoRA adapters. Batches
+ *                are of one group.
  *   task         hot: only what is ready or running        outcome, image   cold: what has ended
  *   lease_token  grows at each claim; finish, fail and release carry it; zero rows means stale.
  *
@@ -32,6 +33,7 @@ struct campaign {
 struct campaign_spec { const char *name, *out_dir, *format, *use; int priority; uint64_t base_seed; };
 struct task_row { /* one image to be, as submit computed it */
     const char *prompt, *negative, *model, *file, *name, *labels_json;
+    const char *inputs, *layout, *loras; /* 002_inputs.sql; NULL: none */
     int row, variation, width, height, steps;
     double guidance;
     uint64_t seed;
@@ -70,6 +72,7 @@ struct image_row {
     uint64_t task; const char *campaign; int row, variation; const char *path; const char *sha256; uint64_t bytes;
     int width, height, steps; double guidance; uint64_t seed; const char *prompt, *negative, *model, *digest, *worker;
     int attempt; double render_s; bool truncated; const char *labels_json;
+    const char *inputs; /* NULL: none */
 };
 struct failure_row { uint64_t task; const char *campaign; int row, variation; const char *prompt, *kind, *reason, *worker; int attempt; };
 struct worker_row { const char *name, *state, *device, *models, *host; uint64_t boot_epoch; int held; double seen_s; int64_t done; };

@@ -565,7 +565,7 @@ static void read_claim(struct task_turn *t, struct claim *claim, const struct pg
             .task = pg_row_u64(rows, i, 1), .token = pg_row_u64(rows, i, 2), .group_id = claim->group_id,
             .attempt = (uint32_t)pg_row_i64(rows, i, 3), .seed = pg_row_u64(rows, i, 4),
             .truncate = pg_row_bool(rows, i, 5), .file = pg_row_text(rows, i, 6), .prompt = pg_row_text(rows, i, 7),
-            .negative = pg_row_text(rows, i, 8)};
+            .negative = pg_row_text(rows, i, 8), .inputs = pg_row_is_null(rows, i, 10) ? NULL : pg_row_text(rows, i, 10)};
         t->is_filled[slot->place] = true;
         is_whole = is_whole && pg_row_bool(rows, i, 9);
         if (pg_row_i64(rows, i, 1) > highest)

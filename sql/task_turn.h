@@ -35,7 +35,7 @@ struct task_claimed { /* strings live as long as the result they came in */
     uint64_t task, token;
     int64_t group_id;
     uint32_t attempt;
-    const char *prompt, *negative, *file;
+    const char *prompt, *negative, *file, *inputs; /* inputs NULL: none */
     uint64_t seed;
     bool truncate;
 };

@@ -10,9 +10,9 @@ with gone as (
     returning t.*
 ), kept as (
     insert into outcome (task_id, campaign_id, group_id, lease_token, attempt, lost, row, variation, truncate, state, kind,
-                         reason, seed, content_key, worker, file, name, prompt, negative, labels)
+                         reason, seed, content_key, worker, file, name, prompt, negative, labels, inputs)
     select id, campaign_id, group_id, lease_token, attempt, lost, row, variation, truncate, 'failed', 'cancelled',
-           'the campaign was cancelled', seed, content_key, worker, file, name, prompt, negative, labels
+           'the campaign was cancelled', seed, content_key, worker, file, name, prompt, negative, labels, inputs
     from gone
 ), counted as (
     insert into campaign_count (campaign_id, failed) select $1::bigint, count(*) from gone having count(*) > 0

@@ -7,9 +7,9 @@ with gone as (
     delete from outcome o where o.campaign_id = $1::bigint and o.state = 'failed' returning o.*
 ), back as (
     insert into task (id, campaign_id, group_id, lease_token, row, variation, truncate, seed, content_key, file, name, prompt,
-                      negative, labels)
+                      negative, labels, inputs)
     select task_id, campaign_id, group_id, lease_token, row, variation, truncate, seed, content_key, file, name, prompt,
-           negative, labels
+           negative, labels, inputs
     from gone order by task_id
 ), counted as (
     insert into campaign_count (campaign_id, failed) select $1::bigint, -count(*) from gone having count(*) > 0

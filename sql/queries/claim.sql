@@ -25,4 +25,4 @@ set state = 1, lease_token = t.lease_token + 1, attempt = t.attempt + 1, worker 
 from numbered n
 where t.id = n.id and t.state + 0 = 0
 returning n.slot, t.id, t.lease_token, t.attempt, t.seed, t.truncate, t.file, t.prompt, t.negative,
-          t.not_before = '-infinity' as fresh;
+          t.not_before = '-infinity' as fresh, t.inputs;

@@ -20,9 +20,9 @@ with asked as (
               a.guidance, a.render_s, a.truncated
 ), kept as (
     insert into outcome (task_id, campaign_id, group_id, lease_token, attempt, lost, row, variation, truncate, state, seed,
-                         content_key, worker, file, name, prompt, negative, labels)
+                         content_key, worker, file, name, prompt, negative, labels, inputs)
     select id, campaign_id, group_id, lease_token, attempt, lost, row, variation, truncate, 'done', seed, content_key,
-           by_worker, file, name, prompt, negative, labels
+           by_worker, file, name, prompt, negative, labels, inputs
     from ended
 ), shown as (
     insert into image (task_id, campaign_id, lease_token, bytes, width, height, steps, attempt, guidance, render_s,

@@ -1,3 +1,3 @@
 -- submit_copy.sql - the columns in the order submit sends them.
 copy submit_row (row, variation, width, height, steps, guidance, seed, truncate, content_key, model, file, name, prompt,
-                 negative, labels) from stdin (format binary);
+                 negative, labels, inputs, layout, loras) from stdin (format binary);

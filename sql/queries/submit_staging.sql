@@ -3,5 +3,5 @@
 create temporary table if not exists submit_row (
     id bigint not null default nextval('task_id'), row int, variation int, width int, height int, steps int,
     guidance float8, seed numeric, truncate boolean, content_key uuid, model text, file text, name text, prompt text,
-    negative text, labels jsonb
+    negative text, labels jsonb, inputs text, layout text, loras text
 ) on commit delete rows;

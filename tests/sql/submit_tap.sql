@@ -4,8 +4,8 @@ select plan(12);
 select pg_temp.make_campaign(1, 3);
 create function pg_temp.stage(first int, last int) returns void language sql as $$
     delete from submit_row;
-    insert into submit_row (row, variation, width, height, steps, guidance, seed, truncate, content_key, model, file, name, prompt, negative)
-    select i, 0, case when i % 2 = 0 then 512 else 256 end, 512, 4, 'NaN', i, false, md5('1/' || i)::uuid, 'tiny', i || '.png', '', 'p', ''
+    insert into submit_row (row, variation, width, height, steps, guidance, seed, truncate, content_key, model, file, name, prompt, negative, layout, loras)
+    select i, 0, case when i % 2 = 0 then 512 else 256 end, 512, 4, 'NaN', i, false, md5('1/' || i)::uuid, 'tiny', i || '.png', '', 'p', '', '', ''
     from generate_series(first, last) i
 $$;
 select pg_temp.stage(2, 6); -- 2 and 3 are there

@@ -200,6 +200,7 @@ static bool see_image(void *context, const struct image_row *row)
     } else {
         assert_null(row->labels_json);
     }
+    assert_null(row->inputs);
     seen->count++;
     return true;
 }
@@ -254,6 +255,68 @@ static void hostile_values_come_back_as_they_were(void **state)
     assert_int_equal(test_server_number(&server, "select count(*) from image where seed::text = '18446744073709551615'"), 1);
     task_store_close(s);
     free(huge);
+    test_server_audit(&server);
+}
+
+static bool see_inputs(void *context, const struct image_row *row)
+{
+    struct seen *seen = context;
+    assert_string_equal(row->inputs, seen->rows[row->row].inputs);
+    seen->count++;
+    return true;
+}
+
+/* Inputs come back byte by byte, through claim, failure, retry and finish; rows whose layout or adapters differ are of different
+ * groups, and so never of one batch. */
+static void inputs_stay_with_their_task(void **state)
+{
+    (void)state;
+    static const char *const inputs[3] = {"{\"images\":[{\"path\":\"/a  b.png\"}]}", "{\"images\" : [1]}", "{\"loras\":[\"\xc3\xa9\"]}"};
+    static const char *const layouts[3] = {"640x480", "512x512", ""}, *const loras[3] = {"", "", "00ff:0.5"};
+    struct seen seen = {0};
+    struct pg_error why;
+    struct task_submitted ret;
+    char prompt[64], file[3][64];
+    struct task_store *s = open_store();
+    assert_true(task_store_submit_begin(s, make(s, "inputs"), &why));
+    for (int i = 0; i < 3; i++) {
+        seen.rows[i] = test_server_row(i, prompt, file[i]);
+        seen.rows[i].inputs = inputs[i];
+        seen.rows[i].layout = layouts[i];
+        seen.rows[i].loras = loras[i];
+        if (!task_store_submit_row(s, &seen.rows[i], &why))
+            fail_msg("row %d: %s", i, why.text);
+    }
+    if (!task_store_submit_end(s, &ret, &why))
+        fail_msg("%s", why.text);
+    assert_int_equal(test_server_number(&server, "select count(*) from task_group"), 3);
+    struct task_turn *t = test_server_turn_open(&server);
+    for (int round = 0; round < 2; round++) { /* failed and taken up again; then finished */
+        int64_t first = test_server_number(&server, "select min(id) from task_group"), again = 0;
+        struct task_want wants[3] = {{first, "w", 8, 60000}, {first + 1, "w", 8, 60000}, {first + 2, "w", 8, 60000}};
+        struct task_finish finishes[3];
+        struct task_fail fails[3];
+        assert_true(test_server_turn(t, &(struct task_turn_request){.wants = wants, .want_count = 3}));
+        assert_int_equal(task_turn_result(t)->claimed_count, 3);
+        for (int i = 0; i < 3; i++) {
+            const struct task_claimed *c = &task_turn_result(t)->claimed[i];
+            assert_string_equal(c->inputs, inputs[c->seed]);
+            finishes[i] = test_server_finish(c, "w");
+            fails[i] = (struct task_fail){c->task, c->token, TASK_REFUSE, "no"};
+        }
+        task_turn_finish(t);
+        struct task_turn_request failed = {.fails = fails, .fail_count = 3}, finished = {.finishes = finishes, .finish_count = 3};
+        assert_true(test_server_turn(t, round ? &finished : &failed));
+        task_turn_finish(t);
+        if (!round)
+            assert_true(task_store_retry(s, "inputs", &again, &why));
+        assert_int_equal(again, round ? 0 : 3);
+    }
+    task_turn_close(t);
+    if (!task_store_images(s, "inputs", see_inputs, &seen, &why))
+        fail_msg("%s", why.text);
+    assert_int_equal(seen.count, 3);
+    task_store_close(s);
     test_server_audit(&server);
 }
 
@@ -657,6 +720,7 @@ int main(void)
         cmocka_unit_test_setup(two_images_never_share_a_file, empty),
         cmocka_unit_test_setup(two_submits_at_once_share_the_work, empty),
         cmocka_unit_test_setup(hostile_values_come_back_as_they_were, empty),
+        cmocka_unit_test_setup(inputs_stay_with_their_task, empty),
         cmocka_unit_test_setup(impossible_rows_are_refused_whole, empty),
         cmocka_unit_test_setup(two_campaigns_in_one_folder_cannot_have_files_of_one_name, empty),
         cmocka_unit_test_setup(campaign_is_one_folder_format_use_and_seed, empty),
