@@ -221,7 +221,8 @@ static bool assign(struct coordinator *c, struct fleet_worker *w, const struct w
     static struct msg_task tasks[MSG_ITEMS_MAX];
     for (int i = 0; i < count; i++)
         tasks[i] = (struct msg_task){.task = claimed[i].task, .token = claimed[i].token, .attempt = claimed[i].attempt, .prompt = claimed[i].prompt,
-                                     .negative = claimed[i].negative, .seed = claimed[i].seed, .truncate = claimed[i].truncate, .file = claimed[i].file};
+                                     .negative = claimed[i].negative, .seed = claimed[i].seed, .truncate = claimed[i].truncate, .file = claimed[i].file,
+                                     .inputs = claimed[i].inputs ? claimed[i].inputs : ""};
     struct msg m = {.kind = MSG_ASSIGN,
                     .assign = {.batch = ++c->batch, .lease_ms = (uint32_t)janitor_lease_ms(&c->janitor), .campaign = g->row.campaign,
                                .model = g->row.model, .out_dir = g->row.out_dir, .format = g->row.format, .use = g->row.use,

@@ -1,5 +1,7 @@
 /* msg.c - the messages as tables (wire.h), and the two bytes in front of them.
  *
+ * Version 2: a task has inputs. A worker that skipped them would make another picture, so versions 1 and 2 do not talk.
+ *
  * A new field is a line here and a member in msg.h; old peers skip it, and it must be optional for them to
  * be understood by new ones. A field is never given another meaning. */
 #include "msg.h"
@@ -78,6 +80,7 @@ static const struct wire_field task_fields[] = {
     U64(msg_task, seed),
     BOOL(msg_task, truncate),
     TEXT(msg_task, file, 255),
+    TEXT(msg_task, inputs, MSG_INPUTS_MAX),
 };
 static const struct wire_schema task_schema = SCHEMA("task", msg_task, task_fields);
 

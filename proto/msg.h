@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MSG_VERSION 1
+#define MSG_VERSION 2
 #define MSG_BYTES_MAX (64u << 20)   /* one header frame */
 #define MSG_ITEMS_MAX 1024          /* tasks, results, acks in one message */
 #define MSG_MODELS_MAX 64
@@ -20,6 +20,7 @@
 #define MSG_PATH_MAX 4096
 #define MSG_PROMPT_MAX 65536
 #define MSG_REASON_MAX 2048
+#define MSG_INPUTS_MAX (160u << 10)
 #define MSG_LICENCE_NON_COMMERCIAL "FLUX Non-Commercial" /* msg_model.licence that forbids commercial use */
 
 enum msg_kind {
@@ -68,13 +69,15 @@ struct msg_ready {
     uint32_t held_count; struct msg_held *held;
 };
 
-struct msg_task { /* one image to make; the batch shares model, width, height, steps, guidance */
+struct msg_task { /* one image to make; the batch shares model, width, height, steps, guidance, the sizes
+                     * of its inputs and its adapters */
     uint64_t task, token;       /* the lease token fences every later word about this task */
     uint32_t attempt;
     const char *prompt, *negative;
     uint64_t seed;
     bool truncate;
     const char *file;           /* name in the campaign's folder, "000012-1f2e3d4c.png" */
+    const char *inputs;         /* references, mask, LoRA (ops/store/task_inputs.h); "": none. Version 2 */
 };
 struct msg_assign {
     uint64_t batch;

@@ -3,10 +3,12 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "clock.h"
 #include "digest.h"
+#include "inputs.h"
 #include "log.h"
 
 /* The first image pays for page faults, thread start and packed weights; a campaign's first should not. */
@@ -21,6 +23,14 @@ static bool warm_up(struct model *m, struct engine_error *why)
     return true;
 }
 
+static void close_model(struct model *m)
+{
+    engine_close(m->engine);
+    free(m->loras);
+    m->engine = NULL;
+    m->loras = NULL;
+}
+
 /* Closes the open model that was not used for longest, except keep. */
 static bool close_one(struct model_set *s, const struct model *keep)
 {
@@ -33,20 +43,17 @@ static bool close_one(struct model_set *s, const struct model *keep)
     if (!oldest)
         return false;
     log_event(LOG_INFO, "model_closed", "model=%s reason=memory", log_quote(oldest->name));
-    engine_close(oldest->engine);
-    oldest->engine = NULL;
+    close_model(oldest);
     return true;
 }
 
-bool model_set_open(struct model_set *s, struct model *m, struct engine_error *why)
+static bool open_engine(struct model_set *s, struct model *m, const struct engine_adapter *adapters, int adapter_count,
+                        struct engine_error *why)
 {
     struct engine_options options = {.model_dir = m->dir, .precision = s->precision, .threads = s->threads,
-                                     .device = s->device};
-    m->used = ++s->uses;
-    if (m->engine)
-        return true;
+                                     .device = s->device, .adapters = adapters, .adapter_count = adapter_count};
     double start_s = clock_s();
-    log_event(LOG_INFO, "model_opening", "model=%s dir=%s", log_quote(m->name), log_quote(m->dir));
+    log_event(LOG_INFO, "model_opening", "model=%s dir=%s adapters=%d", log_quote(m->name), log_quote(m->dir), adapter_count);
     bool ok;
     do {
         ok = engine_open(&m->engine, &options, why);
@@ -54,8 +61,7 @@ bool model_set_open(struct model_set *s, struct model *m, struct engine_error *w
             m->engine = NULL;
     } while (!ok && why->fault == ENGINE_NO_MEMORY && close_one(s, m));
     if (ok && !warm_up(m, why)) {
-        engine_close(m->engine);
-        m->engine = NULL;
+        close_model(m);
         ok = false;
     }
     if (!ok)
@@ -64,6 +70,43 @@ bool model_set_open(struct model_set *s, struct model *m, struct engine_error *w
     log_event(LOG_INFO, "model_open", "model=%s family=%s licence=%s device=%s seconds=%.1f", log_quote(m->name),
               m->info.family, log_quote(m->info.licence), log_quote(m->info.device), clock_s() - start_s);
     return true;
+}
+
+/* The adapters' files, when they are still those of the task. */
+static bool list_adapters(const struct task_inputs *in, struct engine_adapter *ret, struct failure *f)
+{
+    for (int i = 0; i < in->lora_count; i++) {
+        struct task_inputs_file file = in->loras[i].file;
+        if (!inputs_adapter(&file, f))
+            return false;
+        ret[i] = (struct engine_adapter){file.path, (float)in->loras[i].scale};
+    }
+    return true;
+}
+
+bool model_set_open(struct model_set *s, struct model *m, const struct task_inputs *in, struct failure *f)
+{
+    struct engine_adapter adapters[TASK_INPUTS_LORAS_MAX];
+    struct engine_error why = {0};
+    struct json_text loras = {0};
+    m->used = ++s->uses;
+    task_inputs_loras(&loras, in);
+    if (m->engine && strcmp(m->loras ? m->loras : "", loras.data ? loras.data : "") == 0) {
+        json_text_done(&loras);
+        return true;
+    }
+    bool ok = list_adapters(in, adapters, f);
+    if (ok) {
+        close_model(m);
+        ok = open_engine(s, m, adapters, in->lora_count, &why);
+        if (!ok) /* the model alone was open before: what does not fit it is the adapter, everywhere */
+            *f = in->lora_count && why.fault == ENGINE_BAD_MODEL ? failure_refuse("%s", why.text) : failure_of_engine(&why);
+    }
+    if (ok)
+        m->loras = loras.data;
+    else
+        json_text_done(&loras);
+    return ok;
 }
 
 static bool digest_one(struct model *m, struct engine_error *why)
@@ -89,7 +132,8 @@ bool model_set_prepare(struct model_set *s, const struct model_source *sources, 
         snprintf(m->name, sizeof m->name, "%s", sources[i].name);
         m->dir = sources[i].dir;
         s->count++;
-        if (!digest_one(m, why) || !model_set_open(s, m, why))
+        m->used = ++s->uses;
+        if (!digest_one(m, why) || !open_engine(s, m, NULL, 0, why))
             return false;
     }
     return true;
@@ -97,10 +141,8 @@ bool model_set_prepare(struct model_set *s, const struct model_source *sources, 
 
 void model_set_close(struct model_set *s)
 {
-    for (int i = 0; i < s->count; i++) {
-        engine_close(s->models[i].engine);
-        s->models[i].engine = NULL;
-    }
+    for (int i = 0; i < s->count; i++)
+        close_model(&s->models[i]);
 }
 
 struct model *model_set_find(struct model_set *s, const char *name)

@@ -7,7 +7,9 @@
 #define KILN_MODEL_SET_H
 
 #include "engine.h"
+#include "failure.h"
 #include "msg.h"
+#include "task_inputs.h"
 
 struct model_source { const char *name, *dir; };
 
@@ -17,6 +19,7 @@ struct model {
     char digest[65], look[65]; /* of the weights; of their files' sizes and times before they were hashed */
     struct engine_info info;
     struct engine *engine; /* NULL: closed */
+    char *loras;           /* adapters in its weights, as task_inputs_loras writes them; owned; NULL: none */
     uint64_t used;         /* higher: used later */
 };
 
@@ -34,7 +37,9 @@ bool model_set_prepare(struct model_set *s, const struct model_source *sources, 
 void model_set_close(struct model_set *s);
 
 struct model *model_set_find(struct model_set *s, const char *name); /* NULL: not one of ours */
-bool model_set_open(struct model_set *s, struct model *m, struct engine_error *why); /* open already: nothing to do */
+/* model_set_open: afterwards the model's weights have the adapters of these inputs and no others. Open so already: nothing to do;
+ * open with others: it is opened anew, because an adapter is merged when a weight is loaded. */
+bool model_set_open(struct model_set *s, struct model *m, const struct task_inputs *in, struct failure *f);
 void model_set_describe(const struct model_set *s, struct msg_hello *ret);
 
 /* model_set_is_unchanged: are the files still those of the digest? Weights are mapped, so a file that is written over under way

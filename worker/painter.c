@@ -11,10 +11,19 @@
 #include "clock.h"
 #include "fault_switch.h"
 #include "image_file.h"
+#include "inputs.h"
 #include "log.h"
 #include "need.h"
 #include "store_dir.h"
 #include "worker_metric.h"
+
+/* What the tasks of a batch are made from. */
+struct batch_inputs {
+    const struct inputs *of[MSG_ITEMS_MAX]; /* as the tasks; NULL: failed, and its task with it */
+    struct inputs loaded[MSG_ITEMS_MAX];    /* each different text once: many seeds of one edit share its pixels */
+    const char *text[MSG_ITEMS_MAX];
+    int count;
+};
 
 struct painter {
     struct painter_options options;
@@ -24,6 +33,7 @@ struct painter {
     char why[1100]; /* written before state becomes PAINTER_FAILED */
     struct model_set models;
     struct batch_caps caps;
+    struct batch_inputs inputs; /* of the batch that is painted */
     /* seen by the I/O thread */
     atomic_uint_fast64_t step_counter, batch;
     atomic_uint step, steps;
@@ -35,6 +45,7 @@ struct group {
     struct batch *batch;
     struct model *model;
     uint32_t count, index[ENGINE_BATCH_MAX];
+    const struct inputs *const *inputs; /* as batch->assign->tasks */
 };
 
 /* --- outcomes -------------------------------------------------------------------------------------- */
@@ -89,6 +100,7 @@ static void request_of(const struct group *g, uint32_t index, struct engine_requ
         .prompt = t->prompt, .negative = t->negative, .width = (int)a->width, .height = (int)a->height,
         .steps = (int)a->steps, .guidance = (float)a->guidance, .seed = t->seed, .truncate = t->truncate,
     };
+    inputs_into(g->inputs[index], ret);
     engine_request_defaults(g->model->engine, ret);
 }
 
@@ -137,7 +149,7 @@ static void paint_group(struct painter *p, const struct group *g);
 static void paint_in_parts(struct painter *p, const struct group *g, uint32_t part)
 {
     for (uint32_t start = 0; start < g->count; start += part) {
-        struct group some = {.batch = g->batch, .model = g->model};
+        struct group some = {.batch = g->batch, .model = g->model, .inputs = g->inputs};
         for (uint32_t i = start; i < g->count && i < start + part; i++)
             some.index[some.count++] = g->index[i];
         paint_group(p, &some);
@@ -176,7 +188,7 @@ static void give_back_changed(struct painter *p, const struct group *g)
 static void without_cancelled(struct painter *p, const struct group *g, struct group *ret)
 {
     struct failure cancelled = failure_released("cancelled");
-    *ret = (struct group){.batch = g->batch, .model = g->model};
+    *ret = (struct group){.batch = g->batch, .model = g->model, .inputs = g->inputs};
     for (uint32_t i = 0; i < g->count; i++) {
         if (batch_is_cancelled(g->batch, g->index[i]))
             fail_task(p, g->batch, g->index[i], &cancelled);
@@ -231,10 +243,9 @@ static bool batch_ok(const struct msg_assign *a, struct failure *f)
     return false;
 }
 
-static struct model *model_for(struct painter *p, const struct msg_assign *a, struct failure *f)
+static struct model *model_for(struct painter *p, const struct msg_assign *a, const struct task_inputs *shared, struct failure *f)
 {
     char text[512];
-    struct engine_error why = {0};
     struct model *m = model_set_find(&p->models, a->model);
     if (!m) {
         *f = failure_retry("model '%s' is not on this worker", a->model);
@@ -244,11 +255,7 @@ static struct model *model_for(struct painter *p, const struct msg_assign *a, st
         *f = failure_refuse("%s", text);
         return NULL;
     }
-    if (!model_set_open(&p->models, m, &why)) {
-        *f = failure_of_engine(&why);
-        return NULL;
-    }
-    return m;
+    return model_set_open(&p->models, m, shared, f) ? m : NULL;
 }
 
 static bool task_ok(const struct group *g, uint32_t index, struct failure *f)
@@ -267,27 +274,78 @@ static bool task_ok(const struct group *g, uint32_t index, struct failure *f)
     return false;
 }
 
+/* --- inputs -------------------------------------------------------------------------------------------- */
+
+static const struct inputs *inputs_of(struct batch_inputs *all, const char *text, struct failure *f)
+{
+    for (int i = 0; i < all->count; i++)
+        if (strcmp(all->text[i], text) == 0)
+            return &all->loaded[i];
+    if (!inputs_load(&all->loaded[all->count], text, f))
+        return NULL;
+    all->text[all->count] = text;
+    return &all->loaded[all->count++];
+}
+
+/* The first that could be loaded; its adapters are those of the whole batch. NULL: none could. */
+static const struct inputs *load_inputs(struct painter *p, struct batch *b, struct batch_inputs *all)
+{
+    const struct inputs *first = NULL;
+    for (uint32_t i = 0; i < b->assign->count; i++) {
+        struct failure f;
+        all->of[i] = inputs_of(all, b->assign->tasks[i].inputs, &f);
+        if (all->of[i] && first && !task_inputs_same_loras(&all->of[i]->told, &first->told)) {
+            f = failure_retry("the batch mixes adapters");
+            all->of[i] = NULL;
+        }
+        if (!all->of[i])
+            fail_task(p, b, i, &f);
+        first = first ? first : all->of[i];
+    }
+    return first;
+}
+
+static void fail_loaded(struct painter *p, struct batch *b, const struct batch_inputs *all, const struct failure *f)
+{
+    for (uint32_t i = 0; i < b->assign->count; i++)
+        if (all->of[i])
+            fail_task(p, b, i, f);
+}
+
 /* A batch may be larger than what fits at once: it is rendered in groups of the shape's cap. */
+static void paint_loaded(struct painter *p, struct group *g)
+{
+    const struct msg_assign *a = g->batch->assign;
+    struct failure f;
+    for (uint32_t i = 0; i < a->count; i++) {
+        if (g->inputs[i] && task_ok(g, i, &f))
+            g->index[g->count++] = i;
+        else if (g->inputs[i])
+            fail_task(p, g->batch, i, &f);
+        uint32_t cap = (uint32_t)batch_caps_of(&p->caps, a->model, a->width, a->height);
+        if (g->count >= cap || (i + 1 == a->count && g->count > 0)) {
+            paint_group(p, g);
+            g->count = 0;
+        }
+    }
+}
+
 static void paint_batch(struct painter *p, struct batch *b)
 {
-    const struct msg_assign *a = b->assign;
+    struct batch_inputs *all = &p->inputs;
     struct failure f;
-    struct group g = {.batch = b};
-    if (!batch_ok(a, &f) || !(g.model = model_for(p, a, &f))) {
+    struct group g = {.batch = b, .inputs = all->of};
+    if (!batch_ok(b->assign, &f)) {
         fail_batch(p, b, &f);
         return;
     }
-    for (uint32_t i = 0; i < a->count; i++) {
-        if (!task_ok(&g, i, &f))
-            fail_task(p, b, i, &f);
-        else
-            g.index[g.count++] = i;
-        uint32_t cap = (uint32_t)batch_caps_of(&p->caps, a->model, a->width, a->height);
-        if (g.count >= cap || (i + 1 == a->count && g.count > 0)) {
-            paint_group(p, &g);
-            g.count = 0;
-        }
-    }
+    const struct inputs *first = load_inputs(p, b, all);
+    if (first && (g.model = model_for(p, b->assign, &first->told, &f)))
+        paint_loaded(p, &g);
+    else if (first)
+        fail_loaded(p, b, all, &f);
+    while (all->count > 0)
+        inputs_done(&all->loaded[--all->count]);
 }
 
 /* --- the thread ------------------------------------------------------------------------------------ */

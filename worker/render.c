@@ -23,13 +23,13 @@
 #include "digest.h"
 #include "engine.h"
 #include "image_file.h"
+#include "inputs.h"
 #include "safetensors.h"
 #include "weights_digest.h"
 
 enum exit_code { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_REFUSED = 2, EXIT_SIGNAL = 128 };
 
 #define PROMPTS_MAX 999999
-#define IMAGE_BYTES_MAX (512 << 20) /* of a file given with --image */
 #define DUMP_MAX 4096
 
 static const char usage_text[] =
@@ -100,9 +100,7 @@ struct dump {
 struct run {
     struct options options;
     struct prompts prompts;
-    struct engine_reference references[ENGINE_REFERENCES_MAX]; /* decoded, owned */
-    int reference_count;
-    struct engine_reference mask; /* decoded, owned; rgb NULL: none */
+    struct inputs inputs;
     struct engine *engine;
     char digest[65];
     bool to_folder, is_terminal;
@@ -434,58 +432,36 @@ static int read_prompts(struct run *r)
 
 /* --- reference images -------------------------------------------------------------------------------------- */
 
-/* The bytes of a regular file; NULL and errno. */
-static void *read_file(const char *path, size_t *ret_bytes)
+static char *absolute(const char *path)
 {
-    struct stat info;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not hang */
-    if (fd < 0)
-        return NULL;
-    bool is_file = fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0 && info.st_size <= IMAGE_BYTES_MAX;
-    char *data = is_file ? malloc((size_t)info.st_size) : NULL;
-    errno = is_file ? ENOMEM : EINVAL;
-    size_t at = 0;
-    for (ssize_t n = 1; data && n && at < (size_t)info.st_size;) {
-        n = read(fd, data + at, (size_t)info.st_size - at);
-        if (n < 0 && errno != EINTR) {
-            free(data);
-            data = NULL;
-        }
-        at += n > 0 ? (size_t)n : 0;
-        n = n < 0 ? 1 : n;
-    }
-    int error = errno;
-    close(fd);
-    errno = error;
-    *ret_bytes = at;
-    return data;
-}
-
-static int read_image(struct engine_reference *ret, const char *option, const char *path)
-{
-    char why[256];
-    size_t bytes;
-    uint8_t *rgb;
-    void *data = read_file(path, &bytes);
-    if (!data)
-        return refuse("%s '%s': %s", option, path,
-                      errno == EINVAL ? "not a file of 1 byte to 512 MB" : strerror(errno));
-    bool ok = image_file_decode(&rgb, &ret->width, &ret->height, NULL, data, bytes, why, sizeof why);
-    free(data);
-    if (!ok)
-        return refuse("%s '%s': %s", option, path, why);
-    ret->rgb = rgb;
-    return 0;
+    char *found = realpath(path, NULL);
+    return found ? found : strdup(path); /* what is not there is named when it is opened */
 }
 
 static int read_images(struct run *r)
 {
-    int code = 0;
-    for (int i = 0; !code && i < r->options.image_count; i++) {
-        code = read_image(&r->references[i], "--image", r->options.images[i]);
-        r->reference_count += !code;
+    const struct options *o = &r->options;
+    struct task_inputs *told = &r->inputs.told;
+    struct failure f;
+    for (int i = 0; i < o->image_count; i++) {
+        told->images[i].path = absolute(o->images[i]);
+        told->image_count = i + 1;
+        if (!inputs_image(&r->inputs.images[i], &told->images[i], &f))
+            return refuse("--image %s", f.reason);
     }
-    return !code && r->options.mask ? read_image(&r->mask, "--mask", r->options.mask) : code;
+    if (o->mask) {
+        told->mask.path = absolute(o->mask);
+        if (!inputs_image(&r->inputs.mask, &told->mask, &f))
+            return refuse("--mask %s", f.reason);
+    }
+    for (int i = 0; i < o->adapter_count; i++) {
+        told->loras[i] = (struct task_inputs_lora){.file.path = absolute(o->adapters[i].file), .scale = (double)o->adapters[i].strength};
+        told->lora_count = i + 1;
+        if (!inputs_adapter(&told->loras[i].file, &f))
+            return refuse("--lora %s", f.reason);
+    }
+    told->strength = o->strength;
+    return 0;
 }
 
 /* --- files ---------------------------------------------------------------------------------------------- */
@@ -586,8 +562,13 @@ static bool encode_image(const struct run *r, const struct engine_request *reque
         .width = image->width, .height = image->height, .steps = image->steps, .guidance = image->guidance,
         .seed = image->seed, .truncated = image->truncated, .is_marked = true,
     };
-    if (image_file_format_of(path, &format) &&
-        image_file_encode(ret, ret_bytes, format, image->rgb, &record, why, sizeof why))
+    struct json_text inputs = {0};
+    task_inputs_record(&inputs, &r->inputs.told);
+    record.inputs = inputs.data;
+    bool ok = image_file_format_of(path, &format) &&
+              image_file_encode(ret, ret_bytes, format, image->rgb, &record, why, sizeof why);
+    json_text_done(&inputs);
+    if (ok)
         return true;
     fprintf(stderr, "kiln-worker render: cannot encode %s: %s\n", path, why);
     return false;
@@ -687,9 +668,8 @@ static struct engine_request request_of(const struct run *r, int index)
     const struct options *o = &r->options;
     struct engine_request request = {.prompt = r->prompts.text[index], .negative = o->negative, .width = o->width,
                                      .height = o->height, .steps = o->steps, .guidance = o->guidance,
-                                     .seed = o->seed + (uint64_t)index, .truncate = o->truncate,
-                                     .references = r->references, .reference_count = r->reference_count,
-                                     .mask = r->mask.rgb ? &r->mask : NULL, .strength = o->strength};
+                                     .seed = o->seed + (uint64_t)index, .truncate = o->truncate};
+    inputs_into(&r->inputs, &request);
     engine_request_defaults(r->engine, &request);
     return request;
 }
@@ -772,9 +752,7 @@ static void run_done(struct run *r)
     for (int i = 0; i < r->prompts.count; i++)
         free(r->prompts.text[i]);
     free(r->prompts.text);
-    free((void *)(uintptr_t)r->mask.rgb);
-    for (int i = 0; i < r->reference_count; i++)
-        free((void *)(uintptr_t)r->references[i].rgb);
+    inputs_done(&r->inputs);
     for (size_t i = 0; i < r->dump.count; i++) {
         free((void *)(uintptr_t)r->dump.items[i].name);
         free(r->dump.items[i].value.data);

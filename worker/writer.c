@@ -18,6 +18,7 @@
 #include "log.h"
 #include "need.h"
 #include "store_dir.h"
+#include "task_inputs.h"
 #include "worker_metric.h"
 
 #define RETRY_MS 3000
@@ -110,18 +111,27 @@ static bool encode(const struct writer *w, struct job *j, char *why, size_t why_
 {
     const struct msg_assign *a = j->batch->assign;
     const struct msg_task *t = &a->tasks[j->index];
+    struct json_text inputs = {0};
+    struct task_inputs told = {0};
+    if (*t->inputs && !task_inputs_parse(&told, t->inputs, why, why_bytes))
+        return false;
+    task_inputs_record(&inputs, &told);
+    task_inputs_done(&told);
     struct image_record record = {
         .prompt = t->prompt, .negative = t->negative, .model = a->model, .digest = j->digest, .licence = j->licence,
-        .precision = w->options.precision, .software = "kiln " KILN_VERSION, .campaign = a->campaign,
+        .precision = w->options.precision, .software = "kiln " KILN_VERSION, .campaign = a->campaign, .inputs = inputs.data,
         .width = j->image.width, .height = j->image.height, .steps = j->image.steps, .guidance = j->image.guidance,
         .seed = j->image.seed, .truncated = j->image.truncated, .is_marked = true,
     };
     enum image_format format;
     if (!image_file_format_of(a->format, &format)) {
         snprintf(why, why_bytes, "format '%s' is not png, jpg or webp", a->format);
+        json_text_done(&inputs);
         return false;
     }
-    if (!image_file_encode(&j->data, &j->bytes, format, j->image.rgb, &record, why, why_bytes))
+    bool ok = image_file_encode(&j->data, &j->bytes, format, j->image.rgb, &record, why, why_bytes);
+    json_text_done(&inputs);
+    if (!ok)
         return false;
     free(j->image.rgb); /* the rest of the image is still needed; the pixels are not */
     j->image.rgb = NULL;

@@ -128,7 +128,12 @@ static void put_record(struct json_text *t, const struct image_record *r)
         put_member(t, "campaign", r->campaign);
     json_text_format(t, "\"width\":%d,\"height\":%d,\"steps\":%d,\"guidance\":", r->width, r->height, r->steps);
     json_text_double(t, r->guidance);
-    json_text_format(t, ",\"seed\":%" PRIu64 ",\"truncated\":%s}", r->seed, r->truncated ? "true" : "false");
+    json_text_format(t, ",\"seed\":%" PRIu64 ",\"truncated\":%s", r->seed, r->truncated ? "true" : "false");
+    if (*or_empty(r->inputs)) {
+        json_text_put(t, ",\"inputs\":");
+        json_text_put(t, r->inputs);
+    }
+    json_text_put(t, "}");
 }
 
 /* --- EXIF: a TIFF of two folders, big-endian, because readers of UserComment expect its UTF-16 that way -------- */

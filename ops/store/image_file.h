@@ -27,6 +27,7 @@ enum image_format { IMAGE_PNG, IMAGE_JPG, IMAGE_WEBP };
 struct image_record { /* texts are UTF-8; NULL is "" */
     const char *prompt, *negative, *model, *digest, *licence, *precision, *software;
     const char *campaign;       /* or NULL */
+    const char *inputs;         /* a JSON object (task_inputs_record), or NULL */
     int width, height, steps;
     double guidance;
     uint64_t seed;

@@ -150,6 +150,14 @@ void task_inputs_loras(struct json_text *t, const struct task_inputs *in)
     }
 }
 
+bool task_inputs_same_loras(const struct task_inputs *a, const struct task_inputs *b)
+{
+    bool same = a->lora_count == b->lora_count;
+    for (int i = 0; same && i < a->lora_count; i++)
+        same = strcmp(a->loras[i].file.sha256, b->loras[i].file.sha256) == 0 && a->loras[i].scale == b->loras[i].scale;
+    return same;
+}
+
 void task_inputs_identity(struct json_text *t, const struct task_inputs *in)
 {
     if (task_inputs_is_empty(in))

@@ -50,6 +50,7 @@ bool task_inputs_parse(struct task_inputs *ret, const char *text, char *why, siz
 void task_inputs_text(struct json_text *t, const struct task_inputs *in);
 void task_inputs_layout(struct json_text *t, const struct task_inputs *in);
 void task_inputs_loras(struct json_text *t, const struct task_inputs *in);
+bool task_inputs_same_loras(const struct task_inputs *a, const struct task_inputs *b);
 void task_inputs_identity(struct json_text *t, const struct task_inputs *in);
 void task_inputs_record(struct json_text *t, const struct task_inputs *in);
 

@@ -133,7 +133,7 @@ static void say(struct hand *h, const struct msg *m)
 
 static void hello_as(struct hand *h, const char *const *models, int model_count)
 {
-    struct msg m = {.kind = MSG_HELLO, .hello = {.protocol_min = 1, .protocol_max = 1, .software = "test", .worker = h->name, .boot_epoch = h->epoch,
+    struct msg m = {.kind = MSG_HELLO, .hello = {.protocol_min = MSG_VERSION, .protocol_max = MSG_VERSION, .software = "test", .worker = h->name, .boot_epoch = h->epoch,
                     .device = "hand", .precision = "f32", .host = "here", .pid = 7, .model_count = (uint32_t)model_count}};
     for (int i = 0; i < model_count; i++)
         m.hello.models[i] = (struct msg_model){models[i], h->digest ? h->digest : "d", "pocket", h->licence, true};

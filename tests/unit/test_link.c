@@ -278,7 +278,7 @@ static void bytes_that_are_no_message_are_bad_not_fatal(void **state)
              "b=b'\\x05READY\\x0bSocket-Type'+struct.pack('>I',6)+b'DEALER\\x08Identity'+struct.pack('>I',5)+b'bad/1'\n"
              "s.sendall(bytes([4,len(b)])+b)\ntake(2)\n"
              "s.sendall(bytes([0,3])+b'one')\n"
-             "s.sendall(bytes([1,2])+bytes([1,4])+bytes([0,1])+bytes([0xc1]))\n"
+             "s.sendall(bytes([1,2])+bytes([2,4])+bytes([0,1])+bytes([0xc1]))\n"
              "import time; time.sleep(1)\"",
              link_endpoint(router));
     FILE *stranger = popen(command, "r");

@@ -36,7 +36,7 @@ static void assignment_keeps_every_field(void **state)
     (void)state;
     struct msg_task tasks[] = {
         {.task = 1, .token = UINT64_MAX, .attempt = 3, .prompt = "ein Fuchs im Schnee \xf0\x9f\xa6\x8a", .negative = "blurry",
-         .seed = 0xfedcba9876543210u, .truncate = true, .file = "000012-1f2e3d4c.png"},
+         .seed = 0xfedcba9876543210u, .truncate = true, .file = "000012-1f2e3d4c.png", .inputs = "{\"strength\":0.5}"},
         {.task = 2, .token = 1, .prompt = "", .file = "b.png"},
     };
     struct msg m = {.kind = MSG_ASSIGN, .assign = {
@@ -58,6 +58,8 @@ static void assignment_keeps_every_field(void **state)
     assert_true(back.assign.tasks[0].token == UINT64_MAX);
     assert_int_equal(back.assign.tasks[0].attempt, 3);
     assert_string_equal(back.assign.tasks[0].prompt, tasks[0].prompt);
+    assert_string_equal(back.assign.tasks[0].inputs, tasks[0].inputs);
+    assert_string_equal(back.assign.tasks[1].inputs, "");
     assert_string_equal(back.assign.tasks[0].negative, "blurry");
     assert_true(back.assign.tasks[0].seed == 0xfedcba9876543210u);
     assert_true(back.assign.tasks[0].truncate);
@@ -194,16 +196,16 @@ static void heads_that_are_not_ours_are_refused(void **state)
     (void)state;
     struct msg m;
     char why[256];
-    assert_false(msg_decode(&m, "\x01", 1, "\x80", 1, why, sizeof why));
+    assert_false(msg_decode(&m, "\x02", 1, "\x80", 1, why, sizeof why));
     assert_non_null(strstr(why, "1 bytes, want 2"));
-    assert_false(msg_decode(&m, "\x01\x00", 2, "\x80", 1, why, sizeof why));
+    assert_false(msg_decode(&m, "\x02\x00", 2, "\x80", 1, why, sizeof why));
     assert_non_null(strstr(why, "kind 0 is unknown"));
-    assert_false(msg_decode(&m, "\x01\x0e", 2, "\x80", 1, why, sizeof why));
-    assert_false(msg_decode(&m, "\x02\x04", 2, "\x80", 1, why, sizeof why));
-    assert_non_null(strstr(why, "protocol version 2"));
+    assert_false(msg_decode(&m, "\x02\x0e", 2, "\x80", 1, why, sizeof why));
     assert_false(msg_decode(&m, "\x01\x04", 2, "\x80", 1, why, sizeof why));
+    assert_non_null(strstr(why, "protocol version 1"));
+    assert_false(msg_decode(&m, "\x02\x04", 2, "\x80", 1, why, sizeof why));
     assert_string_equal(why, "ready: credit is missing");
-    assert_false(msg_decode(&m, "\x01\x04", 2, NULL, 0, why, sizeof why));
+    assert_false(msg_decode(&m, "\x02\x04", 2, NULL, 0, why, sizeof why));
 }
 
 /* Frame 0 of another release: only so can it be told why it is refused. */

@@ -95,7 +95,7 @@ static void an_image_is_official_only_after_the_commit(void **state)
     assert_int_equal(strlen(m->hello.models[0].digest), 64);
     assert_true(m->hello.models[0].is_distilled);
     assert_string_equal(m->hello.device, "cpu fake, 1 thread");
-    struct msg welcome = {.kind = MSG_WELCOME, .welcome = {1, "fake", 200, 3000}};
+    struct msg welcome = {.kind = MSG_WELCOME, .welcome = {MSG_VERSION, "fake", 200, 3000}};
     fake_coordinator_say(&f, &welcome);
     m = fake_coordinator_expect(&f, MSG_READY);
     assert_int_equal(m->ready.credit, 8);
@@ -506,7 +506,7 @@ static void while_the_coordinator_is_away_work_goes_on_and_is_settled_later(void
         fake_coordinator_say(&f, &who);
         m = fake_coordinator_expect_any(&f);
     }
-    struct msg welcome = {.kind = MSG_WELCOME, .welcome = {1, "second", 200, 3000}};
+    struct msg welcome = {.kind = MSG_WELCOME, .welcome = {MSG_VERSION, "second", 200, 3000}};
     fake_coordinator_say(&f, &welcome);
     fake_coordinator_collect(&f, 10, 8, outcomes);
     assert_string_equal(outcomes, "RRRRRRRR");
@@ -527,7 +527,7 @@ static void a_silent_coordinator_gets_a_new_connection_with_the_same_epoch(void 
     start(&f, NULL);
     struct msg *m = fake_coordinator_expect(&f, MSG_HELLO);
     uint64_t epoch = m->hello.boot_epoch;
-    struct msg welcome = {.kind = MSG_WELCOME, .welcome = {1, "fake", 200, 1000}};
+    struct msg welcome = {.kind = MSG_WELCOME, .welcome = {MSG_VERSION, "fake", 200, 1000}};
     fake_coordinator_say(&f, &welcome);
     expect_ready(&f, 8);
     fake_coordinator_assign(&f, 10, (const char *[]){"slow-me"}, 1);

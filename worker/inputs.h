@@ -1,0 +1,30 @@
+/* inputs.h - the files behind a task's inputs (task_inputs.h): read, checked against their SHA-256, decoded.
+ *
+ * A file that is not the one that was submitted is refused, never rendered: the picture would not be the row's. */
+#ifndef KILN_INPUTS_H
+#define KILN_INPUTS_H
+
+#include "engine.h"
+#include "failure.h"
+#include "task_inputs.h"
+
+#define INPUTS_IMAGE_BYTES_MAX (512 << 20)
+
+struct inputs { /* start from {0} */
+    struct task_inputs told;
+    struct engine_reference images[TASK_INPUTS_IMAGES_MAX], mask; /* pixels, owned; told.image_count of them */
+};
+
+/* inputs_load reads what a task's text names; "" is nothing. False: f says what that means for the task. */
+bool inputs_load(struct inputs *ret, const char *text, struct failure *f);
+void inputs_done(struct inputs *in);
+
+/* inputs_image reads and decodes the file f->path, fills width and height, and fills sha256 where it is empty; else it must be the
+ * file's. inputs_adapter does the same for a file that is not decoded here. */
+bool inputs_image(struct engine_reference *ret, struct task_inputs_file *file, struct failure *f);
+bool inputs_adapter(struct task_inputs_file *file, struct failure *f);
+
+/* inputs_into points a request at what was loaded; the request borrows it. */
+void inputs_into(const struct inputs *in, struct engine_request *request);
+
+#endif
