@@ -1,89 +1,37 @@
-/* inputs.c - see inputs.h. A file is read once: what is hashed is what is decoded. */
+/* inputs.c - see inputs.h. */
 #include "inputs.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include "digest.h"
-#include "image_file.h"
+#include "input_file.h"
 
-/* The bytes of a regular file; NULL and errno, EINVAL for what is none or too large. */
-static void *read_file(const char *path, size_t *ret_bytes)
+#define INPUTS_REASON_MAX (TASK_INPUTS_PATH_MAX + 512)
+
+static void fail(struct failure *f, enum input_fault fault, const char *why)
 {
-    struct stat info;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not hang */
-    if (fd < 0)
-        return NULL;
-    bool is_file = fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0 && info.st_size <= INPUTS_IMAGE_BYTES_MAX;
-    char *data = is_file ? malloc((size_t)info.st_size) : NULL;
-    errno = is_file ? ENOMEM : EINVAL;
-    size_t at = 0;
-    for (ssize_t n = 1; data && n && at < (size_t)info.st_size;) {
-        n = read(fd, data + at, (size_t)info.st_size - at);
-        if (n < 0 && errno != EINTR) {
-            free(data);
-            data = NULL;
-        }
-        at += n > 0 ? (size_t)n : 0;
-        n = n < 0 ? 1 : n;
-    }
-    int error = errno;
-    close(fd);
-    errno = error;
-    *ret_bytes = at;
-    return data;
-}
-
-/* A file that is away may be back, or be on another worker's machine; what is there and is no image stays none. */
-static struct failure cannot_read(const char *path, int error)
-{
-    if (error == EINVAL)
-        return failure_refuse("'%s': not a file of 1 byte to 512 MB", path);
-    return failure_retry("'%s': cannot be read: %s", path, strerror(error));
-}
-
-static bool sha256_ok(struct task_inputs_file *file, const char *now, struct failure *f)
-{
-    if (!file->sha256[0])
-        memcpy(file->sha256, now, sizeof file->sha256);
-    if (strcmp(file->sha256, now) == 0)
-        return true;
-    *f = failure_refuse("'%s' has changed since it was submitted: its SHA-256 was %s and is %s; submit the row again for what the file "
-                        "holds now", file->path, file->sha256, now);
-    return false;
+    *f = fault == INPUT_BAD ? failure_refuse("%s", why) : failure_retry("%s", why);
 }
 
 bool inputs_image(struct engine_reference *ret, struct task_inputs_file *file, struct failure *f)
 {
-    char why[256], now[65];
-    size_t bytes;
+    char why[INPUTS_REASON_MAX];
+    enum input_fault fault;
     uint8_t *rgb = NULL;
-    void *data = read_file(file->path, &bytes);
-    if (!data) {
-        *f = cannot_read(file->path, errno);
+    if (!input_file_image(file, &rgb, &fault, why, sizeof why)) {
+        fail(f, fault, why);
         return false;
     }
-    bool ok = digest_of(data, bytes, now) && sha256_ok(file, now, f);
-    if (ok && !image_file_decode(&rgb, &file->width, &file->height, NULL, data, bytes, why, sizeof why)) {
-        *f = failure_refuse("'%s': %s", file->path, why);
-        ok = false;
-    }
-    free(data);
-    if (ok)
-        *ret = (struct engine_reference){.width = file->width, .height = file->height, .rgb = rgb};
-    return ok;
+    *ret = (struct engine_reference){.width = file->width, .height = file->height, .rgb = rgb};
+    return true;
 }
 
 bool inputs_adapter(struct task_inputs_file *file, struct failure *f)
 {
-    char now[65], why[512];
-    if (digest_file(file->path, now, NULL, why, sizeof why))
-        return sha256_ok(file, now, f);
-    *f = failure_retry("%s", why);
+    char why[INPUTS_REASON_MAX];
+    enum input_fault fault;
+    if (input_file_adapter(file, &fault, why, sizeof why))
+        return true;
+    fail(f, fault, why);
     return false;
 }
 

@@ -8,8 +8,6 @@
 #include "failure.h"
 #include "task_inputs.h"
 
-#define INPUTS_IMAGE_BYTES_MAX (512 << 20)
-
 struct inputs { /* start from {0} */
     struct task_inputs told;
     struct engine_reference images[TASK_INPUTS_IMAGES_MAX], mask; /* pixels, owned; told.image_count of them */
@@ -19,8 +17,7 @@ struct inputs { /* start from {0} */
 bool inputs_load(struct inputs *ret, const char *text, struct failure *f);
 void inputs_done(struct inputs *in);
 
-/* inputs_image reads and decodes the file f->path, fills width and height, and fills sha256 where it is empty; else it must be the
- * file's. inputs_adapter does the same for a file that is not decoded here. */
+/* inputs_image and inputs_adapter read one file (input_file.h). */
 bool inputs_image(struct engine_reference *ret, struct task_inputs_file *file, struct failure *f);
 bool inputs_adapter(struct task_inputs_file *file, struct failure *f);
 

@@ -84,28 +84,42 @@ static bool list_adapters(const struct task_inputs *in, struct engine_adapter *r
     return true;
 }
 
-bool model_set_open(struct model_set *s, struct model *m, const struct task_inputs *in, struct failure *f)
+/* Opens the model anew; what does not fit a model that was open before is the adapter, everywhere. */
+static bool open_with(struct model_set *s, struct model *m, const struct task_inputs *in, const char *loras, struct failure *f)
 {
     struct engine_adapter adapters[TASK_INPUTS_LORAS_MAX];
     struct engine_error why = {0};
-    struct json_text loras = {0};
-    m->used = ++s->uses;
-    task_inputs_loras(&loras, in);
-    if (m->engine && strcmp(m->loras ? m->loras : "", loras.data ? loras.data : "") == 0) {
-        json_text_done(&loras);
+    if (!list_adapters(in, adapters, f))
+        return false;
+    close_model(m);
+    if (open_engine(s, m, adapters, in->lora_count, &why)) {
+        m->loras = strdup(loras);
         return true;
     }
-    bool ok = list_adapters(in, adapters, f);
-    if (ok) {
-        close_model(m);
-        ok = open_engine(s, m, adapters, in->lora_count, &why);
-        if (!ok) /* the model alone was open before: what does not fit it is the adapter, everywhere */
-            *f = in->lora_count && why.fault == ENGINE_BAD_MODEL ? failure_refuse("%s", why.text) : failure_of_engine(&why);
+    if (in->lora_count && why.fault == ENGINE_BAD_MODEL) {
+        free(m->misfit);
+        m->misfit = strdup(loras);
+        snprintf(m->misfit_why, sizeof m->misfit_why, "%s", why.text);
+        *f = failure_refuse("%s", why.text);
+    } else {
+        *f = failure_of_engine(&why);
     }
-    if (ok)
-        m->loras = loras.data;
-    else
-        json_text_done(&loras);
+    return false;
+}
+
+bool model_set_open(struct model_set *s, struct model *m, const struct task_inputs *in, struct failure *f)
+{
+    struct json_text text = {0};
+    json_text_put(&text, "");
+    task_inputs_loras(&text, in);
+    const char *loras = text.data ? text.data : "";
+    bool ok = m->engine && strcmp(m->loras ? m->loras : "", loras) == 0;
+    m->used = ++s->uses;
+    if (!ok && m->misfit && strcmp(m->misfit, loras) == 0)
+        *f = failure_refuse("%s", m->misfit_why);
+    else if (!ok)
+        ok = open_with(s, m, in, loras, f);
+    json_text_done(&text);
     return ok;
 }
 
@@ -141,8 +155,10 @@ bool model_set_prepare(struct model_set *s, const struct model_source *sources, 
 
 void model_set_close(struct model_set *s)
 {
-    for (int i = 0; i < s->count; i++)
+    for (int i = 0; i < s->count; i++) {
         close_model(&s->models[i]);
+        free(s->models[i].misfit);
+    }
 }
 
 struct model *model_set_find(struct model_set *s, const char *name)

@@ -20,6 +20,8 @@ struct model {
     struct engine_info info;
     struct engine *engine; /* NULL: closed */
     char *loras;           /* adapters in its weights, as task_inputs_loras writes them; owned; NULL: none */
+    char *misfit;          /* adapters that do not fit the model, in the same words; owned; NULL: none known */
+    char misfit_why[1024]; /* the engine's sentence about them */
     uint64_t used;         /* higher: used later */
 };
 
@@ -38,7 +40,8 @@ void model_set_close(struct model_set *s);
 
 struct model *model_set_find(struct model_set *s, const char *name); /* NULL: not one of ours */
 /* model_set_open: afterwards the model's weights have the adapters of these inputs and no others. Open so already: nothing to do;
- * open with others: it is opened anew, because an adapter is merged when a weight is loaded. */
+ * open with others: it is opened anew, because an adapter is merged when a weight is loaded. Adapters that do not fit close
+ * nothing a second time: the last ones are remembered. */
 bool model_set_open(struct model_set *s, struct model *m, const struct task_inputs *in, struct failure *f);
 void model_set_describe(const struct model_set *s, struct msg_hello *ret);
 

@@ -70,11 +70,13 @@ static const char usage_text[] =
     "\n"
     "Exit: 0 done, 1 a picture failed, 2 refused, 128 + n stopped by signal n.\n";
 
+struct lora { const char *file; double scale; };
+
 struct options {
     const char *model, *transformer, *text_encoder, *vae, *tokenizer;
     enum engine_variant variant;
-    struct engine_adapter adapters[ENGINE_ADAPTERS_MAX];
-    int adapter_count;
+    struct lora loras[ENGINE_ADAPTERS_MAX];
+    int lora_count;
     const char *prompt, *prompt_file, *negative, *out, *dump, *precision, *device;
     uint64_t seed;
     int width, height, steps, threads, batch;
@@ -163,18 +165,6 @@ static bool parse_size(const char *text, int *width, int *height)
     return parse_int(first, 1000000, width) && parse_int(x + 1, 1000000, height);
 }
 
-/* A double, not a float: the reference counts steps * strength in double, and 5 * 0.8 is 4. */
-static bool parse_strength(const char *text, double *ret)
-{
-    char *end;
-    errno = 0;
-    double value = strtod(text, &end);
-    if (end == text || *end || errno || !(value > 0 && value <= 1))
-        return false;
-    *ret = value;
-    return true;
-}
-
 static bool parse_guidance(const char *text, float *ret)
 {
     char *end;
@@ -186,15 +176,15 @@ static bool parse_guidance(const char *text, float *ret)
     return true;
 }
 
-/* FILE or FILE:SCALE; what stands behind the last colon is a scale when it is a number. The text is cut in place, as
- * getopt gives it out of argv. */
-static struct engine_adapter parse_adapter(const char *value)
+/* The text is cut in place, as getopt gives it out of argv. */
+static bool parse_lora(char *text, struct lora *ret, char *why, size_t why_bytes)
 {
-    struct engine_adapter a = {value, 1};
-    char *colon = strrchr(value, ':');
-    if (colon && parse_guidance(colon + 1, &a.strength))
-        *colon = 0;
-    return a;
+    size_t length;
+    if (!task_inputs_read_lora(text, &length, &ret->scale, why, why_bytes))
+        return false;
+    text[length] = 0;
+    ret->file = text;
+    return true;
 }
 
 enum option_id { OPT_MODEL = 256, OPT_TRANSFORMER, OPT_TEXT_ENCODER, OPT_VAE, OPT_TOKENIZER, OPT_DISTILLED, OPT_BASE, OPT_LORA, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_IMAGE, OPT_MASK, OPT_STRENGTH,
@@ -222,8 +212,9 @@ static const struct option long_options[] = {
 };
 
 /* One option into o; 0, or the exit code. */
-static int take_option(struct options *o, int option, const char *value)
+static int take_option(struct options *o, int option, char *value)
 {
+    char why[512];
     switch (option) {
     case OPT_MODEL: o->model = value; break;
     case OPT_TRANSFORMER: o->transformer = value; break;
@@ -237,9 +228,10 @@ static int take_option(struct options *o, int option, const char *value)
         o->variant = option == OPT_BASE ? ENGINE_BASE : ENGINE_DISTILLED;
         break;
     case OPT_LORA:
-        if (o->adapter_count == ENGINE_ADAPTERS_MAX)
+        if (o->lora_count == ENGINE_ADAPTERS_MAX)
             return refuse("--lora '%s': more than %d adapters", value, ENGINE_ADAPTERS_MAX);
-        o->adapters[o->adapter_count++] = parse_adapter(value);
+        if (!parse_lora(value, &o->loras[o->lora_count++], why, sizeof why))
+            return refuse("--%s", why);
         break;
     case OPT_PROMPT: o->prompt = value; break;
     case OPT_PROMPT_FILE: o->prompt_file = value; break;
@@ -264,8 +256,8 @@ static int take_option(struct options *o, int option, const char *value)
         break;
     case OPT_MASK: o->mask = value; break;
     case OPT_STRENGTH:
-        if (!parse_strength(value, &o->strength))
-            return refuse("--strength '%s': accepted: more than 0, at most 1", value);
+        if (!task_inputs_read_strength(value, &o->strength, why, sizeof why))
+            return refuse("--%s", why);
         break;
     case OPT_STEPS:
         if (!parse_int(value, ENGINE_STEPS_MAX, &o->steps) || o->steps < 1)
@@ -454,8 +446,8 @@ static int read_images(struct run *r)
         if (!inputs_image(&r->inputs.mask, &told->mask, &f))
             return refuse("--mask %s", f.reason);
     }
-    for (int i = 0; i < o->adapter_count; i++) {
-        told->loras[i] = (struct task_inputs_lora){.file.path = absolute(o->adapters[i].file), .scale = (double)o->adapters[i].strength};
+    for (int i = 0; i < o->lora_count; i++) {
+        told->loras[i] = (struct task_inputs_lora){.file.path = absolute(o->loras[i].file), .scale = o->loras[i].scale};
         told->lora_count = i + 1;
         if (!inputs_adapter(&told->loras[i].file, &f))
             return refuse("--lora %s", f.reason);
@@ -732,10 +724,13 @@ static int open_model(struct run *r)
     const struct options *o = &r->options;
     struct engine_error why;
     char text[512];
+    struct engine_adapter adapters[ENGINE_ADAPTERS_MAX];
+    for (int i = 0; i < o->lora_count; i++)
+        adapters[i] = (struct engine_adapter){o->loras[i].file, (float)o->loras[i].scale};
     struct engine_options options = {.model_dir = o->model, .transformer = o->transformer, .text_encoder = o->text_encoder,
                                      .vae = o->vae, .tokenizer = o->tokenizer, .variant = o->variant,
-                                     .sha256 = weights_digest_file, .adapters = o->adapters,
-                                     .adapter_count = o->adapter_count, .threads = o->threads, .device = o->device,
+                                     .sha256 = weights_digest_file, .adapters = adapters,
+                                     .adapter_count = o->lora_count, .threads = o->threads, .device = o->device,
                                      .precision = strcmp(o->precision, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16};
     if (!engine_open(&r->engine, &options, &why)) {
         fprintf(stderr, "kiln-worker render: %s\n", why.text);

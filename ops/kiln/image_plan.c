@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define SIZE_DEFAULT 512
+
 void image_plan_init(struct image_plan *p, const struct image_plan_defaults *defaults)
 {
     *p = (struct image_plan){.defaults = *defaults};
@@ -19,6 +21,10 @@ void image_plan_done(struct image_plan *p)
 {
     tally_done(&p->seen);
     json_text_done(&p->bytes);
+    json_text_done(&p->inputs);
+    json_text_done(&p->layout);
+    json_text_done(&p->loras);
+    json_text_done(&p->identity);
 }
 
 const char *image_plan_model(const struct image_plan *p, const struct prompt_row *row)
@@ -31,9 +37,22 @@ const char *image_plan_negative(const struct image_plan *p, const struct prompt_
     return row->negative ? row->negative : p->defaults.negative ? p->defaults.negative : "";
 }
 
-bool image_plan_check(const struct image_plan *p, const struct prompt_row *row, char *why, size_t why_bytes)
+/* The row's, else the options', else what the first reference makes. */
+static void picture_size(const struct image_plan *p, const struct prompt_row *row, const struct task_inputs *inputs, int *ret_width,
+                         int *ret_height)
 {
-    const int width = row->width ? row->width : p->defaults.width, height = row->height ? row->height : p->defaults.height;
+    int width = SIZE_DEFAULT, height = SIZE_DEFAULT;
+    if (inputs->image_count)
+        task_inputs_picture_size(inputs->images[0].width, inputs->images[0].height, &width, &height);
+    *ret_width = row->width ? row->width : p->defaults.width ? p->defaults.width : width;
+    *ret_height = row->height ? row->height : p->defaults.height ? p->defaults.height : height;
+}
+
+bool image_plan_check(const struct image_plan *p, const struct prompt_row *row, const struct task_inputs *inputs, char *why,
+                      size_t why_bytes)
+{
+    int width, height;
+    picture_size(p, row, inputs, &width, &height);
     if (!image_plan_model(p, row)) {
         snprintf(why, why_bytes, "the row names no model, and --model was not given");
         return false;
@@ -73,8 +92,9 @@ static void put_double(struct json_text *t, double value)
     put_number(t, bits);
 }
 
-static void put_settings(struct json_text *t, const char *kind, const struct task_row *image, const char *format)
+static void put_settings(struct image_plan *p, const char *kind, const struct task_row *image)
 {
+    struct json_text *t = &p->bytes;
     json_text_clear(t);
     put_text(t, kind);
     put_text(t, image->prompt);
@@ -84,8 +104,10 @@ static void put_settings(struct json_text *t, const char *kind, const struct tas
     put_number(t, (uint64_t)image->height);
     put_number(t, (uint64_t)image->steps);
     put_double(t, image->guidance);
-    put_text(t, format);
+    put_text(t, p->defaults.format);
     put_number(t, image->truncate);
+    if (p->identity.length) /* without inputs the bytes are those of the first release */
+        put_text(t, p->identity.data);
 }
 
 /* Counts what was put and says how often it was there before; -1: no memory. */
@@ -114,7 +136,7 @@ static uint64_t derived_seed(struct image_plan *p, const struct task_row *image,
 static bool content_key(struct image_plan *p, struct task_row *image, int64_t occurrence)
 {
     uint8_t hash[32];
-    put_settings(&p->bytes, "kiln image 1", image, p->defaults.format);
+    put_settings(p, "kiln image 1", image);
     put_number(&p->bytes, image->seed);
     put_number(&p->bytes, (uint64_t)occurrence);
     if (p->bytes.failed || !digest_bytes(p->bytes.data, p->bytes.length, hash))
@@ -125,9 +147,24 @@ static bool content_key(struct image_plan *p, struct task_row *image, int64_t oc
 
 /* --- a row ------------------------------------------------------------------------------------------- */
 
-static struct task_row settings_of(const struct image_plan *p, const struct prompt_row *row)
+static bool write_inputs(struct image_plan *p, const struct task_inputs *inputs)
+{
+    json_text_clear(&p->inputs);
+    json_text_clear(&p->layout);
+    json_text_clear(&p->loras);
+    json_text_clear(&p->identity);
+    task_inputs_text(&p->inputs, inputs);
+    task_inputs_layout(&p->layout, inputs);
+    task_inputs_loras(&p->loras, inputs);
+    task_inputs_identity(&p->identity, inputs);
+    return !p->inputs.failed && !p->layout.failed && !p->loras.failed && !p->identity.failed;
+}
+
+static struct task_row settings_of(const struct image_plan *p, const struct prompt_row *row, const struct task_inputs *inputs)
 {
     const struct image_plan_defaults *d = &p->defaults;
+    int width, height;
+    picture_size(p, row, inputs, &width, &height);
     return (struct task_row){
         .prompt = row->prompt,
         .negative = image_plan_negative(p, row),
@@ -135,8 +172,11 @@ static struct task_row settings_of(const struct image_plan *p, const struct prom
         .name = row->name,
         .labels_json = row->labels_json,
         .row = p->row,
-        .width = row->width ? row->width : d->width,
-        .height = row->height ? row->height : d->height,
+        .inputs = p->inputs.length ? p->inputs.data : NULL,
+        .layout = p->layout.length ? p->layout.data : NULL,
+        .loras = p->loras.length ? p->loras.data : NULL,
+        .width = width,
+        .height = height,
         .steps = row->steps ? row->steps : d->steps,
         .guidance = isnan(row->guidance) ? d->guidance : row->guidance,
         .truncate = d->truncate,
@@ -149,12 +189,12 @@ static bool give_seed(struct image_plan *p, const struct prompt_row *row, struct
 {
     if (row->has_seed) {
         image->seed = row->seed + (uint64_t)image->variation;
-        put_settings(&p->bytes, "given", image, p->defaults.format);
+        put_settings(p, "given", image);
         put_number(&p->bytes, image->seed);
         *occurrence = count_bytes(p);
     } else {
         if (image->variation == 0) {
-            put_settings(&p->bytes, "derived", image, p->defaults.format);
+            put_settings(p, "derived", image);
             *occurrence = count_bytes(p);
         }
         image->seed = derived_seed(p, image, *occurrence);
@@ -162,8 +202,8 @@ static bool give_seed(struct image_plan *p, const struct prompt_row *row, struct
     return *occurrence >= 0 && !p->bytes.failed;
 }
 
-bool image_plan_row(struct image_plan *p, const struct prompt_row *row, bool (*each)(void *, const struct task_row *),
-                    void *context, char *why, size_t why_bytes)
+bool image_plan_row(struct image_plan *p, const struct prompt_row *row, const struct task_inputs *inputs,
+                    bool (*each)(void *, const struct task_row *), void *context, char *why, size_t why_bytes)
 {
     char file[256];
     int64_t occurrence = 0;
@@ -172,7 +212,11 @@ bool image_plan_row(struct image_plan *p, const struct prompt_row *row, bool (*e
         return false;
     }
     p->row++;
-    struct task_row image = settings_of(p, row);
+    if (!write_inputs(p, inputs)) {
+        snprintf(why, why_bytes, "the names of its files are no UTF-8 text, or there is no memory for them");
+        return false;
+    }
+    struct task_row image = settings_of(p, row, inputs);
     image.file = file;
     for (int variation = 0; variation < p->defaults.variations; variation++) {
         image.variation = variation;

@@ -35,13 +35,16 @@ enum column {
     COLUMN_STEPS,
     COLUMN_GUIDANCE,
     COLUMN_MODEL,
-    COLUMN_LORA,
     COLUMN_IMAGE,
+    COLUMN_MASK,
+    COLUMN_STRENGTH,
+    COLUMN_LORA,
     COLUMN_NAME,
     COLUMN_LABEL,
 };
 static const char *const column_names[COLUMN_LABEL] = {"prompt", "negative", "seed", "width", "height", "steps",
-                                                       "guidance", "model", "lora", "image", "name"};
+                                                       "guidance", "model", "image", "mask", "strength",
+                                                       "lora", "name"};
 
 struct span { /* a field within the row, from its first byte */
     size_t at, length;
@@ -192,6 +195,15 @@ static bool read_side(const char *text, const char *what, int *ret, char *why, s
     return true;
 }
 
+/* The text without blanks around it, cut in place. */
+static char *without_blanks(char *text)
+{
+    text += strspn(text, " \t");
+    for (size_t length = strlen(text); length && strchr(" \t\r\n", text[length - 1]); length--)
+        text[length - 1] = 0;
+    return text;
+}
+
 static bool is_blank(const char *text)
 {
     return text[strspn(text, " \t\r\n")] == 0;
@@ -228,8 +240,40 @@ static enum column column_of(const char *name)
     return COLUMN_LABEL;
 }
 
+/* One more file of a column that takes several. */
+static bool add_input(struct prompt_inputs *in, enum column column, const char *text, char *why, size_t why_bytes)
+{
+    const bool is_image = column == COLUMN_IMAGE;
+    const int most = is_image ? TASK_INPUTS_IMAGES_MAX : TASK_INPUTS_LORAS_MAX;
+    int *count = is_image ? &in->image_count : &in->lora_count;
+    size_t length;
+    double scale;
+    if (is_blank(text))
+        return refuse(why, why_bytes, "'%s' names a file without a name; accepted is a file, or several with ';' between them",
+                      column_names[column]);
+    if (*count == most)
+        return refuse(why, why_bytes, "'%s' names more than %d files", column_names[column], most);
+    if (!is_image && !task_inputs_read_lora(text, &length, &scale, why, why_bytes))
+        return false;
+    (is_image ? in->images : in->loras)[(*count)++] = text;
+    return true;
+}
+
+/* Cuts "a.png; b.png" in place. */
+static bool add_inputs(struct prompt_inputs *in, enum column column, char *text, char *why, size_t why_bytes)
+{
+    bool ok = true;
+    for (char *part = text, *next; ok && part; part = next) {
+        next = strchr(part, ';');
+        if (next)
+            *next++ = 0;
+        ok = add_input(in, column, without_blanks(part), why, why_bytes);
+    }
+    return ok;
+}
+
 /* Sets one known column. Empty cells of csv and nulls of JSON never come here: they are "not given". */
-static bool set_column(struct prompt_row *row, enum column column, const char *text, char *why, size_t why_bytes)
+static bool set_column(struct prompt_row *row, enum column column, char *text, char *why, size_t why_bytes)
 {
     switch (column) {
     case COLUMN_PROMPT:
@@ -252,9 +296,11 @@ static bool set_column(struct prompt_row *row, enum column column, const char *t
     case COLUMN_NAME:
         row->name = text;
         return name_ok(text, why, why_bytes);
-    default:
-        return refuse(why, why_bytes, "column '%s' has a value; this build renders text to image only, accepted is an empty one",
-                      column_names[column]);
+    case COLUMN_MASK:
+        row->inputs.mask = *text ? text : NULL;
+        return true;
+    case COLUMN_STRENGTH: return task_inputs_read_strength(without_blanks(text), &row->inputs.strength, why, why_bytes);
+    default: return add_inputs(&row->inputs, column, text, why, why_bytes);
     }
 }
 
@@ -604,7 +650,7 @@ static enum prompt_next next_table(struct prompt_file *f, struct prompt_row *row
     *row = empty_row(line);
     json_text_clear(&f->label_text);
     for (int i = 0; i < count; i++) {
-        const char *cell = field_text(f, base, i);
+        char *cell = field_text(f, base, i);
         if (!*cell)
             continue;
         if (f->columns[i] == COLUMN_LABEL ? !label_cell(f, f->labels[i], cell)
@@ -617,15 +663,6 @@ static enum prompt_next next_table(struct prompt_file *f, struct prompt_row *row
         row->labels_json = f->label_text.data;
     }
     return row_ok(f, row, why, why_bytes) ? PROMPT_ROW : PROMPT_BAD;
-}
-
-/* A header cell without blanks around it. */
-static char *header_name(char *cell)
-{
-    cell += strspn(cell, " \t");
-    for (size_t length = strlen(cell); length && strchr(" \t\r\n", cell[length - 1]); length--)
-        cell[length - 1] = 0;
-    return cell;
 }
 
 static bool add_column(struct prompt_file *f, int64_t line, char *name, char *why, size_t why_bytes)
@@ -661,7 +698,7 @@ static bool read_header(struct prompt_file *f, char *why, size_t why_bytes)
     if (found != PROMPT_ROW)
         return found == PROMPT_END; /* an empty file has no rows */
     for (int i = 0; i < count; i++) {
-        if (!add_column(f, line, header_name(field_text(f, base, i)), why, why_bytes))
+        if (!add_column(f, line, without_blanks(field_text(f, base, i)), why, why_bytes))
             return false;
         has_prompt = has_prompt || f->columns[i] == COLUMN_PROMPT;
     }
@@ -710,10 +747,20 @@ static json_t *parse_object(struct prompt_file *f, const char *text, size_t leng
     return value;
 }
 
-static bool is_empty_value(const json_t *value)
+/* "a.png", or ["a.png", "b.png"]: each string is one name, whatever is in it. */
+static bool set_files(struct prompt_row *row, enum column column, const json_t *value, char *why, size_t why_bytes)
 {
-    return json_is_null(value) || (json_is_string(value) && json_string_length(value) == 0) ||
-           (json_is_array(value) && json_array_size(value) == 0);
+    bool ok = true;
+    if (json_is_string(value) && json_string_length(value) > 0)
+        return add_input(&row->inputs, column, json_string_value(value), why, why_bytes);
+    for (size_t i = 0; ok && i < json_array_size(value); i++) {
+        const char *text = json_string_value(json_array_get(value, i));
+        ok = text ? add_input(&row->inputs, column, text, why, why_bytes) : false;
+        if (!text)
+            refuse(why, why_bytes, "'%s' is a list of something else than strings", column_names[column]);
+    }
+    return json_is_string(value) || json_is_array(value) ? ok : refuse(why, why_bytes, "'%s' is not a string or a list of strings",
+                                                                       column_names[column]);
 }
 
 /* A value of a known column as text, the form that set_column reads. */
@@ -721,11 +768,12 @@ static bool set_value(struct prompt_file *f, struct prompt_row *row, enum column
                       size_t why_bytes)
 {
     char *number = f->numbers[column];
-    const bool is_text = column == COLUMN_PROMPT || column == COLUMN_NEGATIVE || column == COLUMN_MODEL || column == COLUMN_NAME;
+    const bool is_text = column == COLUMN_PROMPT || column == COLUMN_NEGATIVE || column == COLUMN_MODEL || column == COLUMN_NAME ||
+                         column == COLUMN_MASK;
     if (column == COLUMN_LORA || column == COLUMN_IMAGE)
-        return is_empty_value(value) || set_column(row, column, "", why, why_bytes);
-    if (json_is_string(value))
-        return set_column(row, column, json_string_value(value), why, why_bytes);
+        return set_files(row, column, value, why, why_bytes);
+    if (json_is_string(value)) /* the row's own copy: blanks may be cut off it */
+        return set_column(row, column, (char *)(uintptr_t)json_string_value(value), why, why_bytes);
     if (!is_text && json_is_integer(value))
         snprintf(number, sizeof f->numbers[0], "%" JSON_INTEGER_FORMAT, json_integer_value(value));
     else if (!is_text && json_is_real(value))

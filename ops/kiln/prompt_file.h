@@ -5,8 +5,9 @@
  *   tsv     the same with tabs; a field in quotes that goes on after them ("Hi" written in red) is taken as it is written
  *   jsonl   an object a line
  *
- * Columns (case does not matter): prompt negative seed width height steps guidance model name; lora and image must be
- * empty (this build renders text to image only); the rest travels as labels. A file is read as a stream: a million
+ * Columns (case does not matter): prompt negative seed width height steps guidance model name image mask strength lora;
+ * the rest travels as labels. image and lora may name several files: in a cell with ';' between them, in jsonl as a list of
+ * strings. A file is read as a stream: a million
  * lines need no more memory than one, except 24 bytes for each name. Accepted at the start: a UTF-8 byte order mark; at line
  * ends: CRLF. Everything else that is not plain is refused with "FILE:LINE: what, found, accepted". */
 #ifndef KILN_PROMPT_FILE_H
@@ -15,6 +16,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "task_inputs.h"
 
 #define PROMPT_FILE_LINE_MAX (1u << 20) /* bytes of a line, or of a row whose quotes hold line ends */
 #define PROMPT_FILE_PROMPT_MAX 65536
@@ -27,6 +30,12 @@
 
 enum prompt_format { PROMPT_AUTO, PROMPT_TXT, PROMPT_CSV, PROMPT_TSV, PROMPT_JSONL };
 
+struct prompt_inputs { /* as people write them: task_inputs.h says what they mean */
+    const char *images[TASK_INPUTS_IMAGES_MAX], *mask, *loras[TASK_INPUTS_LORAS_MAX]; /* mask NULL: not given */
+    int image_count, lora_count;
+    double strength;            /* 0: not given */
+};
+
 struct prompt_row { /* texts live until the next call */
     int64_t line;               /* where the row begins */
     const char *prompt;
@@ -35,6 +44,7 @@ struct prompt_row { /* texts live until the next call */
     uint64_t seed;
     int width, height, steps;   /* 0: not given */
     double guidance;            /* NaN: not given */
+    struct prompt_inputs inputs;
     const char *labels_json;    /* an object, or NULL when there are none */
 };
 

@@ -9,6 +9,7 @@
 #include "licence_check.h"
 #include "progress.h"
 #include "prompt_file.h"
+#include "row_inputs.h"
 #include "store_dir.h"
 #include "task_store.h"
 #include "token_check.h"
@@ -26,17 +27,19 @@
 #include <unistd.h>
 
 #define PROGRESS_AFTER_MS 1000
-#define SIZE_DEFAULT 512
 
 struct submit {
     struct command_call *call;
     /* options as given; NULL or false: not */
     const char *file, *campaign, *model, *size, *steps, *guidance, *seed, *negative, *out, *format, *use, *input_format;
+    const char *mask, *strength;
     struct command_list images, loras;
     int64_t seeds, priority;
     bool has_priority, truncate, wait, json, dry_run;
     /* what they come to */
     struct image_plan_defaults defaults;
+    struct prompt_inputs input_options;
+    struct row_inputs inputs;
     enum prompt_format prompt_format;
     const char *title;         /* of the file in messages */
     int fd;
@@ -53,16 +56,23 @@ struct submit {
 
 static const char usage[] =
     "  FILE is txt (a prompt a line), csv, tsv (with a header) or jsonl; - is standard input. Columns: prompt negative seed\n"
-    "  width height steps guidance model name; others travel as labels. Submitting again adds only what is missing.\n"
+    "  width height steps guidance model name image mask strength lora; others travel as labels. Several images or adapters\n"
+    "  of one row stand with ';' between them (in jsonl as a list); names are relative to FILE. Submitting again adds only\n"
+    "  what is missing.\n"
     "\n"
     "  --campaign NAME       A-Z a-z 0-9 . _ - (1 to 100), no '.' in front\n"
     "  --model NAME          for rows that name none; may be left out when kiln is up with one model\n"
-    "  --size WxH            for rows that give none (512x512); multiples of 16, from 64, at most 4194304 pixels\n"
+    "  --size WxH            for rows that give none (512x512, or the first --image's size up to 1 MP); multiples of 16,\n"
+    "                        from 64, at most 4194304 pixels\n"
     "  --steps N             1 to 1000 (the model's own)\n"
     "  --guidance G          0 to 100 (the model's own)\n"
     "  --seeds N             images per row, each with its own seed (1)\n"
     "  --seed BASE           the campaign's base seed, from which seeds that no row gives are derived (0)\n"
     "  --negative TEXT       for rows that give none\n"
+    "  --image FILE          reference image for rows that name none: PNG, JPEG or WebP; up to 10 times\n"
+    "  --mask FILE           for rows that name none: the first image is repainted where this picture is white\n"
+    "  --strength S          with a mask: above 0, at most 1 (everything is new); 0.8\n"
+    "  --lora FILE[:SCALE]   adapter for rows that name none; up to 16 times; -100 to 100, scale 1\n"
     "  --out DIR             folder of the images (HOME/images/NAME); its parent must exist\n"
     "  --format png|jpg|webp (png)\n"
     "  --use commercial|non-commercial   models whose licence says no are refused\n"
@@ -121,6 +131,26 @@ static bool is_one_of(const char *word, const char *const *list)
     return false;
 }
 
+/* --image, --mask, --strength, --lora: the words; the files are opened with the first row that needs them. */
+static bool read_input_words(struct submit *s, char *why, size_t why_bytes)
+{
+    struct prompt_inputs *in = &s->input_options;
+    size_t length;
+    double scale;
+    if (s->images.count > TASK_INPUTS_IMAGES_MAX || s->loras.count > TASK_INPUTS_LORAS_MAX) {
+        snprintf(why, why_bytes, "--image and --lora: accepted are at most %d images and %d adapters", TASK_INPUTS_IMAGES_MAX,
+                 TASK_INPUTS_LORAS_MAX);
+        return false;
+    }
+    for (int i = 0; i < s->images.count; i++)
+        in->images[in->image_count++] = s->images.items[i];
+    for (int i = 0; i < s->loras.count; i++)
+        if (!task_inputs_read_lora(in->loras[in->lora_count++] = s->loras.items[i], &length, &scale, why, why_bytes))
+            return false;
+    in->mask = s->mask;
+    return !s->strength || task_inputs_read_strength(s->strength, &in->strength, why, why_bytes);
+}
+
 static int read_words(struct submit *s)
 {
     struct command_call *call = s->call;
@@ -128,9 +158,6 @@ static int read_words(struct submit *s)
     struct image_plan_defaults *d = &s->defaults;
     if (!s->campaign)
         return command_refuse(call, "--campaign NAME is needed");
-    if (s->images.count || s->loras.count)
-        return command_refuse(call, "--%s '%s': this build renders text to image only", s->images.count ? "image" : "lora",
-                              s->images.count ? s->images.items[0] : s->loras.items[0]);
     if (s->out && strncmp(s->out, "s3://", 5) == 0)
         return command_refuse(call, "--out %s: this build writes to folders only; give a folder", s->out);
     if (s->format && !is_one_of(s->format, (const char *const[]){"png", "jpg", "webp", NULL}))
@@ -146,7 +173,7 @@ static int read_words(struct submit *s)
         (s->size && !submit_read_size(s->size, &d->width, &d->height, why, sizeof why)) ||
         (s->steps && !prompt_file_read_steps(s->steps, &d->steps, why, sizeof why)) ||
         (s->guidance && !prompt_file_read_guidance(s->guidance, &d->guidance, why, sizeof why)) ||
-        (s->seed && !prompt_file_read_seed(s->seed, &d->base_seed, why, sizeof why)))
+        (s->seed && !prompt_file_read_seed(s->seed, &d->base_seed, why, sizeof why)) || !read_input_words(s, why, sizeof why))
         return command_refuse(call, "%s", why);
     d->model = s->model;
     d->negative = s->negative;
@@ -304,8 +331,13 @@ static void warn_model(struct submit *s, const char *model)
 
 static int check_row(struct submit *s, const struct image_plan *plan, const struct prompt_row *row)
 {
-    char why[512];
-    if (!image_plan_check(plan, row, why, sizeof why))
+    char why[HOME_PATH_MAX + 1024];
+    struct task_inputs inputs;
+    if (!row_inputs_of(&s->inputs, row, &inputs, why, sizeof why))
+        return refuse_row(s, row->line, why);
+    bool ok = image_plan_check(plan, row, &inputs, why, sizeof why);
+    task_inputs_done(&inputs);
+    if (!ok)
         return refuse_row(s, row->line, why);
     const char *model = image_plan_model(plan, row);
     int index = model_index(s, model), code = COMMAND_DONE;
@@ -420,8 +452,14 @@ static bool send_image(void *context, const struct task_row *image)
 static int send_each(struct submit *s, void *context, const struct prompt_row *row)
 {
     struct sending *n = context;
-    char why[256] = "";
-    if (image_plan_row(&n->plan, row, send_image, n, why, sizeof why))
+    struct task_inputs inputs;
+    char why[HOME_PATH_MAX + 1024] = "";
+    bool ok = row_inputs_of(&s->inputs, row, &inputs, why, sizeof why);
+    if (ok) {
+        ok = image_plan_row(&n->plan, row, &inputs, send_image, n, why, sizeof why);
+        task_inputs_done(&inputs);
+    }
+    if (ok)
         return COMMAND_DONE;
     return why[0] ? command_refuse(s->call, "%s:%" PRId64 ": %s", s->title, row->line, why) : command_fault(s->call, &n->fault);
 }
@@ -562,6 +600,8 @@ static int steps(struct submit *s)
         code = find_models(s);
     if (code == COMMAND_DONE)
         code = open_input(s);
+    if (code == COMMAND_DONE && !row_inputs_begin(&s->inputs, s->title == s->file ? s->title : NULL, &s->input_options))
+        code = command_refuse(s->call, "no memory");
     if (code == COMMAND_DONE)
         code = check_input(s);
     if (code == COMMAND_DONE && !s->dry_run)
@@ -577,7 +617,7 @@ static int submit_run(struct command_call *call)
 {
     enum { PRIORITY_NONE = INT_MIN };
     struct submit s = {.call = call, .fd = -1, .seeds = 1, .priority = PRIORITY_NONE};
-    s.defaults = (struct image_plan_defaults){.width = SIZE_DEFAULT, .height = SIZE_DEFAULT, .guidance = NAN, .variations = 1,
+    s.defaults = (struct image_plan_defaults){.guidance = NAN, .variations = 1,
                                               .format = "png"};
     const struct command_option options[] = {
         {"campaign", COMMAND_TEXT, &s.campaign, 0, 0},
@@ -589,6 +629,8 @@ static int submit_run(struct command_call *call)
         {"seed", COMMAND_TEXT, &s.seed, 0, 0},
         {"negative", COMMAND_TEXT, &s.negative, 0, 0},
         {"image", COMMAND_LIST, &s.images, 0, 0},
+        {"mask", COMMAND_TEXT, &s.mask, 0, 0},
+        {"strength", COMMAND_TEXT, &s.strength, 0, 0},
         {"lora", COMMAND_LIST, &s.loras, 0, 0},
         {"out", COMMAND_TEXT, &s.out, 0, 0},
         {"format", COMMAND_TEXT, &s.format, 0, 0},
@@ -609,6 +651,7 @@ static int submit_run(struct command_call *call)
     int code = steps(&s);
     for (int i = 0; i < HOME_MODELS_MAX; i++)
         token_check_close(s.checks[i]);
+    row_inputs_done(&s.inputs);
     free(s.models);
     if (s.fd >= 0)
         close(s.fd);

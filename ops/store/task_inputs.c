@@ -51,6 +51,32 @@ bool task_inputs_ok(const struct task_inputs *in, char *why, size_t why_bytes)
     return true;
 }
 
+static bool read_number(const char *text, double *ret)
+{
+    char *end;
+    *ret = strtod(text, &end);
+    return end != text && !*end && strspn(text, "0123456789.eE+-") == strlen(text);
+}
+
+bool task_inputs_read_strength(const char *text, double *ret, char *why, size_t why_bytes)
+{
+    return (read_number(text, ret) && *ret > 0 && *ret <= 1) ||
+           refuse(why, why_bytes, "strength '%.40s': accepted is a number above 0, at most 1", text);
+}
+
+bool task_inputs_read_lora(const char *text, size_t *ret_length, double *ret_scale, char *why, size_t why_bytes)
+{
+    const char *colon = strrchr(text, ':');
+    *ret_length = strlen(text);
+    *ret_scale = 1;
+    if (colon && read_number(colon + 1, ret_scale))
+        *ret_length = (size_t)(colon - text);
+    if (*ret_length == 0)
+        return refuse(why, why_bytes, "lora '%.40s': accepted is FILE or FILE:SCALE", text);
+    return fabs(*ret_scale) <= TASK_INPUTS_SCALE_MAX ||
+           refuse(why, why_bytes, "lora '%.200s': accepted are scales from -%d to %d", text, TASK_INPUTS_SCALE_MAX, TASK_INPUTS_SCALE_MAX);
+}
+
 const char *task_inputs_name(const struct task_inputs_file *f)
 {
     const char *slash = strrchr(f->path, '/');

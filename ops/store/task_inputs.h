@@ -43,6 +43,12 @@ bool task_inputs_is_empty(const struct task_inputs *in);
 /* task_inputs_ok: do the parts go together? A mask needs an image, a strength a mask. */
 bool task_inputs_ok(const struct task_inputs *in, char *why, size_t why_bytes);
 
+/* The words people write. A strength is more than 0, at most 1; a double, because the reference counts steps * strength in
+ * double, and 5 * 0.8 is 4. A LoRA is FILE or FILE:SCALE: what stands behind the last colon is a scale when it is a number, -100
+ * to 100; 1 without one. *ret_length is that of FILE. */
+bool task_inputs_read_strength(const char *text, double *ret, char *why, size_t why_bytes);
+bool task_inputs_read_lora(const char *text, size_t *ret_length, double *ret_scale, char *why, size_t why_bytes);
+
 /* task_inputs_parse reads a text that task_inputs_text wrote; anything else is refused with a sentence and *ret is empty. */
 bool task_inputs_parse(struct task_inputs *ret, const char *text, char *why, size_t why_bytes);
 

@@ -21,6 +21,17 @@ static void check_text(const char *text)
     must(json_text_utf8_fault(text, strlen(text)) == strlen(text));
 }
 
+static void check_inputs(const struct prompt_inputs *in)
+{
+    must(in->image_count >= 0 && in->image_count <= TASK_INPUTS_IMAGES_MAX && in->lora_count >= 0 && in->lora_count <= TASK_INPUTS_LORAS_MAX);
+    for (int i = 0; i < in->image_count; i++)
+        must(*in->images[i] != 0);
+    for (int i = 0; i < in->lora_count; i++)
+        must(*in->loras[i] != 0);
+    must(!in->mask || *in->mask);
+    must(in->strength >= 0 && in->strength <= 1);
+}
+
 static void check_row(const struct prompt_row *row, int64_t last_line)
 {
     char why[256];
@@ -36,6 +47,7 @@ static void check_row(const struct prompt_row *row, int64_t last_line)
     must(isnan(row->guidance) || (row->guidance >= 0 && row->guidance <= PROMPT_FILE_GUIDANCE_MAX));
     must(!row->name || (strlen(row->name) <= PROMPT_FILE_NAME_MAX && row->name[0] != '.' && !strchr(row->name, '/')));
     must(!prompt_file_read_seed("18446744073709551616", &seed, why, sizeof why));
+    check_inputs(&row->inputs);
     if (row->labels_json) {
         json_t *labels = json_loads(row->labels_json, 0, NULL);
         must(json_is_object(labels));

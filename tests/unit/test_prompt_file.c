@@ -20,7 +20,24 @@
 
 static char why[2048];
 
-/* Reads all rows as "line|prompt|negative|seed|WxH|steps|guidance|model|name|labels;" joined; a bad row ends with "!sentence". */
+/* " image=a.png image=b.png mask=m.png strength=0.5 lora=x", what there is of it. */
+static const char *inputs_of(const struct prompt_inputs *in)
+{
+    static char out[2048];
+    size_t used = 0;
+    out[0] = 0;
+    for (int i = 0; i < in->image_count; i++)
+        used += (size_t)snprintf(out + used, sizeof out - used, " image=%s", in->images[i]);
+    if (in->mask)
+        used += (size_t)snprintf(out + used, sizeof out - used, " mask=%s", in->mask);
+    if (in->strength != 0)
+        used += (size_t)snprintf(out + used, sizeof out - used, " strength=%g", in->strength);
+    for (int i = 0; i < in->lora_count; i++)
+        used += (size_t)snprintf(out + used, sizeof out - used, " lora=%s", in->loras[i]);
+    return out;
+}
+
+/* Reads all rows as "line|prompt|negative|seed|WxH|steps|guidance|model|name|labels inputs;" joined; a bad row ends with "!sentence". */
 static const char *rows_of(const char *title, enum prompt_format format, const void *data, size_t bytes)
 {
     static char out[8192];
@@ -39,9 +56,9 @@ static const char *rows_of(const char *title, enum prompt_format format, const v
             snprintf(seed, sizeof seed, "%llu", (unsigned long long)row.seed);
         if (!isnan(row.guidance))
             snprintf(guidance, sizeof guidance, "%g", row.guidance);
-        used += (size_t)snprintf(out + used, sizeof out - used, "%d|%s|%s|%s|%dx%d|%d|%s|%s|%s|%s;", (int)row.line, row.prompt,
+        used += (size_t)snprintf(out + used, sizeof out - used, "%d|%s|%s|%s|%dx%d|%d|%s|%s|%s|%s%s;", (int)row.line, row.prompt,
                                  row.negative ? row.negative : "", seed, row.width, row.height, row.steps, guidance,
-                                 row.model ? row.model : "", row.name ? row.name : "", row.labels_json ? row.labels_json : "");
+                                 row.model ? row.model : "", row.name ? row.name : "", row.labels_json ? row.labels_json : "", inputs_of(&row.inputs));
     }
     if (next == PROMPT_BAD)
         snprintf(out + used, sizeof out - used, "!%s", why);
@@ -89,6 +106,20 @@ static void csv_reads_every_column_and_keeps_the_rest_as_labels(void **state)
                       "\r\nb,,,,,,,,,,,\r\n"),
         "2|a \"red\" fox, twice|blur|18446744073709551615|64x1024|4|3.5|klein|fox-1|{\"Category\":\"An\\\"imal\"};"
         "4|b|||0x0|0||||;");
+}
+
+static void rows_name_the_files_they_are_made_from(void **state)
+{
+    (void)state;
+    assert_string_equal(ROWS("a.csv", "prompt,image,Mask,strength,lora\nfox,a b.png; c;,,,\n"), "!a.csv:2: 'image' names a file without a name; "
+                        "accepted is a file, or several with ';' between them");
+    assert_string_equal(ROWS("a.csv", "prompt,image,Mask,strength,lora\nfox, a b.png ;c.jpg,m.png, 0.5 ,x.safetensors:-0.5;y:z\nowl,,,,\n"),
+                        "2|fox|||0x0|0|||| image=a b.png image=c.jpg mask=m.png strength=0.5 lora=x.safetensors:-0.5 lora=y:z;3|owl|||0x0|0||||;");
+    assert_string_equal(ROWS("a.jsonl", "{\"prompt\":\"fox\",\"image\":[\"a;b.png\",\"c\"],\"mask\":\"\",\"lora\":\"x:2\",\"strength\":0.25}"),
+                        "1|fox|||0x0|0|||| image=a;b.png image=c strength=0.25 lora=x:2;");
+    REFUSED("a.jsonl", "{\"prompt\":\"fox\",\"image\":[1]}", "a.jsonl:1:", "'image'", "strings");
+    REFUSED("a.jsonl", "{\"prompt\":\"fox\",\"lora\":{\"file\":\"x\"}}", "a.jsonl:1:", "'lora'", "list of strings");
+    REFUSED("a.jsonl", "{\"prompt\":\"fox\",\"mask\":1}", "a.jsonl:1:", "'mask'", "string");
 }
 
 static void csv_fields_may_hold_line_ends(void **state)
@@ -186,7 +217,9 @@ static void values_out_of_range_are_refused_with_what_is_accepted(void **state)
         {"steps", "1001", "1 to 1000"}, {"steps", "4.0", "1 to 1000"}, {"guidance", "-0.1", "0 to 100"},
         {"guidance", "100.5", "0 to 100"}, {"guidance", "nan", "0 to 100"}, {"guidance", "inf", "0 to 100"},
         {"guidance", "0x1", "0 to 100"}, {"guidance", "1e400", "0 to 100"}, {"guidance", "3,5", "fields"},
-        {"lora", "x.safetensors", "text to image only"}, {"image", "x.png", "text to image only"}, {"name", "a/b", "A-Z a-z 0-9"},
+        {"lora", "x:101", "-100 to 100"}, {"lora", ":1", "FILE:SCALE"}, {"image", "a;;b", "without a name"}, {"image", "a;b;", "without a name"},
+        {"image", "1;2;3;4;5;6;7;8;9;10;11", "more than 10"}, {"strength", "0", "above 0"}, {"strength", "1.5", "at most 1"},
+        {"name", "a/b", "A-Z a-z 0-9"},
         {"name", ".a", "no '.' in front"}, {"name", "a b", "A-Z a-z 0-9"}, {"name", "f\xc3\xbc", "A-Z a-z 0-9"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -340,6 +373,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(txt_is_a_prompt_a_line),
         cmocka_unit_test(csv_reads_every_column_and_keeps_the_rest_as_labels),
+        cmocka_unit_test(rows_name_the_files_they_are_made_from),
         cmocka_unit_test(csv_fields_may_hold_line_ends),
         cmocka_unit_test(csv_with_bad_quotes_names_the_line_where_they_begin),
         cmocka_unit_test(tsv_takes_fields_that_go_on_after_quotes_as_written),

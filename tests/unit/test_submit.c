@@ -5,8 +5,10 @@
 
 #include "audit.h"
 #include "digest.h"
+#include "image_file.h"
 #include "image_plan.h"
 #include "licence_check.h"
+#include "row_inputs.h"
 #include "store_dir.h"
 #include "table.h"
 #include "token_check.h"
@@ -25,6 +27,7 @@
 #include <cmocka.h>
 
 static char why[4096];
+static const struct task_inputs no_inputs;
 
 /* --- seeds and keys ------------------------------------------------------------------------------------- */
 
@@ -60,7 +63,7 @@ static struct images plan(const char *title, const char *text, const struct imag
     image_plan_init(&p, d);
     assert_true(prompt_file_open_memory(&f, text, strlen(text), title, PROMPT_AUTO, why, sizeof why));
     while (prompt_file_next(f, &row, why, sizeof why) == PROMPT_ROW)
-        assert_true(image_plan_row(&p, &row, keep, &list, why, sizeof why));
+        assert_true(image_plan_row(&p, &row, &no_inputs, keep, &list, why, sizeof why));
     prompt_file_close(f);
     image_plan_done(&p);
     return list;
@@ -188,18 +191,18 @@ static void rows_are_checked_together_with_the_defaults(void **state)
     struct image_plan p;
     struct prompt_row row = {.prompt = "fox", .guidance = NAN, .width = 65536};
     image_plan_init(&p, &d);
-    assert_false(image_plan_check(&p, &row, why, sizeof why)); /* 65536x512 */
+    assert_false(image_plan_check(&p, &row, &no_inputs, why, sizeof why)); /* 65536x512 */
     assert_non_null(strstr(why, "65536x512"));
     row.height = 64;
-    assert_true(image_plan_check(&p, &row, why, sizeof why));
+    assert_true(image_plan_check(&p, &row, &no_inputs, why, sizeof why));
     row = (struct prompt_row){.prompt = "fox", .guidance = NAN, .has_seed = true, .seed = UINT64_MAX};
-    assert_true(image_plan_check(&p, &row, why, sizeof why));
+    assert_true(image_plan_check(&p, &row, &no_inputs, why, sizeof why));
     p.defaults.variations = 2;
-    assert_false(image_plan_check(&p, &row, why, sizeof why));
+    assert_false(image_plan_check(&p, &row, &no_inputs, why, sizeof why));
     assert_non_null(strstr(why, "18446744073709551615"));
     p.defaults.variations = 1;
     p.defaults.model = NULL;
-    assert_false(image_plan_check(&p, &row, why, sizeof why));
+    assert_false(image_plan_check(&p, &row, &no_inputs, why, sizeof why));
     assert_non_null(strstr(why, "--model"));
     image_plan_done(&p);
 }
@@ -402,6 +405,153 @@ static void tokenizer_that_fails_is_a_sentence(void **state)
     free(text);
 }
 
+/* --- inputs ---------------------------------------------------------------------------------------------- */
+
+static char folder[64];
+
+static void put_file(const char *name, const void *data, size_t bytes)
+{
+    char path[200];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(data, 1, bytes, f), bytes);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void put_image(const char *name, int width, int height, uint8_t shade)
+{
+    struct image_record record = {.prompt = "x", .width = width, .height = height};
+    uint8_t *rgb = malloc((size_t)width * (size_t)height * 3);
+    void *png;
+    size_t bytes;
+    memset(rgb, shade, (size_t)width * (size_t)height * 3);
+    assert_true(image_file_encode(&png, &bytes, IMAGE_PNG, rgb, &record, why, sizeof why));
+    put_file(name, png, bytes);
+    free(png);
+    free(rgb);
+}
+
+static void make_folder(void)
+{
+    strcpy(folder, "/tmp/kiln-test-submit-XXXXXX");
+    assert_non_null(mkdtemp(folder));
+    put_image("a.png", 96, 128, 10);
+    put_image("b.png", 64, 64, 200);
+    put_file("x.safetensors", "lora", 4);
+}
+
+static void drop_folder(void)
+{
+    char command[100];
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    assert_int_equal(system(command), 0);
+}
+
+static bool inputs_of(struct row_inputs *r, const struct prompt_inputs *in, struct task_inputs *ret)
+{
+    struct prompt_row row = {.prompt = "fox", .guidance = NAN, .inputs = *in};
+    return row_inputs_of(r, &row, ret, why, sizeof why);
+}
+
+static void files_of_a_row_are_beside_the_prompt_file_and_read_once(void **state)
+{
+    (void)state;
+    struct row_inputs r;
+    struct task_inputs in;
+    char title[100], mask[100];
+    make_folder();
+    snprintf(title, sizeof title, "%s/prompts.csv", folder);
+    snprintf(mask, sizeof mask, "%s/b.png", folder);
+    assert_true(row_inputs_begin(&r, title, &(struct prompt_inputs){.mask = mask, .strength = 0.5}));
+    struct prompt_inputs row = {.image_count = 2, .images = {"a.png", "./b.png"}, .lora_count = 1, .loras = {"x.safetensors:-0.5"}};
+    for (int turn = 0; turn < 2; turn++) {
+        assert_true(inputs_of(&r, &row, &in));
+        assert_int_equal(in.image_count, 2);
+        assert_int_equal(in.images[0].width, 96);
+        assert_int_equal(in.images[0].height, 128);
+        assert_string_equal(in.images[1].path, in.mask.path);
+        assert_string_equal(in.images[1].sha256, in.mask.sha256);
+        assert_true(in.loras[0].scale == -0.5 && in.strength == 0.5);
+        task_inputs_done(&in);
+    }
+    assert_int_equal(r.count, 3);
+    put_image("a.png", 64, 64, 11); /* what was read stays: the worker will say that it changed */
+    assert_true(inputs_of(&r, &row, &in));
+    assert_int_equal(in.images[0].width, 96);
+    task_inputs_done(&in);
+    row_inputs_done(&r);
+    drop_folder();
+}
+
+static void files_that_are_missing_or_no_pictures_are_named(void **state)
+{
+    (void)state;
+    struct row_inputs r;
+    struct task_inputs in;
+    char title[100];
+    make_folder();
+    snprintf(title, sizeof title, "%s/prompts.csv", folder);
+    assert_true(row_inputs_begin(&r, title, &(struct prompt_inputs){0}));
+    assert_false(inputs_of(&r, &(struct prompt_inputs){.image_count = 1, .images = {"none.png"}}, &in));
+    assert_non_null(strstr(why, "image 'none.png': cannot be read: No such file"));
+    assert_false(inputs_of(&r, &(struct prompt_inputs){.image_count = 2, .images = {"a.png", "x.safetensors"}}, &in));
+    assert_non_null(strstr(why, "x.safetensors"));
+    assert_false(inputs_of(&r, &(struct prompt_inputs){.image_count = 1, .images = {"."}}, &in));
+    assert_non_null(strstr(why, "not a file"));
+    assert_false(inputs_of(&r, &(struct prompt_inputs){.mask = "b.png"}, &in));
+    assert_non_null(strstr(why, "a mask without an image"));
+    assert_false(inputs_of(&r, &(struct prompt_inputs){.image_count = 1, .images = {"a.png"}, .strength = 0.5}, &in));
+    assert_non_null(strstr(why, "a strength without a mask"));
+    row_inputs_done(&r);
+    drop_folder();
+}
+
+static struct image one_image(const struct image_plan_defaults *d, const struct task_inputs *in)
+{
+    struct images list = {0};
+    struct image_plan p;
+    struct prompt_row row = {.prompt = "fox", .guidance = NAN};
+    image_plan_init(&p, d);
+    assert_true(image_plan_row(&p, &row, in, keep, &list, why, sizeof why));
+    image_plan_done(&p);
+    return list.at[0];
+}
+
+/* Same prompt and seed with another reference, mask or adapter is another image; the place of a file is no part of it. */
+static void inputs_are_part_of_the_content_key_and_give_the_size(void **state)
+{
+    (void)state;
+    struct image_plan_defaults d = defaults();
+    d.width = d.height = 0;
+    struct task_inputs in = {0};
+    struct image plain = one_image(&d, &in), images[5];
+    assert_int_equal(plain.width, 512);
+    in = (struct task_inputs){.image_count = 1, .images = {{.path = "/a/x.png", .width = 100, .height = 70}}};
+    strcpy(in.images[0].sha256, "aa");
+    images[0] = one_image(&d, &in);
+    assert_int_equal(images[0].width, 96);
+    in.images[0].path = "/b/y.png";
+    images[1] = one_image(&d, &in);
+    assert_memory_equal(images[0].key, images[1].key, 16);
+    strcpy(in.images[0].sha256, "ab");
+    images[1] = one_image(&d, &in);
+    in.mask = (struct task_inputs_file){.path = "/m.png", .sha256 = "cc"};
+    images[2] = one_image(&d, &in);
+    in.strength = 0.5;
+    images[3] = one_image(&d, &in);
+    in.lora_count = 1;
+    in.loras[0] = (struct task_inputs_lora){{.path = "/l", .sha256 = "dd"}, 1};
+    images[4] = one_image(&d, &in);
+    for (int i = 0; i < 5; i++) {
+        assert_memory_not_equal(images[i].key, plain.key, 16);
+        for (int k = 0; k < i; k++)
+            assert_memory_not_equal(images[i].key, images[k].key, 16);
+    }
+    d.width = d.height = 128;
+    assert_int_equal(one_image(&d, &in).width, 128);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -409,6 +559,9 @@ int main(void)
         cmocka_unit_test(line_that_stands_twice_is_two_images_with_two_seeds),
         cmocka_unit_test(given_seeds_count_up_and_overlap_without_losing_images),
         cmocka_unit_test(seeds_and_keys_are_those_of_the_first_release),
+        cmocka_unit_test(files_of_a_row_are_beside_the_prompt_file_and_read_once),
+        cmocka_unit_test(files_that_are_missing_or_no_pictures_are_named),
+        cmocka_unit_test(inputs_are_part_of_the_content_key_and_give_the_size),
         cmocka_unit_test(every_setting_is_part_of_the_key_and_names_are_not),
         cmocka_unit_test(rows_are_checked_together_with_the_defaults),
         cmocka_unit_test(campaign_names_are_plain),
