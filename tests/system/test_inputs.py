@@ -9,9 +9,9 @@ import subprocess
 
 from PIL import Image
 
-from farm import BIN, ROOT, sha256, wait_until
+from farm import BIN, ROOT, sha256
 
-TINY = ROOT / "tests/golden/models/tiny"
+TINY = ROOT / "tests/golden/models/pocket"
 LORAS = ROOT / "tests/golden/files"
 
 
@@ -47,7 +47,6 @@ def prepared(new_loose_farm):
     farm = new_loose_farm(TINY, name="tiny")
     for i, (width, height) in enumerate([(64, 64), (96, 64), (64, 64)]):
         picture(farm.root / f"{i}.png", width, height, i)
-    Image.new("L", (64, 64), 0).save(farm.root / "mask.png")
     half = Image.new("L", (64, 64), 0)
     half.paste(255, (32, 0, 64, 64))
     half.save(farm.root / "mask.png")
@@ -79,7 +78,7 @@ def test_every_row_is_the_image_that_render_makes_from_the_same_files(new_loose_
     for name in ("w1", "w2"):
         farm.worker(name)
     path = farm.file("edits.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
-    farm.run("submit", path, "--campaign", "edits", "--steps", "2", "--wait")
+    farm.run("submit", path, "--campaign", "edits", "--model", "tiny", "--steps", "2", "--wait")
     images = {i["row"] - 1: i for i in farm.assert_whole("edits", len(ROWS))}
     seen = [pixels(images[i]["path"]) for i in range(len(ROWS))]
     for i, row in enumerate(ROWS):
@@ -90,7 +89,7 @@ def test_every_row_is_the_image_that_render_makes_from_the_same_files(new_loose_
     assert images[0]["inputs"] is None
     record = Image.open(images[5]["path"]).text
     assert sha256(farm.root / "mask.png") in json.dumps(record) and str(farm.root) not in json.dumps(record)
-    again = json.loads(farm.run("submit", path, "--campaign", "edits", "--steps", "2", "--json").stdout)
+    again = json.loads(farm.run("submit", path, "--campaign", "edits", "--model", "tiny", "--steps", "2", "--json").stdout)
     assert (again["added"], again["present"]) == (0, len(ROWS))
 
 
@@ -102,7 +101,7 @@ def test_options_are_for_rows_that_name_no_file_of_their_own(new_loose_farm):
     (farm.root / "sub").mkdir()
     shutil.copy(farm.root / "1.png", farm.root / "sub/own.png")
     path = farm.file("sub/some.csv", "prompt,seed,image\nfox,1,\nfox,1,own.png\n")
-    farm.run("submit", path, "--campaign", "some", "--steps", "2", "--image", "2.png", "--lora", "lora-bfl.safetensors:0.5", "--wait")
+    farm.run("submit", path, "--campaign", "some", "--model", "tiny", "--steps", "2", "--image", "2.png", "--lora", "lora-bfl.safetensors:0.5", "--wait")
     images = farm.assert_whole("some", 2)
     for image, file in zip(images, ["2.png", "1.png"]):
         row = {"prompt": "fox", "seed": 1, "image": [file], "lora": ["lora-bfl.safetensors:0.5"]}
@@ -115,7 +114,7 @@ def test_a_file_that_changed_is_refused_and_one_that_is_away_is_waited_for(new_l
     farm = prepared(new_loose_farm)
     farm.coordinator()
     path = farm.file("late.csv", "prompt,seed,image\nfox,1,0.png\nfox,2,1.png\nfox,3,2.png\n")
-    farm.run("submit", path, "--campaign", "late", "--steps", "2")
+    farm.run("submit", path, "--campaign", "late", "--model", "tiny", "--steps", "2")
     picture(farm.root / "0.png", 64, 64, 77)
     (farm.root / "1.png").rename(farm.root / "away.png")
     farm.worker("w1")
@@ -124,7 +123,7 @@ def test_a_file_that_changed_is_refused_and_one_that_is_away_is_waited_for(new_l
     assert failure["kind"] == "refuse" and "has changed since it was submitted" in failure["reason"] and "0.png" in failure["reason"]
     (farm.root / "away.png").rename(farm.root / "1.png")
     farm.wait_for("late", done=2, failed=1)
-    again = json.loads(farm.run("submit", path, "--campaign", "late", "--steps", "2", "--json").stdout)
+    again = json.loads(farm.run("submit", path, "--campaign", "late", "--model", "tiny", "--steps", "2", "--json").stdout)
     assert (again["added"], again["present"]) == (1, 2)
     farm.wait_for("late", done=3, failed=1)
 
@@ -135,7 +134,7 @@ def test_an_adapter_that_does_not_fit_fails_its_rows_and_no_other(new_loose_farm
     farm.coordinator()
     shutil.copy(TINY / "vae/diffusion_pytorch_model.safetensors", farm.root / "vae.safetensors")
     rows = [{"prompt": f"{i}", **({"lora": "vae.safetensors"} if i % 2 else {})} for i in range(12)]
-    farm.submit("mixed", "".join(json.dumps(row) + "\n" for row in rows), suffix="jsonl")
+    farm.submit("mixed", "".join(json.dumps(row) + "\n" for row in rows), "--model", "tiny", suffix="jsonl")
     farm.worker("w1")
     farm.wait_for("mixed", done=6, failed=6)
     assert {f["kind"] for f in farm.lines("failures", "mixed")} == {"refuse"}
@@ -155,9 +154,9 @@ def test_bad_inputs_are_refused_by_line(new_loose_farm):
         ("prompt,lora\nfox,none.safetensors:0.5\n", ["bad.csv:2", "none.safetensors"]),
         ("prompt,image\nfox,.\n", ["bad.csv:2", "not a file"]),
     ]:
-        farm.refuses("submit", farm.file("bad.csv", content), "--campaign", "bad", said=said)
+        farm.refuses("submit", farm.file("bad.csv", content), "--campaign", "bad", "--model", "tiny", said=said)
     farm.run("status", "bad", code=2)
     good = farm.file("good.txt", "fox\n")
-    farm.refuses("submit", good, "--campaign", "bad", "--strength", "0.5", said=["good.txt:1", "a strength without a mask"])
-    farm.refuses("submit", good, "--campaign", "bad", "--strength", "2", said=["2", "at most 1"])
-    farm.refuses("submit", good, "--campaign", "bad", "--lora", "x:500", said=["x:500", "100"])
+    farm.refuses("submit", good, "--campaign", "bad", "--model", "tiny", "--strength", "0.5", said=["good.txt:1", "a strength without a mask"])
+    farm.refuses("submit", good, "--campaign", "bad", "--model", "tiny", "--strength", "2", said=["2", "at most 1"])
+    farm.refuses("submit", good, "--campaign", "bad", "--model", "tiny", "--lora", "x:500", said=["x:500", "100"])
