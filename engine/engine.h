@@ -29,7 +29,7 @@ struct engine_adapter { const char *file; float strength; }; /* a LoRA file (lor
 enum engine_variant { ENGINE_VARIANT_OF_FILES, ENGINE_DISTILLED, ENGINE_BASE };
 
 struct engine_options {
-    const char *model_dir;            /* diffusers layout; NULL: each part below is given */
+    const char *model_dir;            /* diffusers layout; parts may be files in it (model_parts.h); NULL: each part below is given */
     const char *transformer, *text_encoder, *vae; /* a file or folder of any known format instead of the folder's part; or NULL */
     const char *tokenizer;            /* a folder; or NULL */
     enum engine_variant variant;      /* what the user says where files cannot tell (model_variant.h) */

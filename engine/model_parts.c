@@ -31,6 +31,57 @@ static const char *own_path(const struct engine_options *o, int part)
     return paths[part];
 }
 
+/* The options with the files that stand in the model folder instead of folders: as if each had been given. */
+struct source {
+    struct engine_options options;
+    char paths[3][MODEL_FILE_PATH_MAX];
+};
+
+static bool is_folder(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+/* DIR/transformer.safetensors or .gguf into ret; "" when there is none. Both: which one is meant? */
+static bool find_file(char ret[MODEL_FILE_PATH_MAX], const char *dir, const char *part, struct engine_error *why)
+{
+    static const char *const endings[] = {"safetensors", "gguf"};
+    char name[64], path[MODEL_FILE_PATH_MAX];
+    ret[0] = 0;
+    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
+        snprintf(name, sizeof name, "%s.%s", part, endings[i]);
+        if (!model_file_path(path, dir, name, why))
+            return false;
+        if (access(path, F_OK) != 0)
+            continue;
+        if (ret[0])
+            return engine_error_set(why, ENGINE_BAD_MODEL, "%s: %s.safetensors and %s.gguf: one of the two is too many", dir, part, part);
+        snprintf(ret, MODEL_FILE_PATH_MAX, "%s", path);
+    }
+    return true;
+}
+
+static bool find_files(struct source *s, struct engine_error *why)
+{
+    struct engine_options *o = &s->options;
+    const char **const given[3] = {[TENSOR_NAMES_TRANSFORMER] = &o->transformer, [TENSOR_NAMES_TEXT_ENCODER] = &o->text_encoder,
+                                   [TENSOR_NAMES_VAE] = &o->vae};
+    for (int part = 0; part < 3 && o->model_dir; part++) {
+        char folder[MODEL_FILE_PATH_MAX];
+        if (*given[part])
+            continue;
+        if (!model_file_path(folder, o->model_dir, kinds[part].name, why))
+            return false;
+        if (is_folder(folder))
+            continue;
+        if (!find_file(s->paths[part], o->model_dir, kinds[part].name, why))
+            return false;
+        *given[part] = s->paths[part][0] ? s->paths[part] : NULL;
+    }
+    return true;
+}
+
 static bool check_given(const struct engine_options *o, struct engine_error *why)
 {
     for (int part = 0; part < 3 && !o->model_dir; part++)
@@ -66,12 +117,6 @@ static bool read_folder(struct model_config *c, const struct engine_options *o, 
                        : engine_error_at(why, "a model is a folder in the diffusers layout");
     }
     return true;
-}
-
-static bool is_folder(const char *path)
-{
-    struct stat st;
-    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
 /* The config.json in a part's folder, or in the folder of its file. */
@@ -146,10 +191,12 @@ static bool find_tokenizer(struct model_parts *p, const struct engine_options *o
                         : model_file_path(p->tokenizer_dir, o->model_dir, "tokenizer", why);
 }
 
-bool model_parts_open(struct model_parts *ret, const struct engine_options *o, struct engine_error *why)
+bool model_parts_open(struct model_parts *ret, const struct engine_options *options, struct engine_error *why)
 {
     struct model_parts p = {.config.scheduler.num_train_timesteps = 1000};
-    bool ok = check_given(o, why) && read_folder(&p.config, o, why) && find_tokenizer(&p, o, why) && open_files(&p, o, why) &&
+    struct source source = {.options = *options};
+    const struct engine_options *o = &source.options;
+    bool ok = find_files(&source, why) && check_given(o, why) && read_folder(&p.config, o, why) && find_tokenizer(&p, o, why) && open_files(&p, o, why) &&
               read_own(&p, o, why) && tell_variant(&p.config, o, why) && model_config_check(&p.config, why);
     if (!ok) {
         model_parts_close(&p);

@@ -1,6 +1,7 @@
 /* model_parts.h - which files a model is made of, opened, and what they say it is: configuration and variant.
  *
- * A part comes from the model folder or from a file or folder of its own. The folder's parts have their config.json. A file's
+ * A part comes from the model folder or from a file or folder of its own. The model folder has it as a folder (diffusers layout) or
+ * as a file of its name: transformer.safetensors, text_encoder.gguf; a link will do. The folder's parts have their config.json. A file's
  * dimensions are those of the config.json beside it, if that is one of this part, else those of its tensors. index and
  * scheduler belong to the transformer: with a transformer from elsewhere, they are told again (model_variant.h). */
 #ifndef KILN_MODEL_PARTS_H

@@ -118,12 +118,22 @@ static enum answer by_sibling(struct model_variant *ret, const char *path)
     return by_index(ret, above);
 }
 
+/* A file may be linked to by a name that says nothing ("transformer.gguf"); then its own name is asked. */
+static enum answer by_name(struct model_variant *ret, const char *path)
+{
+    char *real = NULL;
+    bool is_told = model_variant_of_name(ret, base_name(path)) ||
+                   ((real = realpath(path, NULL)) && model_variant_of_name(ret, base_name(real)));
+    free(real);
+    return is_told ? TOLD : SILENT;
+}
+
 bool model_variant_tell(struct model_variant *ret, const char *path, model_variant_sha256 *sha256, struct engine_error *why)
 {
     struct model_variant name, index;
     if (by_publication(ret, path, sha256) == TOLD)
         return true;
-    bool has_name = model_variant_of_name(&name, base_name(path)), has_index = by_sibling(&index, path) == TOLD;
+    bool has_name = by_name(&name, path) == TOLD, has_index = by_sibling(&index, path) == TOLD;
     if (has_name && has_index && name.is_distilled != index.is_distilled)
         return engine_error_set(why, ENGINE_BAD_MODEL, "%s: distilled or base? Its name says one, the model_index.json beside "
                                 "it the other; say which with --distilled or --base", path);

@@ -10,6 +10,7 @@
 #include "digest.h"
 #include "inputs.h"
 #include "log.h"
+#include "weights_digest.h"
 
 /* The first image pays for page faults, thread start and packed weights; a campaign's first should not. */
 static bool warm_up(struct model *m, struct engine_error *why)
@@ -51,7 +52,7 @@ static bool open_engine(struct model_set *s, struct model *m, const struct engin
                         struct engine_error *why)
 {
     struct engine_options options = {.model_dir = m->dir, .precision = s->precision, .threads = s->threads,
-                                     .device = s->device, .adapters = adapters, .adapter_count = adapter_count};
+                                     .device = s->device, .sha256 = weights_digest_file, .adapters = adapters, .adapter_count = adapter_count};
     double start_s = clock_s();
     log_event(LOG_INFO, "model_opening", "model=%s dir=%s adapters=%d", log_quote(m->name), log_quote(m->dir), adapter_count);
     bool ok;

@@ -21,7 +21,7 @@ static const char help[] =
     "Takes batches of images from a coordinator, renders them, writes the files, reports.\n"
     "\n"
     "  --connect ENDPOINT   the coordinator: tcp://127.0.0.1:PORT, tcp://[::1]:PORT or ipc:///PATH\n"
-    "  --model NAME=DIR     a model in diffusers layout and the name campaigns use for it\n"
+    "  --model NAME=DIR     a model in diffusers layout (parts may be files: transformer.gguf) and the name campaigns use for it\n"
     "  --device D           what it renders on: cpu (default), cuda or cuda:N\n"
     "  --threads N          default: all cores\n"
     "  --precision P        bf16 (default) or f32\n"

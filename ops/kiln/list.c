@@ -220,8 +220,10 @@ static bool image_json(void *context, const struct image_row *r)
     put_text(t, "worker", r->worker);
     put_int(t, "attempt", r->attempt);
     put_double(t, "render_s", r->render_s);
-    json_text_put(t, ",\"inputs\":"); /* the database holds it as JSON */
-    json_text_put(t, r->inputs ? r->inputs : "null");
+    if (r->inputs) { /* the database holds it as JSON */
+        json_text_put(t, ",\"inputs\":");
+        json_text_put(t, r->inputs);
+    }
     return print_object(t);
 }
 

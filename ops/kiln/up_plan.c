@@ -20,7 +20,8 @@
 #define HOST_MAX 64
 
 const char up_plan_usage[] =
-    "  --model NAME=DIR    a model in diffusers layout and the name campaigns use for it; may be given many times\n"
+    "  --model NAME=DIR    a model in diffusers layout (parts may be files or links: transformer.gguf) and the name campaigns use\n"
+    "                      for it; may be given many times\n"
     "                      (those of the last `kiln up` here; the bundled pocket model when there was none)\n"
     "  --workers N         1 to 256 (1)\n"
     "  --device cpu        what workers render on\n"

@@ -167,7 +167,7 @@ static bool list_add(struct file_list *list, const char *name)
 
 static bool is_weight_file(const char *name)
 {
-    static const char *const endings[] = {".json", ".txt", ".safetensors"};
+    static const char *const endings[] = {".json", ".txt", ".safetensors", ".gguf"};
     size_t length = strlen(name);
     for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
         size_t tail = strlen(endings[i]);
@@ -247,7 +247,7 @@ static bool list_model(struct file_list *list, const char *model_dir, char *why,
     if (!list_part(list, model_dir, "", why, why_bytes))
         return false;
     if (list->count == 0) {
-        snprintf(why, why_bytes, "%s: no .json, .txt or .safetensors file in it: not a model folder", model_dir);
+        snprintf(why, why_bytes, "%s: no .json, .txt, .safetensors or .gguf file in it: not a model folder", model_dir);
         return false;
     }
     qsort(list->names, list->count, sizeof *list->names, by_name);

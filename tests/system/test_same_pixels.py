@@ -39,6 +39,25 @@ def test_the_same_row_gives_the_same_pixels_alone_in_a_batch_on_any_threads_and_
     assert len(set(seen["b1t1"].values())) == 3
 
 
+def test_a_model_folder_of_links_serves_a_farm(new_farm, tmp_path):
+    """Single files work in campaigns as in `render`."""
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    for part in ("tokenizer", "vae", "model_index.json"):
+        (folder / part).symlink_to(POCKET / part)
+    (weights,) = (POCKET / "text_encoder").glob("*.safetensors")
+    (folder / "text_encoder.safetensors").symlink_to(weights)
+    (folder / "transformer.safetensors").symlink_to(POCKET / "transformer/diffusion_pytorch_model.safetensors")
+    pictures = []
+    for model in (folder, POCKET):
+        farm = new_farm(model, name="pocket")
+        farm.up("--workers", "1")
+        farm.submit("linked", "red heart\n", "--wait")
+        pictures.append(pixels(farm.assert_whole("linked", 1)[0]["path"]))
+        farm.down()
+    assert pictures[0] == pictures[1]
+
+
 def facts(farm, name):
     """What must not change: file, bytes, time of writing."""
     return {i["path"]: (i["sha256"], sha256(i["path"]), os.stat(i["path"]).st_mtime_ns, i["seed"]) for i in farm.images(name)}

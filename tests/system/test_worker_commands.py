@@ -177,6 +177,33 @@ def test_parts_of_a_model_come_from_single_files_and_inspect_says_what_they_are(
     assert Image.open(whole).tobytes() == Image.open(single).tobytes()
 
 
+def test_parts_of_a_model_folder_may_be_links_to_files(tmp_path):
+    """People have one file of weights and no wish to copy it; what its own name says counts, not the link's."""
+    folder, file = tmp_path / "linked", tmp_path / "klein-of-mine.safetensors"
+    folder.mkdir()
+    shutil.copy(TINY / "transformer/diffusion_pytorch_model.safetensors", file)
+    for part in ("tokenizer", "text_encoder", "vae"):
+        (folder / part).symlink_to(TINY / part)
+    (folder / "transformer.safetensors").symlink_to(file)
+    words = ["--prompt", "x", "--seed", 1, "--size", "64x64", "--steps", 1]
+    whole, linked = tmp_path / "whole.png", tmp_path / "linked.png"
+    assert worker("render", "--model", TINY, *words, "--out", whole).returncode == 0
+    run = worker("render", "--model", folder, *words, "--out", linked)
+    assert run.returncode == 0, run.stderr
+    assert Image.open(whole).tobytes() == Image.open(linked).tobytes()
+    before = json.loads(worker("inspect", "--model", folder, "--json").stdout)
+    assert before["variant"] == "distilled"
+    (folder / "transformer.gguf").symlink_to(file)
+    run = worker("render", "--model", folder, *words, "--out", linked)
+    assert run.returncode == 2 and "one of the two is too many" in run.stderr
+    (folder / "transformer.safetensors").unlink()
+    after = json.loads(worker("inspect", "--model", folder, "--json").stdout)  # what a file is, its first bytes say
+    assert after["variant"] == "distilled" and after["sha256"] != before["sha256"]
+    (folder / "transformer.gguf").unlink()
+    run = worker("render", "--model", folder, *words, "--out", linked)
+    assert run.returncode == 2 and "transformer" in run.stderr
+
+
 def test_adapters_change_the_picture_by_their_scale_and_foreign_keys_are_listed(tmp_path):
     lora, out = ROOT / "tests/golden/files/lora-bfl.safetensors", tmp_path / "x.png"
     words = ["--model", TINY, "--prompt", "x", "--seed", 1, "--size", "64x64", "--steps", 1, "--out", out]

@@ -241,7 +241,7 @@ static void refused_submission_leaves_nothing(void **state)
     EXPECT(2, submit_command, path, "--campaign", "refused", "--model", "m", "--out", "s3://bucket/x");
     expect_word(err, "folders only");
     EXPECT(2, submit_command, path, "--campaign", "refused", "--model", "m", "--lora", "x.safetensors");
-    expect_word(err, "text to image only");
+    expect_word(err, "cannot be read");
     EXPECT(2, submit_command, path, "--campaign", "refused", "--model", "m", "--out", "/nowhere/at/all");
     expect_word(err, "parent must exist");
     EXPECT(2, submit_command, "/nowhere.txt", "--campaign", "refused", "--model", "m");
