@@ -3,6 +3,7 @@
 Same files, tensors and code path as a real model; a picture is noise and takes some hundredths of a second. The same seed
 gives the same bytes."""
 
+import contextlib
 import pathlib
 import shutil
 import sys
@@ -30,20 +31,28 @@ CONFIGS = {
 }
 
 
+@contextlib.contextmanager
+def shapes(**changes):
+    """The maker's dimensions are those of this module, and the changes to them."""
+    wanted = SHAPES | changes
+    kept = {name: getattr(maker, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            setattr(maker, name, value)
+        yield maker
+    finally:
+        for name, value in kept.items():
+            setattr(maker, name, value)
+
+
 def make(folder, seed=1):
     """Writes the model's folder and returns it."""
     folder = pathlib.Path(folder)
-    kept = {name: getattr(maker, name) for name in SHAPES}
-    try:
-        for name, value in SHAPES.items():
-            setattr(maker, name, value)
+    with shapes():
         values = maker.Values(seed)
         for part, tensors in (("vae", maker.vae()), ("transformer", maker.transformer())):
             maker.write_safetensors(folder / part / "diffusion_pytorch_model.safetensors", tensors, values)
         maker.write_shards(folder / "text_encoder", maker.text_encoder(), values)
-    finally:
-        for name, value in kept.items():
-            setattr(maker, name, value)
     for name, config in maker.CONFIGS.items():
         maker.write_json(folder / name, config | CONFIGS.get(name, {}))
     shutil.copytree(TOKENIZER, folder / "tokenizer", dirs_exist_ok=True)
