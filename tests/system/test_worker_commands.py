@@ -121,7 +121,7 @@ def test_what_is_no_reference_image_is_refused_with_its_name(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     good = ROOT / "tests/golden/edit-one/reference-0.png"
     for words, said in [
-        (["--image", tmp_path / "none.png"], "none.png': No such file"),
+        (["--image", tmp_path / "none.png"], "none.png': cannot be read: No such file"),
         (["--image", good, "--image", tmp_path / "text.png"], "text.png'"),
         (["--image", tmp_path / "empty.png"], "empty.png'"),
         (["--image", tmp_path / "pipe.png"], "pipe.png'"),
