@@ -17,7 +17,7 @@ struct plan {
     bool is_served[DISPATCH_GROUPS_MAX];
     int slots;
 };
-struct taker { int worker, free, held, model; };
+struct taker { int worker, free, held, model; int64_t loras; };
 
 int dispatch_batch(const struct dispatch_worker *w, int model, int64_t pixels)
 {
@@ -76,6 +76,11 @@ static bool is_starving(const struct plan *p, int group)
     return p->view->groups[group].waited_s >= DISPATCH_STARVE_S && !p->is_served[group];
 }
 
+static bool is_loaded(const struct taker *t, const struct dispatch_group *g)
+{
+    return g->model == t->model && g->loras == t->loras;
+}
+
 /* is_better: does this taker rather take group a than b? Both have the room; ties go to the earlier group. */
 static bool is_better(const struct plan *p, const struct taker *t, int a, int b)
 {
@@ -88,8 +93,8 @@ static bool is_better(const struct plan *p, const struct taker *t, int a, int b)
         return ga->waited_s > gb->waited_s;
     double a_s = p->owed_s[ga->campaign], b_s = p->owed_s[gb->campaign];
     if (t->model >= 0) {
-        a_s += ga->model == t->model ? DISPATCH_SWITCH_S : 0;
-        b_s += gb->model == t->model ? DISPATCH_SWITCH_S : 0;
+        a_s += is_loaded(t, ga) ? DISPATCH_SWITCH_S : 0;
+        b_s += is_loaded(t, gb) ? DISPATCH_SWITCH_S : 0;
     }
     return a_s > b_s;
 }
@@ -130,6 +135,7 @@ static void give(struct plan *p, struct taker *t, int group, int count)
     const struct dispatch_group *groups = p->view->groups, *g = &groups[group];
     t->free -= count;
     t->model = g->model;
+    t->loras = g->loras;
     p->slots -= count;
     if (p->left[group] != DISPATCH_PLENTY)
         p->left[group] -= count;
@@ -154,7 +160,8 @@ static int list_takers(const struct dispatch_view *view, struct taker *ret)
     int count = 0;
     for (int i = 0; i < view->worker_count; i++)
         if (view->workers[i].free > 0 && view->workers[i].batch_max > 0)
-            ret[count++] = (struct taker){i, view->workers[i].free, view->workers[i].held, view->workers[i].model};
+            ret[count++] = (struct taker){i, view->workers[i].free, view->workers[i].held, view->workers[i].model,
+                                           view->workers[i].loras};
     qsort(ret, (size_t)count, sizeof *ret, by_held);
     return count;
 }

@@ -4,7 +4,7 @@
  * 1. The highest priority that has something for this worker. Nothing below makes up for it.
  * 2. A (campaign, model) that has waited DISPATCH_STARVE_S or more, longest first: the limit of rule 3.
  * 3. The campaign that is owed most (deficit round robin in render-seconds), where a model the worker does not have
- *    loaded must be owed DISPATCH_SWITCH_S more: a switch has to pay.
+ *    loaded, or not with these adapters, must be owed DISPATCH_SWITCH_S more: a switch has to pay.
  *
  * A batch is of one group, at most what the worker takes at once, what was learnt to fit, and its free credit; when the
  * tasks left are counted, at most a fair share of them. Workers take one batch each in turn, idle ones first. */
@@ -28,6 +28,7 @@ struct dispatch_group {
     int64_t id;
     int campaign;          /* index into the campaigns of the view */
     int model;             /* names are numbers here; the caller's table */
+    int64_t loras;         /* a number for its adapters; 0: none */
     int64_t pixels;
     int priority;
     bool is_commercial;    /* the campaign's declared use */
@@ -43,6 +44,7 @@ struct dispatch_worker {
     int batch_max;
     int held;              /* idle workers come first */
     int model;             /* of its last batch; -1: none yet */
+    int64_t loras;         /* the same */
     const struct dispatch_model *models; int model_count;
     const struct dispatch_cap *caps; int cap_count;
 };

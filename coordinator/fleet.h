@@ -58,6 +58,7 @@ struct fleet_worker {
     uint64_t step_counter;
     bool is_stuck;
     int model;               /* of its last batch, -1 none */
+    int64_t loras;           /* the same, a number; 0: none */
     struct dispatch_model models[DISPATCH_MODELS_MAX]; int model_count;
     char digests[DISPATCH_MODELS_MAX][65]; /* of the models' weights */
     struct dispatch_cap caps[DISPATCH_CAPS_MAX]; int cap_count, next_cap;

@@ -234,6 +234,7 @@ static bool assign(struct coordinator *c, struct fleet_worker *w, const struct w
             w->step_ms = now_ms;
         hold_all(c, w, g, claimed, count, now_ms);
         w->model = c->workload.items[g - c->workload.groups].model;
+        w->loras = g->row.loras;
         return true;
     }
     /* What cannot be written as a message will not be next time either: that counts as an attempt. */

@@ -115,7 +115,7 @@ bool workload_offer(struct workload *l, struct fleet *f, const struct task_group
         *g = (struct workload_group){offer[i], shape_of(l, model, pixels, offer[i].steps)};
         g->row.out_dir = out_dir;
         l->items[l->group_count++] = (struct dispatch_group){
-            .id = offer[i].id, .campaign = campaign_of(l, before, before_count, offer[i].campaign_id), .model = model,
+            .id = offer[i].id, .campaign = campaign_of(l, before, before_count, offer[i].campaign_id), .model = model, .loras = offer[i].loras,
             .pixels = pixels, .priority = offer[i].priority, .is_commercial = strcmp(offer[i].use, "commercial") == 0,
             .left = offer[i].ready >= TASK_STORE_SEEN_MAX ? DISPATCH_PLENTY : offer[i].ready};
     }
@@ -145,7 +145,7 @@ static int list_takers(struct workload *l, const struct fleet *f, int64_t now_ms
                 continue;
             l->taker_of[count] = w;
             l->takers[count++] = (struct dispatch_worker){
-                .free = free_credit, .batch_max = (int)w->batch_max, .held = w->unacked - w->returning, .model = w->model,
+                .free = free_credit, .batch_max = (int)w->batch_max, .held = w->unacked - w->returning, .model = w->model, .loras = w->loras,
                 .models = w->models, .model_count = w->model_count, .caps = w->caps, .cap_count = w->cap_count};
         }
     return count;

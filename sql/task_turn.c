@@ -586,7 +586,7 @@ static void read_offer(struct task_turn *t, struct pg_result *rows)
             .id = pg_row_i64(rows, i, 0), .campaign_id = pg_row_i64(rows, i, 1), .width = (int)pg_row_i64(rows, i, 4),
             .height = (int)pg_row_i64(rows, i, 5), .steps = (int)pg_row_i64(rows, i, 6), .guidance = pg_row_f64(rows, i, 7),
             .out_dir = (char *)(uintptr_t)pg_row_text(rows, i, 8), .priority = (int)pg_row_i64(rows, i, 11),
-            .ready = (int)pg_row_i64(rows, i, 12)};
+            .ready = (int)pg_row_i64(rows, i, 12), .loras = pg_row_i64(rows, i, 13)};
         snprintf(g->campaign, sizeof g->campaign, "%s", pg_row_text(rows, i, 2));
         snprintf(g->model, sizeof g->model, "%s", pg_row_text(rows, i, 3));
         snprintf(g->format, sizeof g->format, "%s", pg_row_text(rows, i, 9));

@@ -23,6 +23,7 @@
 struct task_group {
     int64_t id, campaign_id;
     char campaign[TASK_STORE_NAME_MAX + 1], model[TASK_STORE_NAME_MAX + 1];
+    int64_t loras;             /* a number for its adapters: other ones, other number; 0: none */
     int width, height, steps;  /* steps 0: model's default */
     double guidance;           /* NaN: model's default */
     char *out_dir;             /* absolute */

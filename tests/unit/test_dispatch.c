@@ -157,6 +157,19 @@ static void model_is_switched_only_when_it_pays(void **state)
     }
 }
 
+/* An adapter is merged when a model is opened: rows of one stay together, also within a campaign. */
+static void same_adapters_stay_together(void **state)
+{
+    (void)state;
+    struct dispatch_group groups[] = {GROUP(.loras = 0, .left = 8), GROUP(.loras = 7, .left = 8), GROUP(.loras = -7, .left = 8)};
+    struct dispatch_campaign campaigns[] = {{1, 0}};
+    struct dispatch_worker w = WORKER(.model = KLEIN, .loras = 7, .free = 24);
+    static const int order[] = {1, 1, 0, 0, 2, 2};
+    assert_int_equal(plan(groups, 3, campaigns, 1, &w, 1, 1024), COUNT(order));
+    for (int i = 0; i < COUNT(order); i++)
+        assert_int_equal(wants[i].group, order[i]);
+}
+
 /* One worker in a simulated day: A is endless, B came later with another model and is never owed enough to pay for a switch. */
 static void other_model_waits_no_longer_than_the_limit(void **state)
 {
@@ -280,6 +293,7 @@ int main(void)
         cmocka_unit_test(equal_campaigns_get_equal_seconds_not_equal_images),
         cmocka_unit_test(what_is_owed_has_a_limit),
         cmocka_unit_test(model_is_switched_only_when_it_pays),
+        cmocka_unit_test(same_adapters_stay_together),
         cmocka_unit_test(other_model_waits_no_longer_than_the_limit),
         cmocka_unit_test(only_one_worker_turns_to_who_starves),
         cmocka_unit_test(few_tasks_are_shared_by_all_who_are_free),
