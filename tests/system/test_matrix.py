@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import formats
+import weight_formats as formats
 import speck
 from farm import BIN
 
