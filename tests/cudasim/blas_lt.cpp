@@ -344,6 +344,7 @@ std::shared_ptr<Work> matmul_work(const Problem &p, const Operands &o, int id)
     work->cost.bytes = batch * (m * k * static_cast<double>(bytes_of(p.a.type)) + k * n * static_cast<double>(bytes_of(p.b.type)) +
                                 m * n * static_cast<double>(bytes_of(p.d.type)) + c_bytes);
     work->cost.is_tensor_core = p.a.type != CUDA_R_32F || p.op.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
+    work->cost.is_fp8 = is_fp8(p.a.type);
     work->run = [p, o, id] {
         for (size_t batch_index = 0; batch_index < static_cast<size_t>(p.d.batch_count); batch_index++)
             multiply_batch(p, o, splits_of(id), batch_index);

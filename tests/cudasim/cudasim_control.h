@@ -22,6 +22,7 @@ struct cudasim_counters {
     uint64_t collectives;       /* NCCL operations */
     uint64_t copies, memsets;   /* cudaMemcpy*, cudaMemset* */
     uint64_t host_waits;        /* calls in which the host waited for a device */
+    uint64_t host_stalls;       /* those that a launch followed: the device had run dry */
     uint64_t allocations, frees; /* device memory */
     uint64_t calls;             /* of the whole API: what fault point `any` counts */
     uint64_t host_to_device_bytes, device_to_host_bytes, device_to_device_bytes;
@@ -59,6 +60,14 @@ size_t cudasim_leaks(char *text, size_t capacity);
 
 /* cudasim_trace: from now on every operation is a line of JSON in this file; NULL ends it. False: cannot be opened. */
 bool cudasim_trace(const char *path);
+
+/* cudasim_watch: from now on each launch is shown to `see`, on the thread that launches, as it enters its stream; NULL ends it. */
+struct cudasim_launch {
+    const char *name;           /* of the kernel or library call, valid during the call */
+    double bytes, flops;
+    bool is_library, is_tensor_core, is_fp8;
+};
+void cudasim_watch(void (*see)(const struct cudasim_launch *launch));
 
 /* cudasim_mark writes {"op":"mark","name":name} to the trace: where a step begins. */
 void cudasim_mark(const char *name);

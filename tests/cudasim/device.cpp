@@ -15,7 +15,7 @@
 namespace cudasim
 {
 
-static constexpr size_t PAGE = 4096, ALIGN = 256;
+static constexpr size_t PAGE = 4096, ALIGN = 256, OVERBOOKED_RANGE = size_t{1} << 40;
 
 static const Profile profiles[] = {
     {"a100", "NVIDIA A100-SXM4-80GB", 8, 0, 81920, 108, 163, 164, 40, 2048, 1410, 1593, 5120},
@@ -52,7 +52,7 @@ static Device *make_device(int index)
     d->profile = settings().profile;
     d->capacity_bytes = settings().vram_bytes[index];
     d->used_bytes = d->peak_bytes = settings().context_bytes;
-    d->range_bytes = 2 * d->capacity_bytes + (size_t{64} << 20);
+    d->range_bytes = settings().is_overbooked ? OVERBOOKED_RANGE : 2 * d->capacity_bytes + (size_t{64} << 20);
     void *map = mmap(nullptr, d->range_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED)
         settings_die("no address space for device " + std::to_string(index));
@@ -160,7 +160,8 @@ void *device_allocate(Device *d, size_t bytes)
 {
     std::lock_guard<std::mutex> lock(d->mutex);
     size_t charge = round_up(bytes, 512);
-    if (charge < bytes || charge > d->capacity_bytes || d->used_bytes > d->capacity_bytes - charge)
+    bool is_too_much = charge > d->capacity_bytes || d->used_bytes > d->capacity_bytes - charge;
+    if (charge < bytes || (is_too_much && !settings().is_overbooked))
         return nullptr;
     size_t span = span_of(bytes);
     for (auto hole = d->holes.begin(); hole != d->holes.end(); ++hole) {

@@ -25,6 +25,8 @@ namespace cudasim
 
 static std::mutex &mutex = *new std::mutex; /* guards what follows */
 static cudasim_counters totals;
+static uint64_t waits_since_launch;
+static void (*watcher)(const cudasim_launch *);
 static FILE *trace_file;
 static bool is_trace_read; /* CUDASIM_TRACE has been looked at */
 static long open_things[static_cast<int>(Thing::THING_COUNT)];
@@ -128,6 +130,21 @@ static void count_copy(const Work &work)
         totals.device_to_device_bytes += bytes;
 }
 
+static void count_launch(const Work &work)
+{
+    totals.launches++;
+    totals.bytes += work.cost.bytes;
+    totals.flops += work.cost.flops;
+    if (work.cost.is_tensor_core)
+        totals.tensor_core_flops += work.cost.flops;
+    totals.host_stalls += waits_since_launch;
+    waits_since_launch = 0;
+    cudasim_launch launch = {work.name.c_str(), work.cost.bytes, work.cost.flops, work.kind == Work::LIBRARY,
+                             work.cost.is_tensor_core, work.cost.is_fp8};
+    if (watcher)
+        watcher(&launch);
+}
+
 void ledger_work(const Work &work, int device, int stream_id, int graph_id)
 {
     std::lock_guard<std::mutex> lock(mutex);
@@ -136,11 +153,7 @@ void ledger_work(const Work &work, int device, int stream_id, int graph_id)
         totals.library_calls++;
         [[fallthrough]];
     case Work::KERNEL:
-        totals.launches++;
-        totals.bytes += work.cost.bytes;
-        totals.flops += work.cost.flops;
-        if (work.cost.is_tensor_core)
-            totals.tensor_core_flops += work.cost.flops;
+        count_launch(work);
         break;
     case Work::COPY:
         count_copy(work);
@@ -168,6 +181,7 @@ void ledger_host_wait(const char *function)
 {
     std::lock_guard<std::mutex> lock(mutex);
     totals.host_waits++;
+    waits_since_launch++;
     if (FILE *out = trace_out())
         fprintf(out, "{\"op\":\"host_wait\",\"name\":\"%s\",\"device\":%d}\n", function, device_current_index());
 }
@@ -262,8 +276,8 @@ static void write_report(const std::string &leaks, size_t leak_count)
                 m.peak_bytes, m.used_bytes);
     }
     fprintf(out, "],\"launches\":%lu,\"graph_launches\":%lu,\"library_calls\":%lu,\"collectives\":%lu,\"copies\":%lu,"
-                 "\"memsets\":%lu,\"host_waits\":%lu,\"allocations\":%lu,\"frees\":%lu,\"calls\":%lu,",
-            c.launches, c.graph_launches, c.library_calls, c.collectives, c.copies, c.memsets, c.host_waits,
+                 "\"memsets\":%lu,\"host_waits\":%lu,\"host_stalls\":%lu,\"allocations\":%lu,\"frees\":%lu,\"calls\":%lu,",
+            c.launches, c.graph_launches, c.library_calls, c.collectives, c.copies, c.memsets, c.host_waits, c.host_stalls,
             c.allocations, c.frees, c.calls);
     fprintf(out, "\"host_to_device_bytes\":%lu,\"device_to_host_bytes\":%lu,\"device_to_device_bytes\":%lu,"
                  "\"collective_bytes\":%lu,\"bytes\":%.0f,\"flops\":%.0f,\"tensor_core_flops\":%.0f,",
@@ -325,6 +339,7 @@ void cudasim_counters_reset(void)
 {
     std::lock_guard<std::mutex> lock(mutex);
     totals = cudasim_counters();
+    waits_since_launch = 0;
     call_count = 0;
 }
 
@@ -389,6 +404,12 @@ size_t cudasim_leaks(char *text, size_t capacity)
 bool cudasim_trace(const char *path)
 {
     return trace_open(path);
+}
+
+void cudasim_watch(void (*see)(const struct cudasim_launch *launch))
+{
+    std::lock_guard<std::mutex> lock(mutex);
+    watcher = see;
 }
 
 void cudasim_mark(const char *name)

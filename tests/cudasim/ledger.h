@@ -23,7 +23,7 @@ void ledger_graph_launch(int device, int stream_id, int graph_id, size_t node_co
 /* The cost the calling thread declared for its next launch; taking it forgets it. */
 struct Cost {
     double bytes = 0, flops = 0;
-    bool is_tensor_core = false;
+    bool is_tensor_core = false, is_fp8 = false;
 };
 Cost ledger_take_cost();
 

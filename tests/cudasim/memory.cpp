@@ -354,7 +354,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
     Device *d = device_current();
     std::lock_guard<std::mutex> lock(d->mutex);
     *total_bytes = d->capacity_bytes;
-    *free_bytes = d->capacity_bytes - d->used_bytes;
+    *free_bytes = d->used_bytes < d->capacity_bytes ? d->capacity_bytes - d->used_bytes : 0;
     return cudaSuccess;
 }
 

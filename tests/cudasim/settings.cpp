@@ -92,6 +92,9 @@ static Settings *read_settings()
     if (mode && strcmp(mode, "dry") && strcmp(mode, "run"))
         settings_die(std::string("CUDASIM_MODE=") + mode + ": want run or dry");
     s->is_dry = mode && !strcmp(mode, "dry");
+    s->is_overbooked = number_of("CUDASIM_OVERBOOK", 0, 0, 1) != 0;
+    if (s->is_overbooked && !s->is_dry)
+        settings_die("CUDASIM_OVERBOOK=1 needs CUDASIM_MODE=dry");
     s->is_sync = number_of("CUDASIM_SYNC", 0, 0, 1) != 0;
     unsigned cores = std::thread::hardware_concurrency();
     s->worker_count = static_cast<int>(number_of("CUDASIM_THREADS", cores < 1 ? 1 : cores > 8 ? 8 : cores, 1, 64));

@@ -19,6 +19,7 @@ struct Settings {
     std::vector<size_t> vram_bytes; /* per device */
     size_t context_bytes;           /* of each device, taken before the first allocation */
     bool is_dry;                    /* executes no kernel, copy or library call */
+    bool is_overbooked;             /* a dry device gives out more memory than it has */
     bool is_sync;                   /* streams run in the caller */
     int worker_count;
     size_t stack_bytes;

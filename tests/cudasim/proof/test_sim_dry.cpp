@@ -42,6 +42,39 @@ static void launches_are_counted_with_their_cost(void **)
     assert_true(after.bytes - before.bytes == 4.0 * rows * columns + 4.0 * columns + 4.0 * 24 * 8192 * 128);
 }
 
+static double watched_flops;
+static int watched_count;
+
+static void each_launch_is_shown_to_the_watcher(void **)
+{
+    DeviceArray<float> x(1000);
+    cudasim_watch([](const cudasim_launch *l) {
+        watched_flops += l->flops;
+        watched_count += !strcmp(l->name, "add_kernel") && !l->is_library && !l->is_tensor_core;
+    });
+    must(sim_add(x.data, 1, 1000, nullptr));
+    must(sim_add(x.data, 1, 1000, nullptr));
+    cudasim_watch(nullptr);
+    must(sim_add(x.data, 1, 1000, nullptr));
+    assert_int_equal(watched_count, 2);
+    assert_true(watched_flops == 2000);
+}
+
+static void a_wait_with_launches_behind_it_is_a_stall(void **)
+{
+    struct cudasim_counters c;
+    DeviceArray<float> x(1000);
+    cudasim_counters_reset();
+    must(cudaDeviceSynchronize()); /* nothing was launched before, but the device is idle until the next launch */
+    must(sim_add(x.data, 1, 1000, nullptr));
+    must(sim_add(x.data, 1, 1000, nullptr));
+    must(cudaDeviceSynchronize());
+    must(cudaDeviceSynchronize());
+    cudasim_counters_read(&c);
+    assert_int_equal(c.host_waits, 3);
+    assert_int_equal(c.host_stalls, 1); /* the last two end the work */
+}
+
 static void checks_stay_on(void **)
 {
     DeviceArray<float> x(100);
@@ -117,6 +150,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(sixty_gigabytes_are_only_numbers, sim_nothing_left),
         cmocka_unit_test_teardown(launches_are_counted_with_their_cost, sim_nothing_left),
+        cmocka_unit_test_teardown(each_launch_is_shown_to_the_watcher, sim_nothing_left),
+        cmocka_unit_test_teardown(a_wait_with_launches_behind_it_is_a_stall, sim_nothing_left),
         cmocka_unit_test_teardown(checks_stay_on, sim_nothing_left),
         cmocka_unit_test_teardown(a_device_before_fp8_refuses_it, sim_nothing_left),
         cmocka_unit_test_teardown(the_trace_has_a_line_for_everything, sim_nothing_left),
