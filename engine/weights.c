@@ -135,7 +135,7 @@ static bool find(struct weights *w, struct weight *ret, const char *name, int ra
              shape_text(got, sizeof got, ret->rank, ret->shape), shape_text(want, sizeof want, rank, shape));
         return false;
     }
-    if (!weight_files_is_finite(ret)) {
+    if (!kern_is_dry(w->kern) && !weight_files_is_finite(ret)) {
         fail(w, ENGINE_BAD_MODEL, "%s: tensor '%s' has NaN or infinite values", ret->file, ret->name);
         return false;
     }
@@ -170,9 +170,9 @@ static struct tensor view(struct weights *w, const struct weight *e, void **ret_
     t.data = *ret_memory = malloc(tensor_bytes(t) + 1);
     if (!t.data)
         fail(w, ENGINE_NO_MEMORY, "no memory to convert '%s'", e->name);
-    else if (adapted)
+    else if (adapted && !kern_is_dry(w->kern))
         adapt(w, t, e);
-    else
+    else if (!kern_is_dry(w->kern))
         weight_files_decode(t, e);
     return t;
 }
@@ -286,7 +286,8 @@ const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t 
         fail(w, ENGINE_NO_MEMORY, "no memory to join '%s' with its neighbours", names[0]);
         return NULL;
     }
-    join(w, all, parts, count);
+    if (!kern_is_dry(w->kern))
+        join(w, all, parts, count);
     const struct kern_weight *packed = w->failed ? NULL : keep_packed(w, kern_weight_linear(w->kern, w->dtype, all, (struct tensor){0}));
     free(all.data);
     return packed;

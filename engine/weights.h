@@ -3,7 +3,8 @@
  * A `weights` is one part (text encoder, transformer, VAE) being loaded: the first missing tensor or
  * wrong shape is kept, later calls do nothing and return empty values, weights_done says how it went -
  * so a model's loading function is a list of names and shapes. NaN or infinite values are an error that
- * names the tensor. What was taken belongs to the kern / the pool and is freed by weights_pool_free. */
+ * names the tensor. What was taken belongs to the kern / the pool and is freed by weights_pool_free.
+ * For a dry device (kern_is_dry) names and shapes are checked, values are not read. */
 #ifndef KILN_WEIGHTS_H
 #define KILN_WEIGHTS_H
 

@@ -47,6 +47,11 @@ const char *kern_error(const struct kern *k)
     return k->failed ? k->error : "";
 }
 
+bool kern_is_dry(const struct kern *k)
+{
+    return k->is_dry;
+}
+
 const char *kern_name(const struct kern *k)
 {
     return k->name;

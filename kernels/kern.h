@@ -28,6 +28,7 @@ bool kern_sync(struct kern *k);
 bool kern_recover(struct kern *k);
 const char *kern_error(const struct kern *k);
 bool kern_error_is_memory(const char *text); /* of kern_error: a smaller piece of work may succeed */
+bool kern_is_dry(const struct kern *k); /* values are neither read nor computed (kern_dry.h): a caller need not have any */
 const char *kern_name(const struct kern *k); /* "cpu avx512_bf16, 2 threads" */
 size_t kern_peak_bytes(const struct kern *k); /* arena high-water mark + weights */
 

@@ -304,7 +304,8 @@ static void send_host(struct kern *k, void *to, enum tensor_dtype dtype, struct 
         char *stage = cuda_stage(k, (size_t)count * size);
         if (!stage)
             return;
-        move_host(host, first, count, stage, dtype, false);
+        if (!k->is_dry)
+            move_host(host, first, count, stage, dtype, false);
         cuda_send(k, (char *)to + (size_t)first * size, (size_t)count * size);
     }
 }
@@ -333,7 +334,7 @@ static void cuda_read(struct kern *k, struct tensor host, struct tensor x)
         char *stage = cuda_stage(k, (size_t)count * size);
         if (stage && cuda_check(k, cudaMemcpyAsync(stage, (char *)dense.data + (size_t)first * size, (size_t)count * size,
                                                    cudaMemcpyDeviceToHost, cuda_stream(k)), "a copy to the host") &&
-            cuda_sync(k))
+            cuda_sync(k) && !k->is_dry)
             move_host(host, first, count, stage, x.dtype, true);
     }
     kern_rewind(k, mark);
@@ -374,7 +375,7 @@ static void cuda_gather(struct kern *k, struct tensor out, struct tensor table, 
         char *stage = cuda_stage(k, (size_t)count * row_bytes);
         if (!stage)
             break;
-        for (int64_t r = 0; r < count; r++)
+        for (int64_t r = 0; r < count && !k->is_dry; r++)
             tensor_convert(tensor_1d(stage + (size_t)r * row_bytes, out.dtype, out.shape[1]),
                            tensor_1d(row_at(table, ((const int32_t *)ids.data)[first + r]), table.dtype, out.shape[1]));
         cuda_send(k, (char *)dense.data + (size_t)first * row_bytes, (size_t)count * row_bytes);
@@ -550,6 +551,7 @@ __attribute__((visibility("default"))) struct kern *kern_cuda_open(const struct 
     c->device = options->device;
     c->ops = cuda_table;
     c->kern.ops = &c->ops;
+    c->kern.is_dry = options->is_dry;
     if (!look_at_device(c, why, why_bytes)) {
         free(c);
         return NULL;

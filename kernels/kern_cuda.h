@@ -7,6 +7,7 @@
 
 struct kern_cuda_options {
     int device; /* as the CUDA runtime counts, after CUDA_VISIBLE_DEVICES */
+    bool is_dry; /* see kern_is_dry: nothing is converted on its way to the device */
 };
 
 /* kern_cuda_open takes the device. NULL on failure, then why (a sentence, at most why_bytes) says what. The device needs

@@ -4,9 +4,14 @@
 
 #include "kern.h"
 
-/* kern_module_open opens a device by name: "cuda" (the first), "cuda:N". The module is libkiln-cuda.so beside the
- * program, in ../lib of it, or where the loader looks; the environment variable KILN_CUDA_MODULE names another file.
+/* kern_module_open opens a device by name: "cuda" (the first), "cuda:N", or "dry:NAME", which is none (kern_dry.h). The
+ * module, libkiln-cuda.so or libkiln-dry.so, is beside the program, in ../lib of it, or where the loader looks; the
+ * environment variable KILN_CUDA_MODULE or KILN_DRY_MODULE names another file.
  * NULL on failure, then why (a sentence, at most why_bytes) says what and what to do. */
 struct kern *kern_module_open(const char *device, char *why, size_t why_bytes);
+
+/* kern_module_dry: the ledger of dry devices; it opens their module. NULL on failure, as above. */
+struct kern_dry;
+const struct kern_dry *kern_module_dry(char *why, size_t why_bytes);
 
 #endif

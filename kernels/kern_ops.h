@@ -52,7 +52,7 @@ struct kern_ops {
 
 struct kern {
     const struct kern_ops *ops;
-    bool failed;
+    bool failed, is_dry;
     char name[96];
     char error[256];
 };

@@ -60,7 +60,7 @@ bool send_rows(struct kern *k, struct kern_weight *w, const struct tensor &sourc
         char *stage = (char *)cuda_stage(k, (size_t)count * row_bytes);
         if (!stage)
             return false;
-        for (int64_t r = 0; r < count; r++)
+        for (int64_t r = 0; r < count && !k->is_dry; r++)
             put_row(stage + (size_t)r * row_bytes, w, source, first + r);
         cuda_send(k, (char *)w->data + (size_t)first * row_bytes, (size_t)count * row_bytes);
     }
@@ -74,7 +74,8 @@ bool send_bias(struct kern *k, struct kern_weight *w, const struct tensor &bias)
     float *stage = w->bias ? (float *)cuda_stage(k, (size_t)w->n * sizeof(float)) : NULL;
     if (!stage)
         return false;
-    tensor_convert(tensor_1d(stage, TENSOR_F32, w->n), bias);
+    if (!k->is_dry)
+        tensor_convert(tensor_1d(stage, TENSOR_F32, w->n), bias);
     cuda_send(k, w->bias, (size_t)w->n * sizeof(float));
     return !k->failed;
 }

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "digest.h"
+#include "dry.h"
 #include "engine.h"
 #include "image_file.h"
 #include "inputs.h"
@@ -62,7 +63,9 @@ static const char usage_text[] =
     "  --out FILE           .png, .jpg or .webp; with --prompt-file or --batch above 1 a folder (made if missing)\n"
     "                       that gets 000001.png, 000002.png ..\n"
     "  --dump FILE          tensors of the run as .safetensors (names: tests/golden/README.md); one batch only\n"
-    "  --device D           where to run: cpu (default), cuda or cuda:N\n"
+    "  --device D           where to run: cpu (default), cuda or cuda:N; dry:NAME renders nothing and reports what a GPU would do\n"
+    "                       (memory, launches, FLOPs, time at best): h100, rtx4090, rtx3090, rtx4070ti; weights are not read\n"
+    "  --trace FILE         with --device dry:NAME: a line of JSON for each launch, copy, allocation and wait\n"
     "  --precision P        f32 or bf16 (default)\n"
     "  --threads N          default: all\n"
     "  --json               a line per picture: path, sha256, load_s, encode_s, denoise_s, decode_s, peak_bytes,\n"
@@ -78,7 +81,7 @@ struct options {
     enum engine_variant variant;
     struct lora loras[ENGINE_ADAPTERS_MAX];
     int lora_count;
-    const char *prompt, *prompt_file, *negative, *out, *dump, *precision, *device;
+    const char *prompt, *prompt_file, *negative, *out, *dump, *precision, *device, *trace;
     uint64_t seed;
     int width, height, steps, threads, batch;
     float guidance;
@@ -104,7 +107,10 @@ struct run {
     struct options options;
     struct prompts prompts;
     struct inputs inputs;
+    struct engine_adapter adapters[ENGINE_ADAPTERS_MAX];
+    struct engine_options model; /* points to these adapters */
     struct engine *engine;
+    struct dry *dry; /* NULL: a real device */
     char digest[65];
     bool to_folder, is_terminal;
     int done; /* pictures written */
@@ -190,7 +196,7 @@ static bool parse_lora(char *text, struct lora *ret, char *why, size_t why_bytes
 
 enum option_id { OPT_MODEL = 256, OPT_TRANSFORMER, OPT_TEXT_ENCODER, OPT_VAE, OPT_TOKENIZER, OPT_DISTILLED, OPT_BASE, OPT_LORA, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_IMAGE, OPT_MASK, OPT_STRENGTH,
                  OPT_STEPS, OPT_GUIDANCE,
-                 OPT_TRUNCATE, OPT_BATCH, OPT_OUT, OPT_DUMP, OPT_DEVICE, OPT_PRECISION, OPT_THREADS, OPT_JSON, OPT_HELP,
+                 OPT_TRUNCATE, OPT_BATCH, OPT_OUT, OPT_DUMP, OPT_DEVICE, OPT_TRACE, OPT_PRECISION, OPT_THREADS, OPT_JSON, OPT_HELP,
                  OPT_VERSION };
 
 static const struct option long_options[] = {
@@ -204,7 +210,8 @@ static const struct option long_options[] = {
     {"vae", required_argument, NULL, OPT_VAE},             {"tokenizer", required_argument, NULL, OPT_TOKENIZER},
     {"distilled", no_argument, NULL, OPT_DISTILLED},       {"base", no_argument, NULL, OPT_BASE},
     {"lora", required_argument, NULL, OPT_LORA},
-    {"device", required_argument, NULL, OPT_DEVICE},       {"precision", required_argument, NULL, OPT_PRECISION},
+    {"device", required_argument, NULL, OPT_DEVICE},       {"trace", required_argument, NULL, OPT_TRACE},
+    {"precision", required_argument, NULL, OPT_PRECISION},
     {"threads", required_argument, NULL, OPT_THREADS},     {"json", no_argument, NULL, OPT_JSON},
     {"image", required_argument, NULL, OPT_IMAGE},         {"mask", required_argument, NULL, OPT_MASK},
     {"strength", required_argument, NULL, OPT_STRENGTH},
@@ -239,6 +246,7 @@ static int take_option(struct options *o, int option, char *value)
     case OPT_NEGATIVE: o->negative = value; break;
     case OPT_OUT: o->out = value; break;
     case OPT_DUMP: o->dump = value; break;
+    case OPT_TRACE: o->trace = value; break;
     case OPT_TRUNCATE: o->truncate = true; break;
     case OPT_JSON: o->json = true; break;
     case OPT_SEED:
@@ -282,8 +290,8 @@ static int take_option(struct options *o, int option, char *value)
         o->precision = value;
         break;
     case OPT_DEVICE:
-        if (strcmp(value, "cpu") != 0 && strncmp(value, "cuda", 4) != 0)
-            return refuse("--device '%s', accepted: cpu, cuda, cuda:N", value);
+        if (strcmp(value, "cpu") != 0 && strncmp(value, "cuda", 4) != 0 && !dry_is(value))
+            return refuse("--device '%s', accepted: cpu, cuda, cuda:N, dry:NAME", value);
         o->device = value;
         break;
     }
@@ -306,6 +314,10 @@ static int check_options(const struct options *o)
         return refuse("--mask without --image: give the image that is to be repainted");
     if (!o->width && !o->image_count)
         return refuse("--size WxH is missing");
+    if (dry_is(o->device))
+        return o->dump ? refuse("--dump with --device %s: a dry device has no values", o->device) : 0;
+    if (o->trace)
+        return refuse("--trace needs --device dry:NAME");
     if (!o->out || !*o->out)
         return refuse("--out is missing");
     if (o->prompt && o->batch == 1 && !image_file_format_of(o->out, &format))
@@ -611,7 +623,9 @@ static bool write_image(struct run *r, int index, const struct engine_request *r
 
 static bool is_cancelled(void *context)
 {
-    (void)context;
+    const struct run *r = context;
+    if (r->dry)
+        dry_phase(r->dry, DRY_STEP);
     return stop_signal != 0;
 }
 
@@ -619,6 +633,8 @@ static void show_step(void *context, int step, int steps)
 {
     const struct run *r = context;
     char bar[31];
+    if (r->dry && step == steps)
+        dry_phase(r->dry, DRY_DECODE);
     if (!r->is_terminal)
         return;
     int filled = (int)((int64_t)step * 30 / steps);
@@ -676,15 +692,19 @@ static int render_batch(struct run *r, int first, int count)
                                  .dump = r->options.dump ? keep_tensor : NULL};
     for (int i = 0; i < count; i++)
         requests[i] = request_of(r, first + i);
+    if (r->dry)
+        dry_phase(r->dry, DRY_PROMPT);
     bool ok = engine_generate(r->engine, requests, count, images, &watch, &why);
     clear_bar(r);
+    if (r->dry)
+        dry_phase(r->dry, DRY_IDLE);
     if (!ok) {
         fprintf(stderr, "kiln-worker render: %s\n", why.text);
         return fault_code(why.fault);
     }
     int code = EXIT_DONE;
     for (int i = 0; i < count; i++) {
-        if (!code && !write_image(r, first + i, &requests[i], &images[i]))
+        if (!code && !r->dry && !write_image(r, first + i, &requests[i], &images[i]))
             code = EXIT_FAILED;
         engine_image_done(&images[i]);
     }
@@ -709,7 +729,7 @@ static int check_all(struct run *r)
 static int render_all(struct run *r)
 {
     int code = check_all(r);
-    if (!code && r->to_folder && mkdir(r->options.out, 0777) != 0 && errno != EEXIST)
+    if (!code && r->to_folder && !r->dry && mkdir(r->options.out, 0777) != 0 && errno != EEXIST)
         code = refuse("--out '%s': %s", r->options.out, strerror(errno));
     for (int first = 0; !code && first < r->prompts.count; first += r->options.batch) {
         int rest = r->prompts.count - first;
@@ -725,26 +745,37 @@ static int open_model(struct run *r)
     const struct options *o = &r->options;
     struct engine_error why;
     char text[512];
-    struct engine_adapter adapters[ENGINE_ADAPTERS_MAX];
     for (int i = 0; i < o->lora_count; i++)
-        adapters[i] = (struct engine_adapter){o->loras[i].file, (float)o->loras[i].scale};
-    struct engine_options options = {.model_dir = o->model, .transformer = o->transformer, .text_encoder = o->text_encoder,
+        r->adapters[i] = (struct engine_adapter){o->loras[i].file, (float)o->loras[i].scale};
+    r->model = (struct engine_options){.model_dir = o->model, .transformer = o->transformer, .text_encoder = o->text_encoder,
                                      .vae = o->vae, .tokenizer = o->tokenizer, .variant = o->variant,
-                                     .sha256 = weights_digest_file, .adapters = adapters,
+                                     .sha256 = weights_digest_file, .adapters = r->adapters,
                                      .adapter_count = o->lora_count, .threads = o->threads, .device = o->device,
                                      .precision = strcmp(o->precision, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16};
-    if (!engine_open(&r->engine, &options, &why)) {
+    if (dry_is(o->device) && !dry_open(&r->dry, o->trace, text, sizeof text))
+        return refuse("%s", text);
+    if (!engine_open(&r->engine, &r->model, &why)) {
         fprintf(stderr, "kiln-worker render: %s\n", why.text);
         return why.fault == ENGINE_DEVICE ? EXIT_REFUSED : fault_code(why.fault);
     }
-    if (!weights_digest_of(&options, r->digest, text, sizeof text))
+    if (!r->dry && !weights_digest_of(&r->model, r->digest, text, sizeof text))
         return refuse("%s", text);
     return 0;
+}
+
+static int report_dry(struct run *r)
+{
+    char why[512];
+    struct engine_request request = request_of(r, 0);
+    int pictures = r->options.batch < r->prompts.count ? r->options.batch : r->prompts.count;
+    return dry_report(r->dry, &r->model, &request, pictures, engine_info(r->engine), r->options.json, why, sizeof why)
+               ? EXIT_DONE : refuse("%s", why);
 }
 
 static void run_done(struct run *r)
 {
     engine_close(r->engine);
+    dry_close(r->dry);
     for (int i = 0; i < r->prompts.count; i++)
         free(r->prompts.text[i]);
     free(r->prompts.text);
@@ -778,6 +809,8 @@ int render_main(int argc, char **argv)
         code = open_model(r);
     if (!code)
         code = render_all(r);
+    if (!code && r->dry)
+        code = report_dry(r);
     run_done(r);
     return code;
 }

@@ -27,6 +27,9 @@ static void a_missing_module_is_named_with_what_to_do(void **state)
     setenv("KILN_CUDA_MODULE", "/nonexistent/libkiln-cuda.so", 1);
     says("cuda", "no CUDA device", "/nonexistent/libkiln-cuda.so");
     says("cuda:1", "no CUDA device", "--device cpu");
+    setenv("KILN_DRY_MODULE", "/nonexistent/libkiln-dry.so", 1);
+    says("dry:h100", "no dry device", "cmake --preset sim");
+    says("dry:h100", "/nonexistent/libkiln-dry.so", "developer's tool");
 }
 
 /* The module is looked for beside the program, so a copy of this program runs beside a file that is none. */
@@ -53,6 +56,8 @@ static void a_library_that_is_no_module_of_this_version_is_refused(void **state)
     (void)state;
     setenv("KILN_CUDA_MODULE", "libm.so.6", 1);
     says("cuda", "no CUDA device", "version (unknown)");
+    setenv("KILN_DRY_MODULE", "libm.so.6", 1);
+    says("dry:h100", "no dry device", "version (unknown)");
 }
 
 static void names_of_devices_are_checked(void **state)

@@ -1,0 +1,141 @@
+/* dry.cpp - kernels/kern_dry.h: the product's backend on the simulator in dry mode, and the time a GPU would need at best.
+ *
+ * Peaks are what the vendor publishes: dense, sums in f32. A real kernel reaches a part of them (its file says which part
+ * is expected), so the times are a lower bound of the device's work, not a forecast. */
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <string>
+
+#include "cudasim_control.h"
+#include "device.h"
+
+extern "C" {
+#include "kern_cuda.h"
+#include "kern_dry.h"
+}
+
+namespace
+{
+
+constexpr size_t CONTEXT_MB = 500; /* a driver takes 300 to 500 */
+constexpr double LAUNCH_S = 3.8e-6;
+const char *const LAUNCH_SOURCE = "NVIDIA, Getting Started with CUDA Graphs: short kernels on one stream, 3.8 us each";
+const char *const ADA = "NVIDIA Ada GPU architecture white paper";
+
+const struct kern_dry_device devices[] = {
+    {"h100", "", 989.4e12, 1978.9e12, 66.9e12, 3.35e12, LAUNCH_S, 0, 0, "NVIDIA H100 (SXM5) data sheet", LAUNCH_SOURCE},
+    {"rtx4090", "", 165.2e12, 330.3e12, 82.6e12, 1008e9, LAUNCH_S, 0, 0, ADA, LAUNCH_SOURCE},
+    {"rtx3090", "", 71.0e12, 0, 35.6e12, 936e9, LAUNCH_S, 0, 0, "NVIDIA Ampere GA102 GPU architecture white paper", LAUNCH_SOURCE},
+    {"rtx4070ti", "", 80.2e12, 160.4e12, 40.1e12, 504e9, LAUNCH_S, 0, 0,
+     "60 SMs at 2.61 GHz with the rates of an SM in the Ada white paper; 504 GB/s: NVIDIA's product page", LAUNCH_SOURCE},
+};
+
+std::mutex &mutex = *new std::mutex; /* guards what follows */
+struct kern_dry_device chosen;
+double product_bytes, seconds;
+
+/* Matrix products, convolutions and attention; the rest moves and adds rows. */
+bool is_product(const cudasim_launch *l)
+{
+    static const char *const kernels[] = {"gemm_", "flash_", "wide_", "plain_"};
+    bool found = l->is_library;
+    for (const char *name : kernels)
+        found = found || strstr(l->name, name);
+    return found;
+}
+
+void see(const cudasim_launch *l)
+{
+    std::lock_guard<std::mutex> lock(mutex);
+    double peak = l->is_fp8 && chosen.fp8_flops > 0 ? chosen.fp8_flops : l->is_tensor_core ? chosen.bf16_flops : chosen.f32_flops;
+    double compute = l->flops / peak, memory = l->bytes / chosen.memory_bytes_s;
+    double longer = compute > memory ? compute : memory;
+    seconds += longer > chosen.launch_s ? longer : chosen.launch_s;
+    if (is_product(l))
+        product_bytes += l->bytes;
+}
+
+const struct kern_dry_device *find(const char *name)
+{
+    for (const struct kern_dry_device &d : devices)
+        if (!strcmp(d.name, name))
+            return &d;
+    return nullptr;
+}
+
+bool refuse(char *why, size_t why_bytes, const char *name)
+{
+    int used = snprintf(why, why_bytes, "dry device '%s', accepted:", name);
+    for (const struct kern_dry_device &d : devices)
+        if (used > 0 && static_cast<size_t>(used) < why_bytes)
+            used += snprintf(why + used, why_bytes - static_cast<size_t>(used), " dry:%s", d.name);
+    return false;
+}
+
+/* The simulator reads its environment at its first use, once. */
+bool choose(const char *name, char *why, size_t why_bytes)
+{
+    const struct kern_dry_device *d = find(name);
+    if (!d)
+        return refuse(why, why_bytes, name);
+    if (chosen.name && chosen.name != d->name) {
+        snprintf(why, why_bytes, "dry device '%s': this process has %s already", name, chosen.name);
+        return false;
+    }
+    setenv("CUDASIM_MODE", "dry", 1);
+    setenv("CUDASIM_OVERBOOK", "1", 1);
+    setenv("CUDASIM_DEVICE", name, 1);
+    setenv("CUDASIM_CONTEXT_MB", std::to_string(CONTEXT_MB).c_str(), 0);
+    const cudasim::Device *device = cudasim::device_at(0);
+    chosen = *d;
+    chosen.full_name = device->profile->full_name;
+    chosen.memory_bytes = device->capacity_bytes;
+    chosen.context_bytes = device->used_bytes;
+    cudasim_watch(see);
+    cudasim_mark("load");
+    return true;
+}
+
+struct kern *open_device(const char *name, char *why, size_t why_bytes)
+{
+    bool is_chosen = chosen.name && !strcmp(chosen.name, name);
+    if (!is_chosen && !choose(name, why, why_bytes))
+        return nullptr;
+    struct kern_cuda_options options = {0, true};
+    return kern_cuda_open(&options, why, why_bytes);
+}
+
+void mark(const char *phase)
+{
+    cudasim_mark(phase);
+    cudasim_counters_reset();
+    std::lock_guard<std::mutex> lock(mutex);
+    product_bytes = seconds = 0;
+}
+
+struct kern_dry_sums sums()
+{
+    cudasim_counters c;
+    cudasim_counters_read(&c);
+    std::lock_guard<std::mutex> lock(mutex);
+    return {c.launches, c.copies, c.allocations, c.host_waits, c.host_stalls, c.flops, c.tensor_core_flops, c.bytes,
+            product_bytes, seconds};
+}
+
+size_t peak_bytes()
+{
+    cudasim_memory memory;
+    return cudasim_memory_read(0, &memory) ? memory.peak_bytes : 0;
+}
+
+const struct kern_dry_device *device()
+{
+    return &chosen;
+}
+
+} // namespace
+
+extern "C" __attribute__((visibility("default"))) const struct kern_dry kern_dry;
+const struct kern_dry kern_dry = {open_device, cudasim_trace, mark, sums, peak_bytes, device};
