@@ -9,6 +9,8 @@
 #include <math.h>
 #include <stdio.h>
 
+enum { ROPE_VALUES = 1 << 14 }; /* 64 KB of a table at a time */
+
 struct text_encoder_state { /* what one pass needs besides weights; rows = b * 512 */
     struct tensor hidden;   /* [rows, d], the residual stream */
     struct tensor normed;   /* [rows, d], and the output of a branch */
@@ -51,23 +53,25 @@ void text_encoder_load(struct text_encoder_weights *ret, const struct text_encod
         load_layer(&ret->layers[i], c, w, i);
 }
 
-/* The tables are small (512 rows) and computed in f32 as the reference does: 1 / theta^(2j / d), times the row. */
+/* The tables are small (512 rows) and computed in f32 as the reference does: 1 / theta^(2j / d), times the row. They are
+ * written some hundred rows at a time: each write is a copy to the device. */
 static void plan_rope(struct kern *k, struct text_encoder_state *s, const struct text_encoder_config *c)
 {
     int half = c->head_dim / 2;
-    int64_t shape[2] = {TEXT_ENCODER_ROWS, half};
-    float cos_row[TEXT_ENCODER_ROWS], sin_row[TEXT_ENCODER_ROWS];
+    int64_t shape[2] = {TEXT_ENCODER_ROWS, half}, step = ROPE_VALUES / half;
+    float cos_rows[ROPE_VALUES], sin_rows[ROPE_VALUES];
     s->cos = kern_temp(k, TENSOR_F32, 2, shape);
     s->sin = kern_temp(k, TENSOR_F32, 2, shape);
-    assert(half <= TEXT_ENCODER_ROWS);
-    for (int64_t row = 0; row < TEXT_ENCODER_ROWS; row++) {
-        for (int j = 0; j < half; j++) {
-            float frequency = 1.0f / powf((float)c->rope_theta, (float)(2 * j) / (float)c->head_dim);
-            cos_row[j] = cosf((float)row * frequency);
-            sin_row[j] = sinf((float)row * frequency);
+    assert(half <= ROPE_VALUES);
+    for (int64_t first = 0; first < TEXT_ENCODER_ROWS; first += step) {
+        int64_t count = TEXT_ENCODER_ROWS - first < step ? TEXT_ENCODER_ROWS - first : step;
+        for (int64_t i = 0; i < count * half; i++) {
+            float frequency = 1.0f / powf((float)c->rope_theta, (float)(2 * (i % half)) / (float)c->head_dim);
+            cos_rows[i] = cosf((float)(first + i / half) * frequency);
+            sin_rows[i] = sinf((float)(first + i / half) * frequency);
         }
-        kern_write(k, tensor_slice(s->cos, 0, row, 1), tensor_2d(cos_row, TENSOR_F32, 1, half));
-        kern_write(k, tensor_slice(s->sin, 0, row, 1), tensor_2d(sin_row, TENSOR_F32, 1, half));
+        kern_write(k, tensor_slice(s->cos, 0, first, count), tensor_2d(cos_rows, TENSOR_F32, count, half));
+        kern_write(k, tensor_slice(s->sin, 0, first, count), tensor_2d(sin_rows, TENSOR_F32, count, half));
     }
 }
 
