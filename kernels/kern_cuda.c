@@ -165,17 +165,22 @@ static void drop_blocks(struct cuda *c, int first)
     c->block_count = first;
 }
 
-/* Adds a block of at least `bytes` behind the one in use; blocks behind it are too small and go. */
+/* Adds a block of at least `bytes` behind the one in use. Blocks behind it are too small and go; it is as large as they were
+ * together, so that what they held fits into it the next time and no pass takes turns with another in dropping blocks. */
 static bool add_block(struct cuda *c, size_t bytes)
 {
     int at = c->block_count ? c->block + 1 : 0;
+    size_t want = bytes > BLOCK_BYTES_MIN ? bytes : BLOCK_BYTES_MIN, dropped = 0;
+    for (int i = at; i < c->block_count; i++)
+        dropped += c->blocks[i].bytes;
+    if (dropped > want)
+        want = dropped;
     if (at < c->block_count)
         drop_blocks(c, at);
     if (at == BLOCKS_MAX) {
         kern_ops_fail(&c->kern, "no memory: the arena has %d blocks", BLOCKS_MAX);
         return false;
     }
-    size_t want = bytes > BLOCK_BYTES_MIN ? bytes : BLOCK_BYTES_MIN;
     char *data = take(c, want, "temporary memory");
     if (!data)
         return false;
@@ -334,7 +339,7 @@ static void cuda_read(struct kern *k, struct tensor host, struct tensor x)
         char *stage = cuda_stage(k, (size_t)count * size);
         if (stage && cuda_check(k, cudaMemcpyAsync(stage, (char *)dense.data + (size_t)first * size, (size_t)count * size,
                                                    cudaMemcpyDeviceToHost, cuda_stream(k)), "a copy to the host") &&
-            cuda_sync(k) && !k->is_dry)
+            cuda_sync(k))
             move_host(host, first, count, stage, x.dtype, true);
     }
     kern_rewind(k, mark);
