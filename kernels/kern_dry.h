@@ -19,8 +19,9 @@ struct kern_dry_device {
     const char *source, *launch_source;
 };
 
-/* What happened since the last mark. Seconds: each launch takes the longest of FLOPs over peak, bytes over bandwidth, and
- * launch_s; copies between host and device are not in them. */
+/* What happened since the last mark. Launches are kernels, library calls and copies inside the device; copies those between
+ * host and device. Seconds: each launch takes the longest of FLOPs over peak, bytes over bandwidth, and
+ * launch_s; copies are not in them. */
 struct kern_dry_sums {
     uint64_t launches, copies, allocations;
     uint64_t waits, stalls;              /* stalls: waits of the host with launches behind them, so that the device ran dry */

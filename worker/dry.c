@@ -32,7 +32,7 @@ struct dry {
     enum dry_phase phase;
     struct total totals[DRY_PHASES];
     uint64_t launches_min, launches_max; /* of a step */
-    uint64_t late_allocations;           /* in steps behind the first */
+    uint64_t late_allocations, late_stalls; /* in steps behind the first, which makes room for the shape */
 };
 
 static const char *const phase_names[DRY_PHASES] = {"load", "prompt", "step", "decode", "idle"};
@@ -90,6 +90,7 @@ static void count_step(struct dry *d, const struct kern_dry_sums *s)
     d->launches_min = is_first || s->launches < d->launches_min ? s->launches : d->launches_min;
     d->launches_max = s->launches > d->launches_max ? s->launches : d->launches_max;
     d->late_allocations += is_first ? 0 : s->allocations;
+    d->late_stalls += is_first ? 0 : s->stalls;
 }
 
 void dry_phase(struct dry *d, enum dry_phase phase)
@@ -161,13 +162,14 @@ static void print_json(const struct dry *d, const struct figures *f, const struc
     json_t *phases = json_array();
     for (int i = DRY_LOAD; i < DRY_IDLE; i++)
         json_array_append_new(phases, phase_json(&d->totals[i], phase_names[i]));
-    json_t *report = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:o}", "kind", "computed, not measured",
+    json_t *report = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:o}", "kind", "computed, not measured",
                                "device", device->full_name, "family", info->family, "memory_bytes", (json_int_t)device->memory_bytes,
                                "context_bytes", (json_int_t)device->context_bytes, "peak_bytes", (json_int_t)f->peak, "fits", f->fits,
                                "computed_s", f->seconds, "tensor_core_share", f->tensor_core_share, "step_bytes_outside_products",
                                f->step_outside, "step_bytes_outside_products_least", f->step_least, "step_launches_min",
                                (json_int_t)d->launches_min, "step_launches_max", (json_int_t)d->launches_max,
-                               "step_late_allocations", (json_int_t)d->late_allocations, "phases", phases);
+                               "step_late_allocations", (json_int_t)d->late_allocations, "step_late_stalls",
+                               (json_int_t)d->late_stalls, "phases", phases);
     json_dumpf(report, stdout, JSON_COMPACT | JSON_REAL_PRECISION(15));
     putchar('\n');
     json_decref(report);
@@ -191,8 +193,10 @@ static void print_page(const struct dry *d, const struct figures *f, const struc
     const struct kern_dry_device *device = d->ledger->device();
     printf("%s on %s: computed, not measured\n\n", info->family, device->full_name);
     print_phases(d);
-    printf("\nstep        %llu launches (%llu at most), %llu allocations behind the first step, a stall is a wait with launches behind it\n",
-           (unsigned long long)d->launches_min, (unsigned long long)d->launches_max, (unsigned long long)d->late_allocations);
+    printf("\nsteps       %llu to %llu launches; in all behind the first: %llu stalls, %llu allocations. A stall is a wait of the host with\n"
+           "            launches behind it; the wait that ends a step, for progress and cancelling, is none\n",
+           (unsigned long long)d->launches_min, (unsigned long long)d->launches_max, (unsigned long long)d->late_stalls,
+           (unsigned long long)d->late_allocations);
     printf("FLOPs       %.2f %% on tensor cores\n", 100 * f->tensor_core_share);
     printf("bytes       %.3f GB a step outside of products and attention", f->step_outside / 1e9);
     if (f->step_least > 0)

@@ -61,9 +61,10 @@ size_t cudasim_leaks(char *text, size_t capacity);
 /* cudasim_trace: from now on every operation is a line of JSON in this file; NULL ends it. False: cannot be opened. */
 bool cudasim_trace(const char *path);
 
-/* cudasim_watch: from now on each launch is shown to `see`, on the thread that launches, as it enters its stream; NULL ends it. */
+/* cudasim_watch: from now on each launch, and each copy inside a device, is shown to `see` as it enters its stream, on the thread that
+ * asked for it; NULL ends it. */
 struct cudasim_launch {
-    const char *name;           /* of the kernel or library call, valid during the call */
+    const char *name;           /* of the kernel or library call, or "DeviceToDevice"; valid during the call */
     double bytes, flops;
     bool is_library, is_tensor_core, is_fp8;
 };

@@ -34,7 +34,8 @@ const struct kern_dry_device devices[] = {
 
 std::mutex &mutex = *new std::mutex; /* guards what follows */
 struct kern_dry_device chosen;
-double product_bytes, seconds;
+struct kern_dry_sums seen; /* launches and what they cost */
+uint64_t device_copies;
 
 /* Matrix products, convolutions and attention; the rest moves and adds rows. */
 bool is_product(const cudasim_launch *l)
@@ -52,9 +53,13 @@ void see(const cudasim_launch *l)
     double peak = l->is_fp8 && chosen.fp8_flops > 0 ? chosen.fp8_flops : l->is_tensor_core ? chosen.bf16_flops : chosen.f32_flops;
     double compute = l->flops / peak, memory = l->bytes / chosen.memory_bytes_s;
     double longer = compute > memory ? compute : memory;
-    seconds += longer > chosen.launch_s ? longer : chosen.launch_s;
-    if (is_product(l))
-        product_bytes += l->bytes;
+    seen.launches++;
+    device_copies += !strcmp(l->name, "DeviceToDevice");
+    seen.flops += l->flops;
+    seen.tensor_core_flops += l->is_tensor_core ? l->flops : 0;
+    seen.bytes += l->bytes;
+    seen.product_bytes += is_product(l) ? l->bytes : 0;
+    seen.seconds += longer > chosen.launch_s ? longer : chosen.launch_s;
 }
 
 const struct kern_dry_device *find(const char *name)
@@ -112,7 +117,8 @@ void mark(const char *phase)
     cudasim_mark(phase);
     cudasim_counters_reset();
     std::lock_guard<std::mutex> lock(mutex);
-    product_bytes = seconds = 0;
+    seen = {};
+    device_copies = 0;
 }
 
 struct kern_dry_sums sums()
@@ -120,8 +126,12 @@ struct kern_dry_sums sums()
     cudasim_counters c;
     cudasim_counters_read(&c);
     std::lock_guard<std::mutex> lock(mutex);
-    return {c.launches, c.copies, c.allocations, c.host_waits, c.host_stalls, c.flops, c.tensor_core_flops, c.bytes,
-            product_bytes, seconds};
+    struct kern_dry_sums s = seen;
+    s.copies = c.copies - device_copies;
+    s.allocations = c.allocations;
+    s.waits = c.host_waits;
+    s.stalls = c.host_stalls;
+    return s;
 }
 
 size_t peak_bytes()

@@ -118,6 +118,14 @@ static bool trace_open(const char *path)
 
 /* --- counting ------------------------------------------------------------------------------------------------------------- */
 
+static void show(const Work &work)
+{
+    cudasim_launch launch = {work.name.c_str(), work.cost.bytes, work.cost.flops, work.kind == Work::LIBRARY,
+                             work.cost.is_tensor_core, work.cost.is_fp8};
+    if (watcher)
+        watcher(&launch);
+}
+
 static void count_copy(const Work &work)
 {
     uint64_t bytes = static_cast<uint64_t>(work.copy_bytes);
@@ -127,7 +135,7 @@ static void count_copy(const Work &work)
     else if (work.copy_kind == cudaMemcpyDeviceToHost)
         totals.device_to_host_bytes += bytes;
     else if (work.copy_kind == cudaMemcpyDeviceToDevice)
-        totals.device_to_device_bytes += bytes;
+        totals.device_to_device_bytes += bytes, show(work);
 }
 
 static void count_launch(const Work &work)
@@ -139,10 +147,7 @@ static void count_launch(const Work &work)
         totals.tensor_core_flops += work.cost.flops;
     totals.host_stalls += waits_since_launch;
     waits_since_launch = 0;
-    cudasim_launch launch = {work.name.c_str(), work.cost.bytes, work.cost.flops, work.kind == Work::LIBRARY,
-                             work.cost.is_tensor_core, work.cost.is_fp8};
-    if (watcher)
-        watcher(&launch);
+    show(work);
 }
 
 void ledger_work(const Work &work, int device, int stream_id, int graph_id)

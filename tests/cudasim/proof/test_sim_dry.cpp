@@ -42,7 +42,7 @@ static void launches_are_counted_with_their_cost(void **)
     assert_true(after.bytes - before.bytes == 4.0 * rows * columns + 4.0 * columns + 4.0 * 24 * 8192 * 128);
 }
 
-static double watched_flops;
+static double watched_flops, watched_bytes;
 static int watched_count;
 
 static void each_launch_is_shown_to_the_watcher(void **)
@@ -50,14 +50,17 @@ static void each_launch_is_shown_to_the_watcher(void **)
     DeviceArray<float> x(1000);
     cudasim_watch([](const cudasim_launch *l) {
         watched_flops += l->flops;
+        watched_bytes += l->bytes;
         watched_count += !strcmp(l->name, "add_kernel") && !l->is_library && !l->is_tensor_core;
     });
     must(sim_add(x.data, 1, 1000, nullptr));
     must(sim_add(x.data, 1, 1000, nullptr));
+    must(cudaMemcpy(x.data, x.data + 500, 2000, cudaMemcpyDeviceToDevice));
     cudasim_watch(nullptr);
     must(sim_add(x.data, 1, 1000, nullptr));
     assert_int_equal(watched_count, 2);
     assert_true(watched_flops == 2000);
+    assert_true(watched_bytes == 2 * 8000 + 2 * 2000);
 }
 
 static void a_wait_with_launches_behind_it_is_a_stall(void **)
