@@ -39,7 +39,7 @@ struct engine_options {
     int adapter_count;
     int threads;                      /* 0: all */
     const char *isa;                  /* see kern_cpu.h; NULL: best */
-    const char *device;               /* "cpu", "cuda", "cuda:1"; NULL: cpu */
+    const char *device;               /* "cpu", "cuda", "cuda:1", "dry:rtx4090" (kern_dry.h); NULL: cpu */
 };
 
 #define ENGINE_SIDE_MIN 64

@@ -36,6 +36,7 @@ enum exit_code { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_REFUSED = 2, EXIT_SIGNAL =
 static const char usage_text[] =
     "usage: kiln-worker render --model DIR --prompt TEXT --seed N --size WxH --out FILE [options]\n"
     "       kiln-worker render --model DIR --prompt-file FILE --seed N --size WxH --out FOLDER [options]\n"
+    "       kiln-worker render --model DIR --prompt TEXT --seed N --size WxH --device dry:NAME [--trace FILE] [options]\n"
     "\n"
     "Renders prompts to image files, without database or coordinator.\n"
     "\n"
