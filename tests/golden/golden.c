@@ -2,6 +2,7 @@
 #include "golden.h"
 
 #include <dirent.h>
+#include <ftw.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include "digest.h"
+#include "noise.h"
 #include "quant.h"
 #include "tensor_names.h"
 
@@ -210,12 +212,10 @@ bool golden_row(const char *name, const char *precision, const char *tensor, dou
     return ok;
 }
 
-/* --- pocket-bf16 -------------------------------------------------------------------------------------- */
+/* --- models made here ----------------------------------------------------------------------------------- */
 
-static char made[64];
-
-/* Writes every tensor of DIR/PART (any sharding) into one file, rounded to bf16; integers are dropped. */
-static bool round_part(const char *from, const char *part, const char *stem, struct engine_error *why)
+/* Writes every tensor of FROM/PART (any sharding) into one file, rounded to bf16; integers are dropped. */
+static bool round_part(const char *dir, const char *from, const char *part, const char *stem, struct engine_error *why)
 {
     char path[512];
     struct safetensors *files;
@@ -237,7 +237,7 @@ static bool round_part(const char *from, const char *part, const char *stem, str
         items[used].name = e->name;
         items[used++].value = tensor_of(data, TENSOR_BF16, e->rank, e->shape);
     }
-    snprintf(path, sizeof path, "%s/%s/%s.safetensors", made, part, stem);
+    snprintf(path, sizeof path, "%s/%s/%s.safetensors", dir, part, stem);
     bool ok = safetensors_write(path, items, used, why);
     for (size_t i = 0; i < used; i++)
         free(items[i].value.data);
@@ -246,38 +246,153 @@ static bool round_part(const char *from, const char *part, const char *stem, str
     return ok;
 }
 
-static bool make_rounded(const char *from, struct engine_error *why)
+static bool write_rounded(const char *dir, struct engine_error *why)
 {
-    static const char *const links[] = {"model_index.json", "scheduler", "tokenizer", "text_encoder/config.json",
-                                        "transformer/config.json", "vae/config.json"};
+    static const char from[] = GOLDEN_FOLDER "/models/pocket";
+    return round_part(dir, from, "text_encoder", "model", why) &&
+           round_part(dir, from, "transformer", "diffusion_pytorch_model", why) &&
+           round_part(dir, from, "vae", "diffusion_pytorch_model", why);
+}
+
+/* zlib's crc32, which make.py seeds each parameter with. */
+static uint32_t crc32_of(const char *text)
+{
+    uint32_t crc = ~0u;
+    for (; *text; text++) {
+        crc ^= (uint8_t)*text;
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0);
+    }
+    return ~crc;
+}
+
+/* make.py's GAIN, the part of it that text encoders and transformers need; 0: the values stay as drawn. */
+static float gain_of(const char *name)
+{
+    static const struct { const char *part; float gain; } gains[] = {
+        {"embed_tokens", 0},       {"o_proj", 0.6f},           {"down_proj", 0.6f},
+        {"gate_proj", 1.2f},       {"up_proj", 1.2f},          {"context_embedder", 0.5f},
+        {"timestep_embedder.linear_2", 2.5f}, {"_modulation", 1.6f}, {"norm_out.linear", 1.2f},
+        {"linear_out", 1.3f},      {"attn.to_out", 1.3f}};
+    for (size_t i = 0; i < sizeof gains / sizeof gains[0]; i++)
+        if (strstr(name, gains[i].part))
+            return gains[i].gain;
+    return 1;
+}
+
+/* One parameter as make.py's fill draws it, operation by operation in f32, rounded to bf16; malloc'ed. */
+static struct tensor draw(const char *seed, const char *name, int rank, const int64_t *shape)
+{
+    char key[256];
+    size_t count = 1;
+    for (int i = 0; i < rank; i++)
+        count *= (size_t)shape[i];
+    float *noise = malloc(count * sizeof *noise);
+    uint16_t *data = malloc(count * sizeof *data);
+    snprintf(key, sizeof key, "%s/%s", seed, name);
+    noise_fill(noise, count, crc32_of(key));
+    float gain = gain_of(name), root = (float)sqrt((double)count / (double)shape[0]);
+    bool is_qk_norm = strstr(name, "q_norm") || strstr(name, "k_norm") || strstr(name, "norm_q") || strstr(name, "norm_k") ||
+                      strstr(name, "norm_added");
+    for (size_t i = 0; i < count; i++) {
+        float value = rank == 1 ? (is_qk_norm ? 1.6f : 1.0f) * (1 + 0.25f * noise[i]) : gain ? noise[i] * gain / root : noise[i];
+        data[i] = tensor_bf16_of(value);
+    }
+    free(noise);
+    return tensor_of(data, TENSOR_BF16, rank, shape);
+}
+
+/* Writes one file of a list: {"seed", "sha256" of its values, "shapes": {name: shape}}. */
+static bool draw_file(const char *path, const json_t *row, struct engine_error *why)
+{
+    json_t *shapes = json_object_get(row, "shapes"), *shape;
+    struct safetensors_item *items = calloc(json_object_size(shapes), sizeof *items);
+    struct digest *digest = digest_new();
+    uint8_t sum[32];
+    char hex[65];
+    const char *name;
+    size_t used = 0;
+    json_object_foreach(shapes, name, shape)
+    {
+        int64_t sides[2] = {json_integer_value(json_array_get(shape, 0)), json_integer_value(json_array_get(shape, 1))};
+        struct tensor value = draw(json_string_value(json_object_get(row, "seed")), name, (int)json_array_size(shape), sides);
+        digest_add(digest, value.data, tensor_bytes(value));
+        items[used++] = (struct safetensors_item){name, value};
+    }
+    digest_done(digest, sum);
+    digest_hex(sum, sizeof sum, hex);
+    bool ok = strcmp(hex, json_string_value(json_object_get(row, "sha256"))) == 0
+                  ? safetensors_write(path, items, used, why)
+                  : engine_error_set(why, ENGINE_IO, "%s: the values drawn are not those that make.py drew", path);
+    for (size_t i = 0; i < used; i++)
+        free(items[i].value.data);
+    free(items);
+    return ok;
+}
+
+static bool write_drawn(const char *dir, struct engine_error *why)
+{
+    json_t *list = json_load_file(GOLDEN_FOLDER "/files/like-9b.json", 0, NULL), *row;
+    const char *file;
+    bool ok = list || engine_error_set(why, ENGINE_IO, "cannot read files/like-9b.json");
+    json_object_foreach(list, file, row)
+    {
+        char path[256];
+        snprintf(path, sizeof path, "%s/%s", dir, file);
+        ok = ok && draw_file(path, row, why);
+    }
+    json_decref(list);
+    return ok;
+}
+
+/* A model whose weights are made in a temporary folder; the rest of it is links to the one in models/. */
+static struct made_model {
+    const char *name, *from;
+    const char *links[10];
+    bool (*write)(const char *dir, struct engine_error *why);
+    char dir[64]; /* "" until somebody asks for it */
+} made_models[] = {
+    {"pocket-bf16", "pocket",
+     {"model_index.json", "scheduler", "tokenizer", "text_encoder/config.json", "transformer/config.json", "vae/config.json"},
+     write_rounded, ""},
+    {"like-9b", "like-9b",
+     {"model_index.json", "scheduler", "tokenizer", "text_encoder/config.json", "text_encoder/model.safetensors.index.json",
+      "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors.index.json", "vae/config.json",
+      "vae/diffusion_pytorch_model.safetensors"},
+     write_drawn, ""},
+};
+#define MADE_MODELS (sizeof made_models / sizeof made_models[0])
+
+static bool make_model(struct made_model *m, struct engine_error *why)
+{
     static const char *const parts[] = {"text_encoder", "transformer", "vae"};
     char root[512], path[768], target[1280];
-    snprintf(made, sizeof made, "/tmp/kiln-golden.XXXXXX");
-    if (!mkdtemp(made) || !getcwd(root, sizeof root))
-        return engine_error_set(why, ENGINE_IO, "no temporary folder %s", made);
+    snprintf(m->dir, sizeof m->dir, "/tmp/kiln-golden.XXXXXX");
+    if (!mkdtemp(m->dir) || !getcwd(root, sizeof root))
+        return engine_error_set(why, ENGINE_IO, "no temporary folder %s", m->dir);
     for (int i = 0; i < 3; i++) {
-        snprintf(path, sizeof path, "%s/%s", made, parts[i]);
+        snprintf(path, sizeof path, "%s/%s", m->dir, parts[i]);
         mkdir(path, 0755);
     }
-    for (size_t i = 0; i < sizeof links / sizeof links[0]; i++) {
-        snprintf(path, sizeof path, "%s/%s", made, links[i]);
-        snprintf(target, sizeof target, "%s/%s/%s", root, from, links[i]);
+    for (const char *const *link = m->links; *link; link++) {
+        snprintf(path, sizeof path, "%s/%s", m->dir, *link);
+        snprintf(target, sizeof target, "%s/%s/models/%s/%s", root, GOLDEN_FOLDER, m->from, *link);
         if (symlink(target, path) != 0)
             return engine_error_set(why, ENGINE_IO, "cannot link %s", path);
     }
-    return round_part(from, "text_encoder", "model", why) &&
-           round_part(from, "transformer", "diffusion_pytorch_model", why) &&
-           round_part(from, "vae", "diffusion_pytorch_model", why);
+    return m->write(m->dir, why);
 }
 
 bool golden_model(char *ret, size_t ret_bytes, const char *model, struct engine_error *why)
 {
     snprintf(ret, ret_bytes, "%s/models/%s", GOLDEN_FOLDER, model);
-    if (strcmp(model, "pocket-bf16") != 0)
-        return true;
-    if (!*made && !make_rounded(GOLDEN_FOLDER "/models/pocket", why))
-        return false;
-    snprintf(ret, ret_bytes, "%s", made);
+    for (struct made_model *m = made_models; m < made_models + MADE_MODELS; m++) {
+        if (strcmp(model, m->name) != 0)
+            continue;
+        if (!*m->dir && !make_model(m, why))
+            return false;
+        snprintf(ret, ret_bytes, "%s", m->dir);
+    }
     return true;
 }
 
@@ -415,21 +530,18 @@ bool golden_file(char *ret, size_t ret_bytes, const char *file, struct engine_er
     return true;
 }
 
+static int remove_one(const char *path, const struct stat *info, int type, struct FTW *at)
+{
+    (void)info, (void)type, (void)at;
+    return remove(path);
+}
+
 void golden_remove_made(void)
 {
     for (int i = 0; i < 2; i++)
         if (*made_files[i])
             unlink(made_files[i]);
-    static const char *const files[] = {
-        "text_encoder/model.safetensors", "text_encoder/config.json", "text_encoder",
-        "transformer/diffusion_pytorch_model.safetensors", "transformer/config.json", "transformer",
-        "vae/diffusion_pytorch_model.safetensors", "vae/config.json", "vae",
-        "model_index.json", "scheduler", "tokenizer", ""};
-    for (size_t i = 0; *made && i < sizeof files / sizeof files[0]; i++) {
-        char path[256];
-        snprintf(path, sizeof path, "%s/%s", made, files[i]);
-        if (unlink(path) != 0)
-            rmdir(path);
-    }
-    *made = 0;
+    for (size_t i = 0; i < MADE_MODELS; i++)
+        if (*made_models[i].dir)
+            nftw(made_models[i].dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
 }

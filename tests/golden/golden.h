@@ -33,8 +33,9 @@ int golden_list(char (*ret)[64], int max);
 bool golden_open(struct golden_case *ret, const char *name, struct engine_error *why);
 void golden_close(struct golden_case *c);
 
-/* golden_model writes the path of a model's folder. pocket-bf16 is made from pocket in a temporary folder at the first
- * call, by rounding each value; golden_remove_made removes it. */
+/* golden_model writes the path of a model's folder. Two are made in a temporary folder at the first call, and removed by
+ * golden_remove_made: pocket-bf16 by rounding each value of pocket; like-9b, whose text encoder and transformer are drawn
+ * from the seeds that make.py drew them from, and compared with the digests of files/like-9b.json. */
 bool golden_model(char *ret, size_t ret_bytes, const char *model, struct engine_error *why);
 void golden_remove_made(void);
 

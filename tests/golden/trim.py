@@ -5,13 +5,14 @@
 
 Left out of the models: the VAE's encoder where no case has a reference image, text layers from 27 on, the final norm and lm_head
 (nothing runs them), copies of the tokenizer (links to pocket's), tokenizer.json, pocket-bf16 (the test rounds pocket, which gives
-the same values). Left out of the cases: velocities and latents between the first and the last step, except in distilled-f32 (no
+the same values), the weights of like-9b's text encoder and transformer (the test draws them again: of each file the seed, the
+digest of its values and their shapes are written to files/like-9b.json). Left out of the cases: velocities and latents between the first and the last step, except in distilled-f32 (no
 measured error to hold them against); attention masks; of prompt embeddings all but the first and last 24 rows; of the trace
 what depends on more than the schedule or the shape, and of its rotary tables all but 32 rows of text. And where other cases show the same: the decoder's floats (the PNG and its input stay), the noise
 (a function of the seed), the last latents (the decoder's input says the same), in cases with reference images the prompt's embeddings,
 and in most of them each reference's latents and what a KV model keeps.
 Needs only the standard library."""
-import json, os, pathlib, re, shutil, struct, sys
+import hashlib, json, os, pathlib, re, shutil, struct, sys
 
 TABLES = ["noise", "schedule", "tokenizer"]
 SCRIPTS = ["make.py", "weights.py", "tables.py", "plan.json"]
@@ -21,6 +22,7 @@ LORA = ("peft", "peft-alpha", "bfl", "kohya")
 EDITS = ("edit-", "kv-one", "kv-two", "inpaint-")
 EDIT_INSIDE = ("edit-one", "edit-bf16", "kv-one", "inpaint-f32")
 EDITED_MODELS = ("pocket", "base", "kv")
+DRAWN = {"like-9b": {"text_encoder": "text", "transformer": "transformer"}}  # parts, and what their seeds begin with
 WHOLE_ENDS = ("distilled-f32", "distilled-bf16")
 TRACED = ("temb", "double_stream_modulation_", "single_stream_modulation", "rope.")
 WHOLE = "distilled-f32"
@@ -90,7 +92,13 @@ def unused_weight(name, model):
     return name.startswith(("lm_head", "model.norm")) or (layer and int(layer[1]) >= 27)
 
 
-def copy_model(made, dest):
+def write_drawn(path, rows):
+    """A line a file, so that a change of one shows."""
+    path.write_text("{\n" + ",\n".join(f"{json.dumps(n)}: {json.dumps(r, separators=(',', ':'))}" for n, r in rows.items()) + "\n}\n")
+
+
+def copy_model(made, dest, seed):
+    drawn = {}
     for path in sorted(made.rglob("*")):
         to = dest / path.relative_to(made)
         if path.is_dir() or (path.parent.name == "tokenizer" and made.name != "pocket") or path.name == "tokenizer.json":
@@ -98,7 +106,13 @@ def copy_model(made, dest):
         to.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             meta, tensors = read(path)
-            write(to, meta, {n: t for n, t in tensors.items() if not unused_weight(n, made.name)})
+            tensors = {n: t for n, t in tensors.items() if not unused_weight(n, made.name)}
+            part = DRAWN.get(made.name, {}).get(path.parent.name)
+            if not part:
+                write(to, meta, tensors)
+                continue
+            drawn[str(path.relative_to(made))] = {"seed": f"{part}{seed}", "sha256": hashlib.sha256(b"".join(d for _, d in tensors.values())).hexdigest(),
+                                                  "shapes": {n: e["shape"] for n, (e, _) in tensors.items()}}
         elif path.name.endswith(".index.json"):
             index = json.loads(path.read_text())
             index["weight_map"] = {n: f for n, f in index["weight_map"].items() if not unused_weight(n, made.name)}
@@ -107,6 +121,8 @@ def copy_model(made, dest):
             shutil.copyfile(path, to)
     if made.name != "pocket" and not (dest / "tokenizer").exists():
         os.symlink("../pocket/tokenizer", dest / "tokenizer")
+    if drawn:
+        write_drawn(dest.parents[1] / "files" / f"{made.name}.json", drawn)
 
 
 def link_if_known(path, to, known):
@@ -140,8 +156,9 @@ def main():
         shutil.copyfile(made / name, dest / name)
     for name in TABLES:
         shutil.copytree(made / name, dest / name, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    plan = json.loads((made / "plan.json").read_text())
     for model in ("pocket", "base", "kv", "like-9b"):
-        copy_model(made / "models" / model, dest / "models" / model)
+        copy_model(made / "models" / model, dest / "models" / model, plan["models"][model]["seed"])
     known = {}
     for name in LORA:
         shutil.copyfile(made / "files" / f"lora-{name}.safetensors", dest / "files" / f"lora-{name}.safetensors")
