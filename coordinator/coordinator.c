@@ -264,9 +264,7 @@ static bool migrate(struct coordinator *c)
         if (!is_said)
             log_event(LOG_WARN, "database_away", "while=migrating why=%s", log_quote(error.text));
         is_said = true;
-        for (int i = 0; i < 10 && lifecycle_stop_count() == 0; i++)
-            clock_sleep_ms(MIGRATE_AGAIN_MS / 10);
-        if (lifecycle_stop_count() > 0)
+        if (lifecycle_stop_count() > 0 || lifecycle_wait(MIGRATE_AGAIN_MS) > 0)
             return false;
     }
     if (from != to)

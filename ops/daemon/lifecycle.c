@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -67,6 +68,13 @@ int lifecycle_stop_signal(void)
 int lifecycle_fd(void)
 {
     return pipe_ends[0];
+}
+
+int lifecycle_wait(int ms)
+{
+    struct pollfd signal = {.fd = pipe_ends[0], .events = POLLIN};
+    poll(&signal, 1, ms);
+    return lifecycle_stop_count();
 }
 
 uint64_t lifecycle_files(void)

@@ -11,6 +11,9 @@ bool lifecycle_signals(void);
 int lifecycle_stop_count(void);
 int lifecycle_stop_signal(void);  /* 0, SIGTERM or SIGINT: exit code is 128 + it */
 int lifecycle_fd(void);           /* readable when a signal came (for poll) */
+/* lifecycle_wait sleeps until a signal comes, but no longer than ms; how many have come. The turn of a loop that watches
+ * something without a descriptor: the next turn sleeps again, whatever came. */
+int lifecycle_wait(int ms);
 
 /* lifecycle_files lets this process open as many files as the system permits it, and says how many; 0: not known. Shells start with
  * 1024, which is as many workers as one coordinator is to serve, and libzmq ends the process when it cannot accept one more. */

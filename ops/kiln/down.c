@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,12 +32,10 @@ static int await(struct command_call *call, const char *pid_file, pid_t pid)
     now.note = "waiting for workers to finish their batch (--force does not wait)";
     now.per_second = 0;
     while (lifecycle_pid_alive(pid_file) == pid) {
-        struct pollfd signal = {.fd = lifecycle_fd(), .events = POLLIN};
         now.done = (clock_ms() - began_ms) / 1000;
         if (now.done >= 1)
             progress_update(&bar, &now);
-        poll(&signal, 1, 50);
-        if (lifecycle_stop_count() > 0) {
+        if (lifecycle_wait(50) > 0) {
             code = 128 + lifecycle_stop_signal();
             break;
         }

@@ -4,7 +4,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -77,8 +76,7 @@ static bool await(struct leftover *l, pid_t pid, const char *program, int second
     while (is_ours(l->home, pid, program)) {
         if (clock_ms() >= until_ms || lifecycle_stop_count() > 0)
             return false;
-        struct pollfd signal = {.fd = lifecycle_fd(), .events = POLLIN};
-        poll(&signal, 1, 50);
+        lifecycle_wait(50);
     }
     return true;
 }

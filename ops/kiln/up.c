@@ -121,11 +121,7 @@ static void show_leftover(void *context, const char *sentence)
 /* Waits for a signal or the next turn; false when it is time to stop. */
 static bool turn(void)
 {
-    struct pollfd signal = {.fd = lifecycle_fd(), .events = POLLIN};
-    if (lifecycle_stop_count() > 0)
-        return false;
-    poll(&signal, 1, TURN_MS);
-    return lifecycle_stop_count() == 0;
+    return lifecycle_stop_count() == 0 && lifecycle_wait(TURN_MS) == 0;
 }
 
 static void note_start(struct up_child *c)
@@ -510,8 +506,7 @@ static void stop_workers(struct up *u)
             up_child_step(&u->workers[i]);
         up_child_step(&u->coordinator);
         up_child_step(&u->postgres);
-        struct pollfd signal = {.fd = lifecycle_fd(), .events = POLLIN};
-        poll(&signal, 1, TURN_MS);
+        lifecycle_wait(TURN_MS);
     }
 }
 

@@ -5,7 +5,6 @@
 #include "watch.h"
 
 #include <inttypes.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -169,9 +168,7 @@ static int look_on(struct watch *w)
         }
         struct progress_now now = state_now(w);
         progress_update(&w->bar, &now);
-        struct pollfd signal = {.fd = lifecycle_fd(), .events = POLLIN};
-        poll(&signal, 1, POLL_MS);
-        if (lifecycle_stop_count() > 0)
+        if (lifecycle_wait(POLL_MS) > 0)
             return interrupted(w);
     }
 }

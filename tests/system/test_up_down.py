@@ -3,6 +3,7 @@
 If this breaks, the two commands of the README do not work, or a farm cannot be stopped, or a second one eats the first."""
 
 import os
+import pathlib
 import shutil
 import signal
 import socket
@@ -112,6 +113,30 @@ def test_ctrl_c_is_down(new_farm):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) in (0, 130)
     wait_until(lambda: not any(is_alive(pid) for pid in pids), "all programs ended", 30)
+
+
+def cpu_s(pid):
+    """What a process has computed so far, in seconds."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_third_signal_does_not_make_the_supervisor_spin(new_farm):
+    """An impatient Ctrl-C, Ctrl-C, Ctrl-C while a worker does not end: the supervisor waits for it, it does not burn a core."""
+    farm = new_farm()
+    farm.up()
+    supervisor, worker = farm.pid("kiln"), farm.pid("worker-1")
+    os.kill(worker, signal.SIGSTOP)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(supervisor, number)
+        wait_until(lambda: {signal.SIGINT: "stopping", signal.SIGTERM: "forced"}[number] in farm.log("kiln"), "the signal was heard")
+    os.kill(supervisor, signal.SIGINT)
+    before = cpu_s(supervisor)
+    time.sleep(2)  # what it does in a stretch of time is what is asked here
+    spent = cpu_s(supervisor) - before
+    os.kill(worker, signal.SIGCONT)
+    wait_until(lambda: not is_alive(supervisor), "everything ended", 60)
+    assert spent < 0.5, f"{spent} s of CPU in 2 s of waiting"
 
 
 def test_a_port_that_is_taken_is_named(new_farm):

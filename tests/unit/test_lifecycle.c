@@ -83,6 +83,27 @@ static void signals_are_counted_and_wake_a_poll(void **state)
     assert_int_equal(in_child(count_signals), 0);
 }
 
+static int wait_for_signals(void)
+{
+    WANT(lifecycle_signals());
+    int64_t began_ms = clock_ms();
+    WANT(lifecycle_wait(30) == 0 && clock_ms() - began_ms >= 29);
+    for (int count = 1; count <= 3; count++) {
+        kill(getpid(), SIGTERM);
+        WANT(lifecycle_wait(PATIENCE_MS) == count);
+        WANT(clock_ms() - began_ms < PATIENCE_MS);
+        int64_t again_ms = clock_ms();
+        WANT(lifecycle_wait(30) == count && clock_ms() - again_ms >= 29); /* also after the third: a loop does not spin */
+    }
+    return 0;
+}
+
+static void waiting_ends_with_a_signal_and_sleeps_again_after_it(void **state)
+{
+    (void)state;
+    assert_int_equal(in_child(wait_for_signals), 0);
+}
+
 static int flood(void)
 {
     WANT(lifecycle_signals());
@@ -436,6 +457,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(signals_are_counted_and_wake_a_poll),
+        cmocka_unit_test(waiting_ends_with_a_signal_and_sleeps_again_after_it),
         cmocka_unit_test(a_flood_of_signals_neither_blocks_nor_loses_count),
         cmocka_unit_test(a_reader_that_left_is_an_error_not_a_death),
         cmocka_unit_test(a_pid_file_is_held_by_one_process_and_freed_by_kill_9),
