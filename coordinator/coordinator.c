@@ -19,7 +19,6 @@
 #include "state_file.h"
 #include "turn.h"
 
-#define EXIT_REFUSED 2
 #define WAIT_MAX_MS 200
 #define WAIT_WRITE_MS 2      /* link_wait looks at reading only */
 #define WAIT_DISK_MS 20
@@ -86,7 +85,7 @@ static void database_refused(struct coordinator *c, int64_t now_ms)
     if (c->was_up)
         return;
     snprintf(c->why, sizeof c->why, "%s", task_turn_why(c->database));
-    c->exit_code = EXIT_REFUSED;
+    c->exit_code = LIFECYCLE_REFUSED;
     c->is_over = true;
 }
 
@@ -184,7 +183,7 @@ static void coordinator_stop(struct coordinator *c, int64_t now_ms)
     int signals = lifecycle_stop_count();
     if (signals > 1) {
         log_event(LOG_WARN, "leaving_now", "queued=%d", c->reports.result_count + c->reports.failure_count);
-        c->exit_code = 128 + lifecycle_stop_signal();
+        c->exit_code = lifecycle_stop_code();
         c->is_over = true;
     } else if (signals == 1 && !c->is_stopping) {
         c->is_stopping = true;
@@ -258,7 +257,7 @@ static bool migrate(struct coordinator *c)
     while (!migrate_run(c->options.database, &from, &to, &error)) {
         if (error.fault == PG_REFUSED) {
             snprintf(c->why, sizeof c->why, "%s", error.text);
-            c->exit_code = EXIT_REFUSED;
+            c->exit_code = LIFECYCLE_REFUSED;
             return false;
         }
         if (!is_said)
@@ -326,7 +325,7 @@ int coordinator_run(const struct coordinator_options *options, char *why, size_t
     static struct coordinator c;
     c = (struct coordinator){.options = *options};
     if (!coordinator_open(&c))
-        c.exit_code = EXIT_REFUSED;
+        c.exit_code = LIFECYCLE_REFUSED;
     else if (!options->must_migrate || migrate(&c)) {
         lifecycle_notify("READY=1");
         while (!c.is_over) {

@@ -5,12 +5,10 @@
 #include "coordinator_options.h"
 #include "lifecycle.h"
 
-#define EXIT_REFUSED 2
-
 static int refuse(const char *why)
 {
     fprintf(stderr, "kiln-coordinator: %s\n", why);
-    return EXIT_REFUSED;
+    return LIFECYCLE_REFUSED;
 }
 
 static int coordinate(struct coordinator_options_read *o)
@@ -23,7 +21,7 @@ static int coordinate(struct coordinator_options_read *o)
     uint64_t files = lifecycle_files();
     log_event(LOG_INFO, "started", "version=%s name=%s open_files=%" PRIu64, KILN_VERSION, log_quote(o->name), files);
     int code = coordinator_run(&o->coordinator, why, sizeof why);
-    if (code == EXIT_REFUSED)
+    if (code == LIFECYCLE_REFUSED)
         refuse(why);
     log_event(LOG_INFO, "ended", "exit=%d", code);
     log_close();

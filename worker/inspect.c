@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lifecycle.h"
 #include "model_parts.h"
 #include "model_shape.h"
 #include "model_variant.h"
@@ -42,7 +43,7 @@ struct part {
 static int refuse(const char *text)
 {
     fprintf(stderr, "kiln-worker inspect: %s\n", text);
-    return 2;
+    return LIFECYCLE_REFUSED;
 }
 
 static struct part sum_of(const char *name, const struct weight_files *f)

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "lifecycle.h"
 #include "log.h"
 
 void *need_memory(void *memory)
@@ -11,7 +12,7 @@ void *need_memory(void *memory)
     if (memory)
         return memory;
     log_event(LOG_ERROR, "out_of_memory", "what=bookkeeping");
-    _exit(75);
+    _exit(LIFECYCLE_TEMPORARY);
 }
 
 void *need_zeroed(size_t count, size_t bytes)

@@ -25,10 +25,9 @@
 #include "engine.h"
 #include "image_file.h"
 #include "inputs.h"
+#include "lifecycle.h"
 #include "safetensors.h"
 #include "weights_digest.h"
-
-enum exit_code { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_REFUSED = 2, EXIT_SIGNAL = 128 };
 
 #define PROMPTS_MAX 999999
 #define DUMP_MAX 4096
@@ -134,7 +133,7 @@ static int refuse(const char *format, ...)
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);
-    return EXIT_REFUSED;
+    return LIFECYCLE_REFUSED;
 }
 
 /* --- options ------------------------------------------------------------------------------------------- */
@@ -339,11 +338,11 @@ static int read_options(struct options *o, int argc, char **argv)
             break;
         if (option == OPT_HELP) {
             fputs(usage_text, stdout);
-            return EXIT_DONE;
+            return LIFECYCLE_DONE;
         }
         if (option == OPT_VERSION) {
             puts("kiln-worker " KILN_VERSION);
-            return EXIT_DONE;
+            return LIFECYCLE_DONE;
         }
         if (option == ':')
             return refuse("'%s' needs a value; see --help", argv[at]);
@@ -669,8 +668,8 @@ static void clear_bar(const struct run *r)
 static int fault_code(enum engine_fault fault)
 {
     if (fault == ENGINE_CANCELLED)
-        return EXIT_SIGNAL + stop_signal;
-    return fault == ENGINE_BAD_REQUEST || fault == ENGINE_BAD_MODEL ? EXIT_REFUSED : EXIT_FAILED;
+        return LIFECYCLE_BY_SIGNAL + stop_signal;
+    return fault == ENGINE_BAD_REQUEST || fault == ENGINE_BAD_MODEL ? LIFECYCLE_REFUSED : LIFECYCLE_FAILED;
 }
 
 static struct engine_request request_of(const struct run *r, int index)
@@ -703,10 +702,10 @@ static int render_batch(struct run *r, int first, int count)
         fprintf(stderr, "kiln-worker render: %s\n", why.text);
         return fault_code(why.fault);
     }
-    int code = EXIT_DONE;
+    int code = LIFECYCLE_DONE;
     for (int i = 0; i < count; i++) {
         if (!code && !r->dry && !write_image(r, first + i, &requests[i], &images[i]))
-            code = EXIT_FAILED;
+            code = LIFECYCLE_FAILED;
         engine_image_done(&images[i]);
     }
     r->done += count;
@@ -737,7 +736,7 @@ static int render_all(struct run *r)
         code = render_batch(r, first, rest < r->options.batch ? rest : r->options.batch);
     }
     if (!code && r->options.dump && !write_dump(r))
-        code = EXIT_FAILED;
+        code = LIFECYCLE_FAILED;
     return code;
 }
 
@@ -757,7 +756,7 @@ static int open_model(struct run *r)
         return refuse("%s", text);
     if (!engine_open(&r->engine, &r->model, &why)) {
         fprintf(stderr, "kiln-worker render: %s\n", why.text);
-        return why.fault == ENGINE_DEVICE ? EXIT_REFUSED : fault_code(why.fault);
+        return why.fault == ENGINE_DEVICE ? LIFECYCLE_REFUSED : fault_code(why.fault);
     }
     if (!r->dry && !weights_digest_of(&r->model, r->digest, text, sizeof text))
         return refuse("%s", text);
@@ -770,7 +769,7 @@ static int report_dry(struct run *r)
     struct engine_request request = request_of(r, 0);
     int pictures = r->options.batch < r->prompts.count ? r->options.batch : r->prompts.count;
     return dry_report(r->dry, &r->model, &request, pictures, engine_info(r->engine), r->options.json, why, sizeof why)
-               ? EXIT_DONE : refuse("%s", why);
+               ? LIFECYCLE_DONE : refuse("%s", why);
 }
 
 static void run_done(struct run *r)

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lifecycle.h"
 #include "tokenizer.h"
 
 static const char usage_text[] =
@@ -31,7 +32,7 @@ struct job {
 static int refuse(const char *text)
 {
     fprintf(stderr, "kiln-worker tokenize: %s\n", text);
-    return 2;
+    return LIFECYCLE_REFUSED;
 }
 
 static void print_ids(const int32_t *ids, size_t count)
@@ -72,8 +73,8 @@ static int all_lines(const struct job *j)
     char *line = NULL;
     size_t room = 0;
     ssize_t bytes;
-    int code = 0;
-    for (unsigned long number = 1; code == 0 && (bytes = getline(&line, &room, stdin)) >= 0; number++) {
+    int code = LIFECYCLE_DONE;
+    for (unsigned long number = 1; code == LIFECYCLE_DONE && (bytes = getline(&line, &room, stdin)) >= 0; number++) {
         struct engine_error why;
         if (one_line(j, line, (size_t)bytes, &why)) {
             fflush(stdout);

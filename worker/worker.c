@@ -33,8 +33,6 @@
 #define DRAIN_ALONE_MS 2000    /* the same while no coordinator is there: the spool has it all */
 #define BYE_LINGER_MS 1000
 #define BYE_MOMENT_MS 200      /* at the second signal */
-#define EXIT_REFUSED 2
-#define EXIT_TEMPORARY 75
 
 struct worker {
     struct worker_options options;
@@ -188,7 +186,7 @@ static void leave_now(struct worker *w)
     session_send(&w->session, &bye);
     session_close(&w->session, BYE_MOMENT_MS);
     clock_sleep_ms(BYE_MOMENT_MS); /* closing only hands the word to libzmq's thread, which _exit would kill */
-    _exit(128 + lifecycle_stop_signal());
+    _exit(lifecycle_stop_code());
 }
 
 static void say_bye(struct worker *w)
@@ -315,7 +313,7 @@ static void worker_hear(struct worker *w, int64_t now_ms)
             break;
         case SESSION_REFUSED_FOR_GOOD:
             fprintf(stderr, "kiln-worker: %s refused this worker: %s\n", w->options.endpoint, w->session.refusal);
-            w->exit_code = EXIT_REFUSED;
+            w->exit_code = LIFECYCLE_REFUSED;
             w->is_over = true;
             return;
         }
@@ -354,7 +352,7 @@ static void task_came_back(struct worker *w, struct batch_outcome *o)
     spool_add(&w->spool, o->entry);
     o->entry = NULL;
     if (o->is_last)
-        worker_drain(w, "device lost or model changed", EXIT_TEMPORARY);
+        worker_drain(w, "device lost or model changed", LIFECYCLE_TEMPORARY);
     batch_came_back(w, o->batch);
 }
 
@@ -510,24 +508,24 @@ int worker_run(const struct worker_options *options)
     char why[1100];
     if (!worker_open(&w, options, why, sizeof why)) {
         fprintf(stderr, "kiln-worker: %s\n", why);
-        return EXIT_REFUSED; /* the threads and files of a process that ends at once need no closing */
+        return LIFECYCLE_REFUSED; /* the threads and files of a process that ends at once need no closing */
     }
     if (!worker_load(&w)) {
         worker_close(&w);
-        return EXIT_REFUSED;
+        return LIFECYCLE_REFUSED;
     }
     if (!worker_greet(&w, why, sizeof why)) {
         fprintf(stderr, "kiln-worker: %s\n", why);
         worker_close(&w);
-        return EXIT_REFUSED;
+        return LIFECYCLE_REFUSED;
     }
     while (!w.is_over) {
         worker_round(&w);
         if (!w.is_over)
             worker_sleep(&w, clock_ms());
     }
-    if (w.exit_code == EXIT_REFUSED)
-        worker_drain(&w, "refused", EXIT_REFUSED);
+    if (w.exit_code == LIFECYCLE_REFUSED)
+        worker_drain(&w, "refused", LIFECYCLE_REFUSED);
     worker_close(&w);
     return w.exit_code;
 }

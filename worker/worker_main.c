@@ -14,9 +14,6 @@
 #include "tokenize.h"
 #include "worker_options.h"
 
-#define EXIT_REFUSED 2
-#define EXIT_TEMPORARY 75
-
 static const struct { const char *name; int (*main)(int argc, char **argv); } commands[] = {
     {"render", render_main},
     {"tokenize", tokenize_main},
@@ -26,7 +23,7 @@ static const struct { const char *name; int (*main)(int argc, char **argv); } co
 static int refuse(const char *why)
 {
     fprintf(stderr, "kiln-worker: %s\n", why);
-    return EXIT_REFUSED;
+    return LIFECYCLE_REFUSED;
 }
 
 /* Weights are mapped files. One that is cut under way, or whose disk fails, answers with SIGBUS at any place; nothing that
@@ -38,7 +35,7 @@ static void on_lost_page(int number)
     (void)number;
     ssize_t ignored = write(STDERR_FILENO, text, sizeof text - 1);
     (void)ignored;
-    _exit(EXIT_TEMPORARY);
+    _exit(LIFECYCLE_TEMPORARY);
 }
 
 static int work(struct worker_options_read *o)

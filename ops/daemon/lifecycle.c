@@ -65,6 +65,11 @@ int lifecycle_stop_signal(void)
     return atomic_load(&stop_signal);
 }
 
+int lifecycle_stop_code(void)
+{
+    return LIFECYCLE_BY_SIGNAL + lifecycle_stop_signal();
+}
+
 int lifecycle_fd(void)
 {
     return pipe_ends[0];
@@ -178,7 +183,7 @@ static void child_run(struct lifecycle_child *c)
         c->before(c->context);
     execv(c->argv[0], c->argv);
     dprintf(STDERR_FILENO, "%s cannot be started: %s: %s\n", c->name, c->argv[0], strerror(errno));
-    _exit(127);
+    _exit(LIFECYCLE_NO_PROGRAM);
 }
 
 static void child_start(struct lifecycle_child *c)

@@ -6,10 +6,21 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+/* Exit codes, of every program here. */
+enum lifecycle_exit {
+    LIFECYCLE_DONE = 0,
+    LIFECYCLE_FAILED = 1,       /* some tasks, some pictures */
+    LIFECYCLE_REFUSED = 2,      /* usage or input: trying again gives the same */
+    LIFECYCLE_TEMPORARY = 75,   /* something is away: trying again may help (EX_TEMPFAIL of sysexits.h) */
+    LIFECYCLE_NO_PROGRAM = 127, /* of a child: it could not be executed, as in a shell */
+    LIFECYCLE_BY_SIGNAL = 128,  /* + the signal's number */
+};
+
 /* lifecycle_signals: SIGTERM and SIGINT are counted (first: drain, second: leave now); SIGPIPE ignored. */
 bool lifecycle_signals(void);
 int lifecycle_stop_count(void);
-int lifecycle_stop_signal(void);  /* 0, SIGTERM or SIGINT: exit code is 128 + it */
+int lifecycle_stop_signal(void);  /* the first: SIGTERM or SIGINT; 0: none came */
+int lifecycle_stop_code(void);    /* the exit code that names it */
 int lifecycle_fd(void);           /* readable when a signal came (for poll) */
 /* lifecycle_wait sleeps until a signal comes, but no longer than ms; how many have come. The turn of a loop that watches
  * something without a descriptor: the next turn sleeps again, whatever came. */

@@ -26,9 +26,15 @@
 #include <stdint.h>
 
 #include "home.h"
+#include "lifecycle.h"
 #include "pg.h"
 
-enum command_exit { COMMAND_DONE = 0, COMMAND_FAILED = 1, COMMAND_REFUSED = 2, COMMAND_AWAY = 75 };
+enum command_exit {
+    COMMAND_DONE = LIFECYCLE_DONE,
+    COMMAND_FAILED = LIFECYCLE_FAILED,
+    COMMAND_REFUSED = LIFECYCLE_REFUSED,
+    COMMAND_AWAY = LIFECYCLE_TEMPORARY, /* the database or the coordinator */
+};
 
 struct command_call;
 struct command {

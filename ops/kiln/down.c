@@ -36,7 +36,7 @@ static int await(struct command_call *call, const char *pid_file, pid_t pid)
         if (now.done >= 1)
             progress_update(&bar, &now);
         if (lifecycle_wait(50) > 0) {
-            code = 128 + lifecycle_stop_signal();
+            code = lifecycle_stop_code();
             break;
         }
     }
@@ -79,7 +79,7 @@ static int down_run(struct command_call *call)
     if (code != COMMAND_DONE)
         return code;
     if (!leftover_stop(&call->home, force ? 0 : PATIENCE_S, tell, call, &count, why, sizeof why))
-        return lifecycle_stop_count() ? 128 + lifecycle_stop_signal() : command_refuse(call, "%s", why);
+        return lifecycle_stop_count() ? lifecycle_stop_code() : command_refuse(call, "%s", why);
     if (pid || count)
         printf("kiln is down (%s)\n", call->home.dir);
     else

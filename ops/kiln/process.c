@@ -27,7 +27,7 @@ static void child(char *const argv[], int out, void (*before)(void *), void *con
         before(context);
     execv(argv[0], argv);
     dprintf(STDERR_FILENO, "%s: %s\n", argv[0], strerror(errno));
-    _exit(127);
+    _exit(LIFECYCLE_NO_PROGRAM);
 }
 
 static void keep(char *ret, size_t bytes, size_t *used, const char *data, size_t count)

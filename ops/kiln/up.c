@@ -154,11 +154,6 @@ static int refuse_death(struct up *u, const struct up_child *c)
     return refuse(u, COMMAND_REFUSED, text);
 }
 
-static int stopped(void)
-{
-    return 128 + lifecycle_stop_signal();
-}
-
 /* --- PostgreSQL ------------------------------------------------------------------------------------------------- */
 
 static int start_postgres(struct up *u)
@@ -167,7 +162,7 @@ static int start_postgres(struct up *u)
     struct pg_error fault;
     show(u, "making the database's folder");
     if (!up_postgres_prepare(&u->server, u->home, why, sizeof why))
-        return lifecycle_stop_count() ? stopped() : refuse(u, COMMAND_REFUSED, why);
+        return lifecycle_stop_count() ? lifecycle_stop_code() : refuse(u, COMMAND_REFUSED, why);
     up_postgres_command(&u->server, u->home, &u->postgres);
     up_child_start(&u->postgres);
     for (;;) {
@@ -177,7 +172,7 @@ static int start_postgres(struct up *u)
         if (up_child_is_running(&u->postgres) && up_postgres_ready(u->home, &fault))
             return COMMAND_DONE;
         if (!turn())
-            return stopped();
+            return lifecycle_stop_code();
     }
 }
 
@@ -248,7 +243,7 @@ static int start_coordinator(struct up *u)
             break;
         show(u, "waiting for the coordinator");
         if (!turn())
-            return stopped();
+            return lifecycle_stop_code();
     }
     /* Started again it must be where it was: workers know no other place. */
     up_child_change(&u->coordinator, "--bind", "%s", u->plan->config.endpoint);
@@ -349,7 +344,7 @@ static int make_workers(struct up *u, struct task_store **store)
     }
     while (!ask_workers(u, store, note_before))
         if (!turn())
-            return stopped();
+            return lifecycle_stop_code();
     for (int i = 0; i < count; i++)
         up_child_start(&u->workers[i]);
     return COMMAND_DONE;
@@ -374,7 +369,7 @@ static int await_workers(struct up *u, struct task_store **store)
         snprintf(note, sizeof note, "%s loads its models", u->workers[waiting].name);
         show(u, note);
         if (!turn())
-            return stopped();
+            return lifecycle_stop_code();
         if (clock_ms() - asked_ms >= HEARD_EVERY_MS && ask_workers(u, store, note_heard))
             asked_ms = clock_ms();
     }
@@ -416,7 +411,7 @@ static int start(struct up *u)
     char why[HOME_PATH_MAX + 1024];
     int count = 0, code = COMMAND_DONE;
     if (!leftover_stop(u->home, LEFTOVER_PATIENCE_S, show_leftover, u, &count, why, sizeof why))
-        return lifecycle_stop_count() ? stopped() : refuse(u, COMMAND_REFUSED, why);
+        return lifecycle_stop_count() ? lifecycle_stop_code() : refuse(u, COMMAND_REFUSED, why);
     if (!home_config_write(u->home, &u->plan->config, why, sizeof why))
         return refuse(u, COMMAND_REFUSED, why);
     if (u->plan->is_private)
@@ -631,7 +626,7 @@ static int await_supervisor(struct command_call *call, int fd, pid_t pid)
         while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
             continue;
         if (WIFEXITED(status))
-            return told ? 128 + lifecycle_stop_signal() : WEXITSTATUS(status);
+            return told ? lifecycle_stop_code() : WEXITSTATUS(status);
         return command_say(call, COMMAND_AWAY, "the supervisor was ended by signal %d; see %s/log/kiln.log", WTERMSIG(status), call->home.dir);
     }
 }

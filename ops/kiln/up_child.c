@@ -13,7 +13,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define EXIT_REFUSED 2
 #define WORDS_MAX 65536 /* of the log's end, in which the last sentence is looked for */
 
 /* --- becoming the program ------------------------------------------------------------------------------------ */
@@ -37,7 +36,7 @@ static void before(void *context)
         return;
     dprintf(STDERR_FILENO, "kiln: %s cannot be started%s%s: %s\n", c->name, *c->user.name ? " as user " : "", c->user.name,
             strerror(errno));
-    _exit(EXIT_REFUSED);
+    _exit(LIFECYCLE_REFUSED);
 }
 
 /* --- putting together ------------------------------------------------------------------------------------------ */
@@ -149,7 +148,7 @@ bool up_child_is_running(const struct up_child *c)
 bool up_child_is_refused(const struct up_child *c)
 {
     return !c->process.pid && c->process.starts > 0 && WIFEXITED(c->process.last_status) &&
-           WEXITSTATUS(c->process.last_status) == EXIT_REFUSED;
+           WEXITSTATUS(c->process.last_status) == LIFECYCLE_REFUSED;
 }
 
 void up_child_death(const struct up_child *c, char *ret, size_t bytes)
@@ -157,7 +156,7 @@ void up_child_death(const struct up_child *c, char *ret, size_t bytes)
     int status = c->process.last_status;
     if (WIFSIGNALED(status))
         snprintf(ret, bytes, "was ended by signal %d", WTERMSIG(status));
-    else if (WEXITSTATUS(status) == 127)
+    else if (WEXITSTATUS(status) == LIFECYCLE_NO_PROGRAM)
         snprintf(ret, bytes, "could not be started (%s)", c->argv[0]);
     else
         snprintf(ret, bytes, "ended with code %d", WEXITSTATUS(status));

@@ -123,7 +123,7 @@ int up_plan_models(const struct up_plan *p, struct command_call *call)
         if (status == -1)
             return command_refuse(call, "%s", why);
         if (lifecycle_stop_count() > 0)
-            return 128 + lifecycle_stop_signal();
+            return lifecycle_stop_code();
         if (status != 0)
             return command_refuse(call, "model '%s' (%s) cannot be used: %s", m->name, m->dir, process_last_line(report));
     }

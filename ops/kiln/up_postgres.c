@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "lifecycle.h"
 #include "process.h"
 
 #define ANSWER_MS 10000
@@ -178,7 +179,7 @@ static void become(void *context)
     const struct becoming *b = context;
     if (!up_child_become(b->user, SIGTERM, b->parent)) {
         dprintf(STDERR_FILENO, "cannot become user %s: %s\n", b->user->name, strerror(errno));
-        _exit(2);
+        _exit(LIFECYCLE_REFUSED);
     }
 }
 

@@ -146,7 +146,7 @@ static int interrupted(struct watch *w)
 {
     struct progress_now now = state_now(w);
     progress_end(&w->bar, &now);
-    return command_say(w->call, 128 + lifecycle_stop_signal(), "stopped looking; campaign %s goes on (`kiln watch %s`, `kiln cancel %s`)",
+    return command_say(w->call, lifecycle_stop_code(), "stopped looking; campaign %s goes on (`kiln watch %s`, `kiln cancel %s`)",
                        w->name, w->name, w->name);
 }
 
