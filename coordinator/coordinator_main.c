@@ -14,7 +14,7 @@ static int refuse(const char *why)
 static int coordinate(struct coordinator_options_read *o)
 {
     char why[1200];
-    if (!log_open("coordinator", o->log_path, o->log_level, why, sizeof why))
+    if (!log_open("coordinator", o->daemon.log_path, o->daemon.log_level, why, sizeof why))
         return refuse(why);
     if (!lifecycle_signals())
         return refuse("cannot install signal handlers");
@@ -34,11 +34,11 @@ int main(int argc, char **argv)
     char why[1200];
     if (!coordinator_options_read(&options, argc, argv, why, sizeof why))
         return refuse(why);
-    if (options.wants_help) {
+    if (options.daemon.wants_help) {
         fputs(coordinator_options_help(), stdout);
         return 0;
     }
-    if (options.wants_version) {
+    if (options.daemon.wants_version) {
         printf("kiln-coordinator %s (protocol %d)\n", KILN_VERSION, MSG_VERSION);
         return 0;
     }

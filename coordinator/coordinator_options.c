@@ -1,7 +1,6 @@
 /* coordinator_options.c - long options only, each checked where it is read. */
 #include "coordinator_options.h"
 
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,17 +26,14 @@ static const char help[] =
     "  --stuck-ms N         a worker that makes no step for so long is logged; default 600000\n"
     "  --staged-ms N        how often staged files are looked at, and how old they must be; default 30000\n"
     "  --state-file FILE    while it runs: pid, endpoint, metrics port and state of the database, as JSON\n"
-    "  --log-level L        debug, info (default), warn, error\n"
-    "  --log FILE           log there as well\n"
-    "  --metrics-port P     Prometheus text on 127.0.0.1:P (0: any free port)\n"
-    "  --help, --version\n"
+    DAEMON_OPTIONS_USAGE
     "\n"
     "SIGTERM or SIGINT: claims nothing more, settles what has arrived, exits 0; workers go on and settle with the next\n"
     "coordinator. A second one: leaves at once.\n"
     "Exit codes: 0 drained, 2 usage, bind or database refused, 128+n by signal.\n";
 
 enum option_word {
-    OPTION_BIND = 256,
+    OPTION_BIND = DAEMON_OPTIONS_OWN,
     OPTION_DATABASE,
     OPTION_MIGRATE,
     OPTION_NAME,
@@ -47,11 +43,6 @@ enum option_word {
     OPTION_STUCK_MS,
     OPTION_STAGED_MS,
     OPTION_STATE_FILE,
-    OPTION_LOG_LEVEL,
-    OPTION_LOG,
-    OPTION_METRICS_PORT,
-    OPTION_HELP,
-    OPTION_VERSION,
 };
 
 static const struct option words[] = {
@@ -65,29 +56,12 @@ static const struct option words[] = {
     {"stuck-ms", required_argument, NULL, OPTION_STUCK_MS},
     {"staged-ms", required_argument, NULL, OPTION_STAGED_MS},
     {"state-file", required_argument, NULL, OPTION_STATE_FILE},
-    {"log-level", required_argument, NULL, OPTION_LOG_LEVEL},
-    {"log", required_argument, NULL, OPTION_LOG},
-    {"metrics-port", required_argument, NULL, OPTION_METRICS_PORT},
-    {"help", no_argument, NULL, OPTION_HELP},
-    {"version", no_argument, NULL, OPTION_VERSION},
-    {NULL, 0, NULL, 0},
+    DAEMON_OPTIONS_WORDS,
 };
 
 const char *coordinator_options_help(void)
 {
     return help;
-}
-
-static bool read_number(const char *word, const char *text, long least, long most, int *ret, char *why, size_t why_bytes)
-{
-    char *end;
-    long value = strtol(text, &end, 10);
-    if (!*text || *end || value < least || value > most) {
-        snprintf(why, why_bytes, "%s '%s': want a number from %ld to %ld", word, text, least, most);
-        return false;
-    }
-    *ret = (int)value;
-    return true;
 }
 
 static bool read_name(struct coordinator_options_read *o, const char *text, char *why, size_t why_bytes)
@@ -100,8 +74,9 @@ static bool read_name(struct coordinator_options_read *o, const char *text, char
     return false;
 }
 
-static bool read_word(struct coordinator_options_read *o, int word, const char *text, char *why, size_t why_bytes)
+static bool read_word(void *context, int word, const char *text, char *why, size_t why_bytes)
 {
+    struct coordinator_options_read *o = context;
     struct coordinator_options *c = &o->coordinator;
     struct janitor_options *pace = &c->pace;
     switch (word) {
@@ -109,21 +84,12 @@ static bool read_word(struct coordinator_options_read *o, int word, const char *
     case OPTION_DATABASE: c->database = text; return true;
     case OPTION_MIGRATE: c->must_migrate = true; return true;
     case OPTION_NAME: return read_name(o, text, why, why_bytes);
-    case OPTION_LEASE_MS: return read_number("--lease-ms", text, 500, DAY_MS, &pace->lease_ms, why, why_bytes);
-    case OPTION_HEARTBEAT_MS: return read_number("--heartbeat-ms", text, 50, 60000, &pace->heartbeat_ms, why, why_bytes);
-    case OPTION_SILENT_MS: return read_number("--silent-ms", text, 100, DAY_MS, &pace->silent_ms, why, why_bytes);
-    case OPTION_STUCK_MS: return read_number("--stuck-ms", text, 100, DAY_MS, &pace->stuck_ms, why, why_bytes);
-    case OPTION_STAGED_MS: return read_number("--staged-ms", text, 100, DAY_MS, &pace->staged_ms, why, why_bytes);
+    case OPTION_LEASE_MS: return daemon_options_number("--lease-ms", text, 500, DAY_MS, &pace->lease_ms, why, why_bytes);
+    case OPTION_HEARTBEAT_MS: return daemon_options_number("--heartbeat-ms", text, 50, 60000, &pace->heartbeat_ms, why, why_bytes);
+    case OPTION_SILENT_MS: return daemon_options_number("--silent-ms", text, 100, DAY_MS, &pace->silent_ms, why, why_bytes);
+    case OPTION_STUCK_MS: return daemon_options_number("--stuck-ms", text, 100, DAY_MS, &pace->stuck_ms, why, why_bytes);
+    case OPTION_STAGED_MS: return daemon_options_number("--staged-ms", text, 100, DAY_MS, &pace->staged_ms, why, why_bytes);
     case OPTION_STATE_FILE: c->state_file = text; return true;
-    case OPTION_LOG_LEVEL:
-        if (log_level_of(text, &o->log_level))
-            return true;
-        snprintf(why, why_bytes, "--log-level '%s': want debug, info, warn or error", text);
-        return false;
-    case OPTION_LOG: o->log_path = text; return true;
-    case OPTION_METRICS_PORT: return read_number("--metrics-port", text, 0, 65535, &c->metrics_port, why, why_bytes);
-    case OPTION_HELP: o->wants_help = true; return true;
-    case OPTION_VERSION: o->wants_version = true; return true;
     default: return false;
     }
 }
@@ -140,7 +106,7 @@ static bool complete(struct coordinator_options_read *o, char *why, size_t why_b
 {
     const struct janitor_options *pace = &o->coordinator.pace;
     if (!o->coordinator.endpoint) {
-        snprintf(why, why_bytes, "--bind ENDPOINT is missing; see kiln-coordinator --help");
+        snprintf(why, why_bytes, "--bind ENDPOINT is missing; see --help");
         return false;
     }
     if (pace->silent_ms < 2 * pace->heartbeat_ms) {
@@ -158,23 +124,8 @@ bool coordinator_options_read(struct coordinator_options_read *ret, int argc, ch
     memset(ret, 0, sizeof *ret);
     ret->coordinator.pace = (struct janitor_options){.lease_ms = 15000, .heartbeat_ms = 1000, .silent_ms = 5000,
                                                      .stuck_ms = 600000, .staged_ms = 30000};
-    ret->coordinator.metrics_port = -1;
-    ret->log_level = LOG_INFO;
-    opterr = 0;
-    optind = 1;
-    for (int word; (word = getopt_long(argc, argv, ":", words, NULL)) != -1;) {
-        if (word == '?' || word == ':') {
-            snprintf(why, why_bytes, word == ':' ? "%s needs a value" : "unknown option '%s'; see kiln-coordinator --help", argv[optind - 1]);
-            return false;
-        }
-        if (!read_word(ret, word, optarg, why, why_bytes))
-            return false;
-        if (ret->wants_help || ret->wants_version)
-            return true;
-    }
-    if (optind < argc) {
-        snprintf(why, why_bytes, "unknown word '%s'; want options only", argv[optind]);
+    if (!daemon_options_read(&ret->daemon, words, read_word, ret, argc, argv, why, why_bytes))
         return false;
-    }
-    return complete(ret, why, why_bytes);
+    ret->coordinator.metrics_port = ret->daemon.metrics_port;
+    return ret->daemon.wants_help || ret->daemon.wants_version || complete(ret, why, why_bytes);
 }

@@ -3,14 +3,12 @@
 #define KILN_COORDINATOR_OPTIONS_H
 
 #include "coordinator.h"
-#include "log.h"
+#include "daemon_options.h"
 
 struct coordinator_options_read {
     struct coordinator_options coordinator;
     char name[TASK_STORE_NAME_MAX + 1];
-    enum log_level log_level;
-    const char *log_path;
-    bool wants_help, wants_version;
+    struct daemon_options daemon;
 };
 
 /* coordinator_options_read fills ret; false: why is the sentence to print. argv is borrowed. */

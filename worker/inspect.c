@@ -4,13 +4,13 @@
  * their headers whole, so a damaged model is refused here before a worker loads it. */
 #include "inspect.h"
 
-#include <getopt.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include "daemon_options.h"
 #include "lifecycle.h"
 #include "model_parts.h"
 #include "model_shape.h"
@@ -263,37 +263,36 @@ static int look(const struct engine_options *o, bool is_quick, bool is_json)
 
 int inspect_main(int argc, char **argv)
 {
+    enum { MODEL = DAEMON_OPTIONS_OWN, TRANSFORMER, TEXT_ENCODER, VAE, TOKENIZER, DISTILLED, BASE, QUICK, JSON };
     static const struct option options[] = {
-        {"model", required_argument, NULL, 'm'},     {"transformer", required_argument, NULL, 't'},
-        {"text-encoder", required_argument, NULL, 'e'}, {"vae", required_argument, NULL, 'a'},
-        {"tokenizer", required_argument, NULL, 'k'}, {"distilled", no_argument, NULL, 'd'},
-        {"base", no_argument, NULL, 'b'},            {"quick", no_argument, NULL, 'q'},
-        {"json", no_argument, NULL, 'j'},            {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'v'},         {0}};
+        {"model", required_argument, NULL, MODEL},         {"transformer", required_argument, NULL, TRANSFORMER},
+        {"text-encoder", required_argument, NULL, TEXT_ENCODER}, {"vae", required_argument, NULL, VAE},
+        {"tokenizer", required_argument, NULL, TOKENIZER}, {"distilled", no_argument, NULL, DISTILLED},
+        {"base", no_argument, NULL, BASE},                 {"quick", no_argument, NULL, QUICK},
+        {"json", no_argument, NULL, JSON},                 {"help", no_argument, NULL, DAEMON_OPTIONS_HELP},
+        {"version", no_argument, NULL, DAEMON_OPTIONS_VERSION}, {0}};
     char reason[300];
     struct engine_options o = {0};
     bool is_quick = false, is_json = false;
-    opterr = 0; /* one sentence, ours */
-    for (int c; (c = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
-        switch (c) {
-        case 'm': o.model_dir = optarg; break;
-        case 't': o.transformer = optarg; break;
-        case 'e': o.text_encoder = optarg; break;
-        case 'a': o.vae = optarg; break;
-        case 'k': o.tokenizer = optarg; break;
-        case 'd': o.variant = ENGINE_DISTILLED; break;
-        case 'b': o.variant = ENGINE_BASE; break;
-        case 'q': is_quick = true; break;
-        case 'j': is_json = true; break;
+    for (int word; (word = daemon_options_next(argc, argv, "h", options, reason, sizeof reason)) != -1;) {
+        switch (word) {
+        case MODEL: o.model_dir = optarg; break;
+        case TRANSFORMER: o.transformer = optarg; break;
+        case TEXT_ENCODER: o.text_encoder = optarg; break;
+        case VAE: o.vae = optarg; break;
+        case TOKENIZER: o.tokenizer = optarg; break;
+        case DISTILLED: o.variant = ENGINE_DISTILLED; break;
+        case BASE: o.variant = ENGINE_BASE; break;
+        case QUICK: is_quick = true; break;
+        case JSON: is_json = true; break;
         case 'h':
+        case DAEMON_OPTIONS_HELP:
             fputs(usage_text, stdout);
-            return 0;
-        case 'v':
+            return LIFECYCLE_DONE;
+        case DAEMON_OPTIONS_VERSION:
             puts("kiln-worker " KILN_VERSION);
-            return 0;
-        default:
-            snprintf(reason, sizeof reason, c == ':' ? "'%s' needs a value" : "unknown option '%s'; see --help", argv[optind - 1]);
-            return refuse(reason);
+            return LIFECYCLE_DONE;
+        default: return refuse(reason);
         }
     }
     o.sha256 = is_quick ? NULL : weights_digest_file;

@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -20,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "daemon_options.h"
 #include "digest.h"
 #include "dry.h"
 #include "engine.h"
@@ -194,10 +194,9 @@ static bool parse_lora(char *text, struct lora *ret, char *why, size_t why_bytes
     return true;
 }
 
-enum option_id { OPT_MODEL = 256, OPT_TRANSFORMER, OPT_TEXT_ENCODER, OPT_VAE, OPT_TOKENIZER, OPT_DISTILLED, OPT_BASE, OPT_LORA, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_IMAGE, OPT_MASK, OPT_STRENGTH,
+enum option_id { OPT_MODEL = DAEMON_OPTIONS_OWN, OPT_TRANSFORMER, OPT_TEXT_ENCODER, OPT_VAE, OPT_TOKENIZER, OPT_DISTILLED, OPT_BASE, OPT_LORA, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_IMAGE, OPT_MASK, OPT_STRENGTH,
                  OPT_STEPS, OPT_GUIDANCE,
-                 OPT_TRUNCATE, OPT_BATCH, OPT_OUT, OPT_DUMP, OPT_DEVICE, OPT_TRACE, OPT_PRECISION, OPT_THREADS, OPT_JSON, OPT_HELP,
-                 OPT_VERSION };
+                 OPT_TRUNCATE, OPT_BATCH, OPT_OUT, OPT_DUMP, OPT_DEVICE, OPT_TRACE, OPT_PRECISION, OPT_THREADS, OPT_JSON };
 
 static const struct option long_options[] = {
     {"model", required_argument, NULL, OPT_MODEL},         {"prompt", required_argument, NULL, OPT_PROMPT},
@@ -215,7 +214,7 @@ static const struct option long_options[] = {
     {"threads", required_argument, NULL, OPT_THREADS},     {"json", no_argument, NULL, OPT_JSON},
     {"image", required_argument, NULL, OPT_IMAGE},         {"mask", required_argument, NULL, OPT_MASK},
     {"strength", required_argument, NULL, OPT_STRENGTH},
-    {"help", no_argument, NULL, OPT_HELP},                 {"version", no_argument, NULL, OPT_VERSION},
+    {"help", no_argument, NULL, DAEMON_OPTIONS_HELP},      {"version", no_argument, NULL, DAEMON_OPTIONS_VERSION},
     {NULL, 0, NULL, 0},
 };
 
@@ -329,25 +328,18 @@ static int check_options(const struct options *o)
 static int read_options(struct options *o, int argc, char **argv)
 {
     *o = (struct options){.precision = "bf16", .batch = 1, .guidance = NAN};
-    optind = 0;
-    opterr = 0;
-    for (;;) {
-        int at = optind ? optind : 1;
-        int option = getopt_long(argc, argv, ":", long_options, NULL);
-        if (option == -1)
-            break;
-        if (option == OPT_HELP) {
+    char why[512];
+    for (int option; (option = daemon_options_next(argc, argv, "", long_options, why, sizeof why)) != -1;) {
+        if (option == '?')
+            return refuse("%s", why);
+        if (option == DAEMON_OPTIONS_HELP) {
             fputs(usage_text, stdout);
             return LIFECYCLE_DONE;
         }
-        if (option == OPT_VERSION) {
+        if (option == DAEMON_OPTIONS_VERSION) {
             puts("kiln-worker " KILN_VERSION);
             return LIFECYCLE_DONE;
         }
-        if (option == ':')
-            return refuse("'%s' needs a value; see --help", argv[at]);
-        if (option == '?')
-            return refuse("unknown option '%s'; see --help", argv[at]);
         int code = take_option(o, option, optarg);
         if (code)
             return code;

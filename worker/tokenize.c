@@ -3,12 +3,12 @@
  * Output is flushed whenever input pauses at a line end, so another program may talk to it line by line. */
 #include "tokenize.h"
 
-#include <getopt.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon_options.h"
 #include "lifecycle.h"
 #include "tokenizer.h"
 
@@ -89,33 +89,26 @@ static int all_lines(const struct job *j)
 
 int tokenize_main(int argc, char **argv)
 {
-    static const struct option options[] = {{"model", required_argument, NULL, 'm'}, {"raw", no_argument, NULL, 'r'},
-                                            {"count", no_argument, NULL, 'c'},       {"help", no_argument, NULL, 'h'},
-                                            {"version", no_argument, NULL, 'v'},     {0}};
+    enum { MODEL = DAEMON_OPTIONS_OWN, RAW, COUNT };
+    static const struct option options[] = {{"model", required_argument, NULL, MODEL}, {"raw", no_argument, NULL, RAW},
+                                            {"count", no_argument, NULL, COUNT}, {"help", no_argument, NULL, DAEMON_OPTIONS_HELP},
+                                            {"version", no_argument, NULL, DAEMON_OPTIONS_VERSION}, {0}};
     struct job j = {0};
     char reason[300];
     const char *model = NULL;
-    opterr = 0; /* one sentence, ours */
-    for (int c; (c = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
-        switch (c) {
-        case 'm':
-            model = optarg;
-            break;
-        case 'r':
-            j.is_raw = true;
-            break;
-        case 'c':
-            j.is_count = true;
-            break;
+    for (int word; (word = daemon_options_next(argc, argv, "h", options, reason, sizeof reason)) != -1;) {
+        switch (word) {
+        case MODEL: model = optarg; break;
+        case RAW: j.is_raw = true; break;
+        case COUNT: j.is_count = true; break;
         case 'h':
+        case DAEMON_OPTIONS_HELP:
             fputs(usage_text, stdout);
-            return 0;
-        case 'v':
+            return LIFECYCLE_DONE;
+        case DAEMON_OPTIONS_VERSION:
             puts("kiln-worker " KILN_VERSION);
-            return 0;
-        default:
-            snprintf(reason, sizeof reason, c == ':' ? "'%s' needs a value" : "unknown option '%s'; see --help", argv[optind - 1]);
-            return refuse(reason);
+            return LIFECYCLE_DONE;
+        default: return refuse(reason);
         }
     }
     if (!model || optind < argc)

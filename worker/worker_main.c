@@ -42,7 +42,7 @@ static int work(struct worker_options_read *o)
 {
     char why[512];
     if (!fault_switch_read(getenv("KILN_FAULT"), why, sizeof why) ||
-        !log_open("worker", o->log_path, o->log_level, why, sizeof why))
+        !log_open("worker", o->daemon.log_path, o->daemon.log_level, why, sizeof why))
         return refuse(why);
     if (!lifecycle_signals())
         return refuse("cannot install signal handlers");
@@ -66,9 +66,9 @@ int main(int argc, char **argv)
     int code = 0;
     if (!worker_options_read(&options, argc, argv, why, sizeof why))
         code = refuse(why);
-    else if (options.wants_help)
+    else if (options.daemon.wants_help)
         fputs(worker_options_help(), stdout);
-    else if (options.wants_version)
+    else if (options.daemon.wants_version)
         printf("kiln-worker %s (protocol %d)\n", KILN_VERSION, MSG_VERSION);
     else
         code = work(&options);

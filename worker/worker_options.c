@@ -1,7 +1,6 @@
 /* worker_options.c - long options only, each checked where it is read. */
 #include "worker_options.h"
 
-#include <getopt.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,17 +28,14 @@ static const char help[] =
     "  --credit N           images assigned and not yet acknowledged; default twice --batch\n"
     "  --name NAME          unique in the farm, the same after a restart; default: host name\n"
     "  --spool DIR          results not yet acknowledged are kept in DIR/NAME; default $KILN_HOME/spool\n"
-    "  --log-level L        debug, info (default), warn, error\n"
-    "  --log FILE           log there as well\n"
-    "  --metrics-port P     Prometheus text on 127.0.0.1:P (0: any free port)\n"
-    "  --help, --version\n"
+    DAEMON_OPTIONS_USAGE
     "\n"
     "SIGTERM or SIGINT: finishes what runs, gives back the rest, exits 0. A second one: leaves at once.\n"
     "Exit codes: 0 drained, 2 usage, refused input or a model that cannot be used, 75 device lost or model changed, 128+n by signal.\n"
     "KILN_FAULT=NAME[:N] makes it fail on demand (worker/fault_switch.h).\n";
 
 enum option_word {
-    OPTION_CONNECT = 256,
+    OPTION_CONNECT = DAEMON_OPTIONS_OWN,
     OPTION_MODEL,
     OPTION_DEVICE,
     OPTION_THREADS,
@@ -48,11 +44,6 @@ enum option_word {
     OPTION_CREDIT,
     OPTION_NAME,
     OPTION_SPOOL,
-    OPTION_LOG_LEVEL,
-    OPTION_LOG,
-    OPTION_METRICS_PORT,
-    OPTION_HELP,
-    OPTION_VERSION,
 };
 
 static const struct option words[] = {
@@ -65,29 +56,12 @@ static const struct option words[] = {
     {"credit", required_argument, NULL, OPTION_CREDIT},
     {"name", required_argument, NULL, OPTION_NAME},
     {"spool", required_argument, NULL, OPTION_SPOOL},
-    {"log-level", required_argument, NULL, OPTION_LOG_LEVEL},
-    {"log", required_argument, NULL, OPTION_LOG},
-    {"metrics-port", required_argument, NULL, OPTION_METRICS_PORT},
-    {"help", no_argument, NULL, OPTION_HELP},
-    {"version", no_argument, NULL, OPTION_VERSION},
-    {NULL, 0, NULL, 0},
+    DAEMON_OPTIONS_WORDS,
 };
 
 const char *worker_options_help(void)
 {
     return help;
-}
-
-static bool read_number(const char *word, const char *text, long least, long most, int *ret, char *why, size_t why_bytes)
-{
-    char *end;
-    long value = strtol(text, &end, 10);
-    if (!*text || *end || value < least || value > most) {
-        snprintf(why, why_bytes, "%s '%s': want a number from %ld to %ld", word, text, least, most);
-        return false;
-    }
-    *ret = (int)value;
-    return true;
 }
 
 static bool read_model(struct worker_options_read *o, const char *text, char *why, size_t why_bytes)
@@ -132,8 +106,9 @@ static bool name_ok(const char *name)
     return strlen(name) <= WORKER_NAME_MAX && msg_worker_name_ok(name);
 }
 
-static bool read_word(struct worker_options_read *o, int word, const char *text, char *why, size_t why_bytes)
+static bool read_word(void *context, int word, const char *text, char *why, size_t why_bytes)
 {
+    struct worker_options_read *o = context;
     struct worker_options *w = &o->worker;
     switch (word) {
     case OPTION_CONNECT: w->endpoint = text; return true;
@@ -144,15 +119,15 @@ static bool read_word(struct worker_options_read *o, int word, const char *text,
             return true;
         snprintf(why, why_bytes, "--device '%s', accepted: cpu, cuda, cuda:N", text);
         return false;
-    case OPTION_THREADS: return read_number("--threads", text, 1, 4096, &w->threads, why, why_bytes);
+    case OPTION_THREADS: return daemon_options_number("--threads", text, 1, 4096, &w->threads, why, why_bytes);
     case OPTION_PRECISION:
         w->precision = strcmp(text, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16;
         if (strcmp(text, "f32") == 0 || strcmp(text, "bf16") == 0)
             return true;
         snprintf(why, why_bytes, "--precision '%s': want bf16 or f32", text);
         return false;
-    case OPTION_BATCH: return read_number("--batch", text, 1, ENGINE_BATCH_MAX, &w->batch_max, why, why_bytes);
-    case OPTION_CREDIT: return read_number("--credit", text, 1, CREDIT_MAX, &w->credit, why, why_bytes);
+    case OPTION_BATCH: return daemon_options_number("--batch", text, 1, ENGINE_BATCH_MAX, &w->batch_max, why, why_bytes);
+    case OPTION_CREDIT: return daemon_options_number("--credit", text, 1, CREDIT_MAX, &w->credit, why, why_bytes);
     case OPTION_NAME:
         snprintf(o->name, sizeof o->name, "%s", text);
         if (name_ok(text))
@@ -160,15 +135,6 @@ static bool read_word(struct worker_options_read *o, int word, const char *text,
         snprintf(why, why_bytes, "--name '%s': want 1 to %d letters, digits, '.', '_' or '-', the first no '.'", text, WORKER_NAME_MAX);
         return false;
     case OPTION_SPOOL: w->spool_dir = text; return true;
-    case OPTION_LOG_LEVEL:
-        if (log_level_of(text, &o->log_level))
-            return true;
-        snprintf(why, why_bytes, "--log-level '%s': want debug, info, warn or error", text);
-        return false;
-    case OPTION_LOG: o->log_path = text; return true;
-    case OPTION_METRICS_PORT: return read_number("--metrics-port", text, 0, 65535, &w->metrics_port, why, why_bytes);
-    case OPTION_HELP: o->wants_help = true; return true;
-    case OPTION_VERSION: o->wants_version = true; return true;
     default: return false;
     }
 }
@@ -190,11 +156,11 @@ static bool complete(struct worker_options_read *o, char *why, size_t why_bytes)
     char base[PATH_MAX];
     struct worker_options *w = &o->worker;
     if (!w->endpoint) {
-        snprintf(why, why_bytes, "--connect ENDPOINT is missing; see kiln-worker --help");
+        snprintf(why, why_bytes, "--connect ENDPOINT is missing; see --help");
         return false;
     }
     if (w->model_count == 0) {
-        snprintf(why, why_bytes, "--model NAME=DIR is missing; see kiln-worker --help");
+        snprintf(why, why_bytes, "--model NAME=DIR is missing; see --help");
         return false;
     }
     if (!*o->name && !default_name(o, why, why_bytes))
@@ -224,25 +190,10 @@ bool worker_options_read(struct worker_options_read *ret, int argc, char **argv,
     memset(ret, 0, sizeof *ret);
     ret->worker.precision = ENGINE_BF16;
     ret->worker.batch_max = BATCH_DEFAULT;
-    ret->worker.metrics_port = -1;
-    ret->log_level = LOG_INFO;
-    opterr = 0;
-    optind = 1;
-    for (int word; (word = getopt_long(argc, argv, ":", words, NULL)) != -1;) {
-        if (word == '?' || word == ':') {
-            snprintf(why, why_bytes, word == ':' ? "%s needs a value" : "unknown option '%s'; see kiln-worker --help", argv[optind - 1]);
-            return false;
-        }
-        if (!read_word(ret, word, optarg, why, why_bytes))
-            return false;
-        if (ret->wants_help || ret->wants_version)
-            return true;
-    }
-    if (optind < argc) {
-        snprintf(why, why_bytes, "unknown word '%s'; want options, or render, tokenize or inspect first", argv[optind]);
+    if (!daemon_options_read(&ret->daemon, words, read_word, ret, argc, argv, why, why_bytes))
         return false;
-    }
-    return complete(ret, why, why_bytes);
+    ret->worker.metrics_port = ret->daemon.metrics_port;
+    return ret->daemon.wants_help || ret->daemon.wants_version || complete(ret, why, why_bytes);
 }
 
 void worker_options_done(struct worker_options_read *o)

@@ -2,7 +2,7 @@
 #ifndef KILN_WORKER_OPTIONS_H
 #define KILN_WORKER_OPTIONS_H
 
-#include "log.h"
+#include "daemon_options.h"
 #include "worker.h"
 
 struct worker_options_read {
@@ -12,9 +12,7 @@ struct worker_options_read {
     char *model_words[MSG_MODELS_MAX]; /* owned: NAME=DIR, cut in two */
     char *model_dirs[MSG_MODELS_MAX];  /* owned: absolute */
     char name[WORKER_NAME_MAX + 1];
-    enum log_level log_level;
-    const char *log_path;
-    bool wants_help, wants_version;
+    struct daemon_options daemon;
 };
 
 /* worker_options_read fills ret; false: why is the sentence to print. argv is borrowed. */

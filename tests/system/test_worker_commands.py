@@ -142,6 +142,15 @@ def test_tokenize_speaks_json_lines():
     assert bad.returncode == 2 and "line 2" in bad.stderr
 
 
+@pytest.mark.parametrize("command", ["tokenize", "inspect", "render"])
+def test_a_word_that_is_no_option_is_named(command):
+    """Also several letters behind one dash, of which getopt reads one at a time."""
+    for words, wrong in ((["--model", TINY, "-abc"], "-abc"), (["-q", "--model", TINY], "-q"), (["--frobnicate"], "--frobnicate")):
+        run = worker(command, *words)
+        assert run.returncode == 2 and run.stderr == f"kiln-worker {command}: unknown option '{wrong}'; see --help\n", run.stderr
+    assert worker(command, "--model").stderr == f"kiln-worker {command}: --model needs a value\n"
+
+
 def test_inspect_tells_what_a_model_is_and_refuses_a_damaged_one(tmp_path):
     report = json.loads(worker("inspect", "--model", POCKET, "--json").stdout)
     assert report["variant"] == "distilled" and report["parameters"] == 6182388 and len(report["sha256"]) == 64
