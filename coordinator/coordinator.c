@@ -123,7 +123,7 @@ static enum task_turn_state coordinator_turn(struct coordinator *c, int64_t now_
 
 static void watch_worker(struct coordinator *c, struct fleet_worker *w, int64_t now_ms)
 {
-    if (!c->is_deaf && janitor_is_silent(&c->janitor, w, now_ms)) {
+    if (!c->is_deaf && !c->is_stopping && janitor_is_silent(&c->janitor, w, now_ms)) {
         conversation_lose(c, w, now_ms);
     } else if (janitor_is_forgotten(w, now_ms)) {
         fleet_move(c->fleet, w, FLEET_GONE);

@@ -892,6 +892,32 @@ static void signal_settles_what_has_arrived(void **state)
     test_server_audit(&server);
 }
 
+/* A coordinator that stops hears nobody: that its workers are silent then is its own doing. */
+static void nobody_is_called_silent_by_a_coordinator_that_stops(void **state)
+{
+    (void)state;
+    int status = -1;
+    test_server_submit(&server, "slow", 8, NULL);
+    start(NULL);
+    struct hand *a = join("a", 1, 8, 8);
+    UNTIL(a->held_count == 8);
+    pid_t locker = fork();
+    if (locker == 0) { /* the commit of the four waits longer than --silent-ms */
+        test_server_sql(&server, "do $$ begin lock table task; perform pg_sleep(1.5); end $$");
+        _exit(0);
+    }
+    UNTIL(test_server_number(&server, "select count(*) from pg_stat_activity where wait_event = 'PgSleep'") == 1);
+    result(a, a->held, a->seeds, 4);
+    pump_for(100);
+    kill(coordinators[0], SIGTERM);
+    UNTIL(waitpid(locker, &status, WNOHANG) == locker);
+    assert_int_equal(ended(coordinators[0]), 0);
+    assert_int_equal(images(), 4);
+    assert_int_equal(test_server_number(&server, "select count(*) from task where state = 1"), 4);
+    assert_false(file_says(log_path, "worker_silent"));
+    test_server_audit(&server);
+}
+
 static void signal_while_the_database_is_away_ends_at_once(void **state)
 {
     (void)state;
@@ -1101,6 +1127,7 @@ int main(int argc, char **argv)
         STORY(cancel_reaches_the_worker),
         STORY(two_coordinators_share_one_database),
         STORY(signal_settles_what_has_arrived),
+        STORY(nobody_is_called_silent_by_a_coordinator_that_stops),
         STORY(signal_while_the_database_is_away_ends_at_once),
         STORY(commercial_use_goes_to_no_model_that_forbids_it),
         STORY(higher_priority_goes_first),
