@@ -11,6 +11,7 @@ way through: no NaN, and a picture that is noise. Time does not depend on values
 Standard library only; about a minute."""
 import argparse, array, base64, json, math, pathlib, random, struct, sys, zlib
 
+TEMPLATE = pathlib.Path(__file__).resolve().parents[1] / "golden/models/pocket/tokenizer/chat_template.jinja"
 BLOCK = 1_048_573
 HIDDEN, DOUBLES, SINGLES, CONTEXT, HEAD = 3072, 5, 20, 7680, 128                    # transformer
 WIDTH, INNER, LAYERS, VOCAB, QUERY, KEY = 2560, 9728, 36, 151936, 4096, 1024        # Qwen3-4B
@@ -241,6 +242,7 @@ def write_tokenizer(folder, tiktoken):
     write_json(folder / "vocab.json", {shown(token): rank for token, rank in ranks.items()})
     added = {token: len(ranks) + i for i, token in enumerate(ADDED)}
     write_json(folder / "added_tokens.json", added)
+    (folder / "chat_template.jinja").write_bytes(TEMPLATE.read_bytes())
     write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "add_prefix_space": False, "bos_token": None, "errors": "replace",
         "clean_up_tokenization_spaces": False, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None,
