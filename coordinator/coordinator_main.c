@@ -30,7 +30,7 @@ static int coordinate(struct coordinator_options_read *o)
 
 int main(int argc, char **argv)
 {
-    static struct coordinator_options_read options;
+    struct coordinator_options_read options;
     char why[1200];
     if (!coordinator_options_read(&options, argc, argv, why, sizeof why))
         return refuse(why);

@@ -27,7 +27,6 @@ struct fleet_worker;
 struct fleet_held {
     uint64_t task, token;
     struct fleet_worker *worker;
-    int64_t group_id;        /* 0: from before this coordinator */
     int shape;               /* the caller's number of model, pixels and steps; -1: unknown */
     int batch_size;          /* of the batch it was sent in */
     double since_s;          /* claimed */
@@ -36,7 +35,6 @@ struct fleet_held {
     bool is_before;          /* assigned before the last HELLO: READY will say whether it is still there */
     bool is_reported;        /* the worker has said what became of it; it leaves when that is answered */
     bool is_lost;            /* given back because the worker was silent; stands here until the worker speaks of it */
-    bool is_cancelled;       /* the worker was told to stop it */
     struct fleet_held *next_hash, *next, *prev, *lease_next, *lease_prev;
     bool is_leased;          /* stands in the line of leases */
 };

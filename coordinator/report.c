@@ -84,7 +84,7 @@ bool report_failed(struct report_queue *q, struct fleet_held *held, const struct
     if (!f)
         return false;
     f->held = held;
-    f->is_oom = item->kind == MSG_FAILURE_OOM;
+    f->kind = item->kind;
     f->fail = (struct task_fail){.task = item->task, .token = item->token, .kind = kind[item->kind], .reason = f->reason};
     mark(held);
     return true;

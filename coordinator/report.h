@@ -14,7 +14,7 @@ struct report_result { struct fleet_held *held; struct task_finish finish; char 
 struct report_failure {
     struct fleet_held *held;  /* NULL: the coordinator itself gives the task back; nobody is answered */
     struct task_fail fail;
-    bool is_oom;
+    enum msg_failure kind;    /* as the worker said it */
     char *reason;
 };
 struct report_queue {

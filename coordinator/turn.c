@@ -176,18 +176,17 @@ static void end_results(struct coordinator *c, const struct task_turn_result *r,
 
 static void end_failures(struct coordinator *c, const struct task_turn_result *r, struct acks *acks)
 {
-    static const enum msg_failure kind[] = {[TASK_REFUSE] = MSG_FAILURE_REFUSE, [TASK_RETRY] = MSG_FAILURE_RETRY, [TASK_RELEASED] = MSG_FAILURE_RELEASED};
     for (int i = 0; i < c->turn.request.fail_count; i++) {
         const struct report_failure *f = report_failure_at(&c->reports, i);
         c->workload.is_stale = c->workload.is_stale || r->fail_accepted[i];
         if (!f->held)
             continue;
-        metric_add(coordinator_metric_all()->failures[f->is_oom ? MSG_FAILURE_OOM : kind[f->fail.kind]], 1);
+        metric_add(coordinator_metric_all()->failures[f->kind], 1);
         if (!r->fail_accepted[i])
             log_stale("failure", f->held);
-        if (f->fail.kind != TASK_RELEASED)
+        if (f->kind != MSG_FAILURE_RELEASED)
             log_event(LOG_INFO, "task_failed", "task=%" PRIu64 " worker=%s kind=%s reason=%s", f->held->task, log_quote(f->held->worker->name),
-                      f->is_oom ? "oom" : msg_failure_name(kind[f->fail.kind]), log_quote(f->reason));
+                      msg_failure_name(f->kind), log_quote(f->reason));
         acks_add(acks, f->held, r->fail_accepted[i] ? MSG_COMMITTED : MSG_STALE);
         end_held(c, f->held);
     }
@@ -208,7 +207,6 @@ static void hold_all(struct coordinator *c, struct fleet_worker *w, const struct
         struct fleet_held *h = fleet_hold(c->fleet, w, claimed[i].task, claimed[i].token, now_ms);
         if (!h)
             return; /* out of memory: not extended, so it comes back; its result is welcome all the same */
-        h->group_id = g->row.id;
         h->shape = g->shape;
         h->batch_size = count;
         h->since_s = c->turn.start_s;
@@ -218,7 +216,7 @@ static void hold_all(struct coordinator *c, struct fleet_worker *w, const struct
 
 static bool assign(struct coordinator *c, struct fleet_worker *w, const struct workload_group *g, const struct task_claimed *claimed, int count, int64_t now_ms)
 {
-    static struct msg_task tasks[MSG_ITEMS_MAX];
+    struct msg_task tasks[MSG_ITEMS_MAX];
     for (int i = 0; i < count; i++)
         tasks[i] = (struct msg_task){.task = claimed[i].task, .token = claimed[i].token, .attempt = claimed[i].attempt, .prompt = claimed[i].prompt,
                                      .negative = claimed[i].negative, .seed = claimed[i].seed, .truncate = claimed[i].truncate, .file = claimed[i].file,
@@ -291,7 +289,6 @@ static void end_extends(struct coordinator *c, const struct task_turn_result *r,
         }
         worker = h->worker;
         tasks[count++] = h->task;
-        h->is_cancelled = true;
         fleet_lease_leave(c->fleet, h);
     }
     if (count > 0)
@@ -340,7 +337,7 @@ static void review_all(struct coordinator *c)
 
 void turn_end(struct coordinator *c, int64_t now_ms)
 {
-    static struct acks acks;
+    struct acks acks;
     const struct task_turn_result *r = task_turn_result(c->database);
     acks.count = acks.touched_count = 0;
     metric_observe(coordinator_metric_all()->turn_seconds, clock_s() - c->turn.start_s);

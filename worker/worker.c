@@ -36,6 +36,7 @@
 
 struct worker {
     struct worker_options options;
+    char host[256];          /* its name, for HELLO */
     struct mailbox outcomes; /* from painter and writer */
     struct painter *painter;
     struct writer *writer;
@@ -146,12 +147,11 @@ static uint64_t memory_bytes(void)
 
 static bool worker_greet(struct worker *w, char *why, size_t why_bytes)
 {
-    static char host[256];
     struct msg_hello hello = {
         .protocol_min = MSG_VERSION, .protocol_max = MSG_VERSION, .software = "kiln " KILN_VERSION, .worker = w->options.name,
-        .boot_epoch = clock_boot_epoch(), .memory_bytes = memory_bytes(), .host = host, .pid = (uint32_t)getpid()};
-    if (gethostname(host, sizeof host - 1) != 0)
-        snprintf(host, sizeof host, "unknown");
+        .boot_epoch = clock_boot_epoch(), .memory_bytes = memory_bytes(), .host = w->host, .pid = (uint32_t)getpid()};
+    if (gethostname(w->host, sizeof w->host - 1) != 0)
+        snprintf(w->host, sizeof w->host, "unknown");
     model_set_describe(painter_models(w->painter), &hello);
     return session_open(&w->session, w->options.endpoint, &hello, clock_ms(), why, why_bytes);
 }

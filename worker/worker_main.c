@@ -57,7 +57,7 @@ static int work(struct worker_options_read *o)
 
 int main(int argc, char **argv)
 {
-    static struct worker_options_read options;
+    static struct worker_options_read options; /* a thread that nobody waited for may read it while the process ends */
     char why[1024];
     signal(SIGBUS, on_lost_page);
     for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)

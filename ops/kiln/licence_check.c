@@ -11,7 +11,7 @@
 
 bool licence_check_read(const char *tool, const char *model_dir, char *ret, size_t bytes, char *why, size_t why_bytes)
 {
-    static char report[REPORT_MAX];
+    char report[REPORT_MAX];
     char *const argv[] = {(char *)tool, "inspect", "--quick", "--json", "--model", (char *)model_dir, NULL};
     int status = process_run(argv, NULL, NULL, report, sizeof report, why, why_bytes);
     if (status == -1)

@@ -195,7 +195,7 @@ static int gravity(const char *line)
 
 void up_child_last_words(const struct up_child *c, char *ret, size_t bytes)
 {
-    static char text[WORDS_MAX];
+    char text[WORDS_MAX];
     struct stat info;
     ret[0] = 0;
     FILE *f = fopen(c->log, "re");

@@ -21,7 +21,6 @@
 struct watch {
     struct command_call *call;
     const char *name;
-    FILE *out;
     char uri[HOME_PATH_MAX];
     struct task_store *store;  /* NULL while the database is away */
     struct campaign campaign;  /* as last seen */
@@ -176,7 +175,7 @@ static int look_on(struct watch *w)
 int watch_campaign(struct command_call *call, const char *name, FILE *out)
 {
     char why[HOME_PATH_MAX + 256];
-    struct watch w = {.call = call, .name = name, .out = out, .workers = -1};
+    struct watch w = {.call = call, .name = name, .workers = -1};
     if (!home_database(&call->home, call->database, w.uri, sizeof w.uri, why, sizeof why))
         return command_refuse(call, "%s", why);
     int code = command_store(call, &w.store); /* at the beginning, away means that kiln is not running */
