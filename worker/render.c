@@ -28,6 +28,7 @@
 #include "lifecycle.h"
 #include "safetensors.h"
 #include "weights_digest.h"
+#include "worker_options.h"
 
 #define PROMPTS_MAX 999999
 #define DUMP_MAX 4096
@@ -289,8 +290,8 @@ static int take_option(struct options *o, int option, char *value)
         o->precision = value;
         break;
     case OPT_DEVICE:
-        if (strcmp(value, "cpu") != 0 && strncmp(value, "cuda", 4) != 0 && !dry_is(value))
-            return refuse("--device '%s', accepted: cpu, cuda, cuda:N, dry:NAME", value);
+        if (!worker_options_is_device(value) && !dry_is(value))
+            return refuse("--device '%s', accepted: " WORKER_OPTIONS_DEVICES ", dry:NAME", value);
         o->device = value;
         break;
     }

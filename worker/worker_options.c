@@ -101,6 +101,14 @@ static bool read_model(struct worker_options_read *o, const char *text, char *wh
     return true;
 }
 
+bool worker_options_is_device(const char *text)
+{
+    if (strncmp(text, "cuda", 4) != 0)
+        return strcmp(text, "cpu") == 0;
+    const char *number = text + 5;
+    return !text[4] || (text[4] == ':' && *number && strspn(number, "0123456789") == strlen(number));
+}
+
 static bool name_ok(const char *name)
 {
     return strlen(name) <= WORKER_NAME_MAX && msg_worker_name_ok(name);
@@ -115,9 +123,9 @@ static bool read_word(void *context, int word, const char *text, char *why, size
     case OPTION_MODEL: return read_model(o, text, why, why_bytes);
     case OPTION_DEVICE:
         w->device = text;
-        if (strcmp(text, "cpu") == 0 || strncmp(text, "cuda", 4) == 0)
+        if (worker_options_is_device(text))
             return true;
-        snprintf(why, why_bytes, "--device '%s', accepted: cpu, cuda, cuda:N", text);
+        snprintf(why, why_bytes, "--device '%s', accepted: " WORKER_OPTIONS_DEVICES, text);
         return false;
     case OPTION_THREADS: return daemon_options_number("--threads", text, 1, 4096, &w->threads, why, why_bytes);
     case OPTION_PRECISION:

@@ -70,6 +70,12 @@ static struct metric *add(enum kind kind, const char *name, const char *help, co
     return m ? m : &lost;
 }
 
+const char *metric_label(char *ret, unsigned long ret_bytes, const char *name, const char *value)
+{
+    snprintf(ret, ret_bytes, "%s=\"%s\"", name, value);
+    return ret;
+}
+
 struct metric *metric_counter(const char *name, const char *help, const char *labels)
 {
     return add(COUNTER, name, help, labels);

@@ -12,6 +12,9 @@
 
 struct metric; /* one series, maybe with labels */
 
+/* metric_label writes name="value", where value is a plain word, and returns it: the labels of a series. */
+const char *metric_label(char *ret, unsigned long ret_bytes, const char *name, const char *value);
+
 struct metric *metric_counter(const char *name, const char *help, const char *labels); /* labels: NULL or "kind=\"retry\"" */
 struct metric *metric_gauge(const char *name, const char *help, const char *labels);
 struct metric *metric_histogram(const char *name, const char *help, const char *labels, const double *bounds, int count); /* bounds: 1 to 32, rising */

@@ -458,6 +458,19 @@ static void bench_latency(struct task_store *s)
     end_run();
 }
 
+static const char usage_text[] =
+    "usage: bench_farm --database URI --bin DIR [options]\n"
+    "\n"
+    "What the farm itself costs, as JSON lines: a real coordinator, workers that render nothing.\n"
+    "\n"
+    "  --database URI    empty and durable, or the figures mean nothing\n"
+    "  --bin DIR         where kiln-coordinator is\n"
+    "  --tasks N         for the rate; default 100000\n"
+    "  --workers N       default 3\n"
+    "  --credit N        tasks that a worker holds at once; default 256\n"
+    "  --seconds S       of 100 tasks each, for the latencies; default 10\n"
+    "  --help\n";
+
 static int number(const char *option, const char *text, int least, int most)
 {
     char *end;
@@ -474,6 +487,7 @@ static void read_words(int argc, char **argv)
     static const struct option options[] = {{"database", required_argument, NULL, 'd'}, {"bin", required_argument, NULL, 'b'},
                                             {"tasks", required_argument, NULL, 't'}, {"workers", required_argument, NULL, 'w'},
                                             {"credit", required_argument, NULL, 'c'}, {"seconds", required_argument, NULL, 's'},
+                                            {"help", no_argument, NULL, 'h'},
                                             {NULL, 0, NULL, 0}};
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (o) {
@@ -483,11 +497,12 @@ static void read_words(int argc, char **argv)
         case 'w': worker_count = number("workers", optarg, 1, WORKERS_MAX); break;
         case 'c': credit = number("credit", optarg, 1, MSG_ITEMS_MAX); break;
         case 's': second_count = number("seconds", optarg, 1, 3600); break;
+        case 'h': fputs(usage_text, stdout); exit(0);
         default: exit(2);
         }
     }
     if (!uri || !bin) {
-        fprintf(stderr, "usage: bench_farm --database URI --bin DIR [--tasks N] [--workers N] [--credit N] [--seconds S]\n");
+        fputs(usage_text, stderr);
         exit(2);
     }
 }

@@ -60,6 +60,7 @@ def test_the_same_row_gives_the_same_bytes_alone_in_a_batch_and_on_any_threads(t
     (["--prompt", "x", "--seed", "18446744073709551616", "--size", "64x64"], "18446744073709551616"),
     (["--prompt", "x", "--seed", "1", "--size", "64x64", "--steps", "0"], "0"),
     (["--prompt", "word " * 600, "--seed", "1", "--size", "64x64"], "512"),
+    (["--prompt", "x", "--seed", "1", "--size", "64x64", "--device", "cudaX"], "--device 'cudaX', accepted: cpu, cuda, cuda:N"),
 ])
 def test_what_cannot_be_rendered_is_refused_with_a_sentence(tmp_path, words, said):
     out = tmp_path / "no.png"

@@ -50,7 +50,7 @@ static void the_same_name_and_labels_are_the_same_series(void **state)
     struct metric *a = metric_gauge("test_state", "State.", "kind=\"a\"");
     struct metric *b = metric_gauge("test_state", "State.", "kind=\"b\"");
     char built[32];
-    snprintf(built, sizeof built, "kind=\"%c\"", 'a');
+    metric_label(built, sizeof built, "kind", "a");
     assert_ptr_equal(metric_gauge("test_state", "State.", built), a);
     assert_ptr_not_equal(a, b);
     metric_counter("test_between_total", "Registered between the series of a family.", NULL);

@@ -706,7 +706,9 @@ static void what_cannot_work_is_refused_at_start(void **state)
     expect_refusal_to_start(&f, (const char *[]){"--model", bad + 2, NULL}, NULL, "want NAME=DIR");
     expect_refusal_to_start(&f, (const char *[]){"--model", bad, "--model", bad, NULL}, NULL, "given twice");
     expect_refusal_to_start(&f, (const char *[]){"--connect", "tcp://10.0.0.1:5", NULL}, NULL, "only this machine");
-    expect_refusal_to_start(&f, (const char *[]){"--device", "gpu", NULL}, NULL, "accepted: cpu, cuda, cuda:N");
+    static const char *const devices[] = {"gpu", "", "cpu0", "cudaX", "cuda0", "cuda:", "cuda:X", "cuda:1x", "cuda:-1", "cuda: 1"};
+    for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
+        expect_refusal_to_start(&f, (const char *[]){"--device", devices[i], NULL}, NULL, "accepted: cpu, cuda, cuda:N");
     expect_refusal_to_start(&f, (const char *[]){"--batch", "65", NULL}, NULL, "from 1 to 64");
     expect_refusal_to_start(&f, (const char *[]){"--batch", "0", NULL}, NULL, "from 1 to 64");
     expect_refusal_to_start(&f, (const char *[]){"--threads", "0", NULL}, NULL, "from 1 to 4096");
