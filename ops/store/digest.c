@@ -225,7 +225,8 @@ static void add_u64(struct digest *d, uint64_t value)
     digest_add(d, raw, 8);
 }
 
-static bool add_model_file(struct digest *d, const char *dir, const char *name, char *why, size_t why_bytes)
+/* A file's name, and its content or what tells that it is still the same file. */
+static bool add_model_file(struct digest *d, const char *dir, const char *name, bool with_content, char *why, size_t why_bytes)
 {
     char path[4096];
     struct stat info;
@@ -238,7 +239,12 @@ static bool add_model_file(struct digest *d, const char *dir, const char *name, 
     add_u64(d, strlen(name));
     digest_add(d, name, strlen(name));
     add_u64(d, (uint64_t)info.st_size);
-    return add_file(d, path, info.st_size, &bytes, why, why_bytes);
+    if (with_content)
+        return add_file(d, path, info.st_size, &bytes, why, why_bytes);
+    add_u64(d, (uint64_t)info.st_ino);
+    add_u64(d, (uint64_t)info.st_mtim.tv_sec);
+    add_u64(d, (uint64_t)info.st_mtim.tv_nsec);
+    return true;
 }
 
 /* All files of the digest, in its order. */
@@ -261,44 +267,24 @@ static void list_done(struct file_list *list)
     free(list->names);
 }
 
-bool digest_model(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes)
+static bool digest_folder(const char *model_dir, bool with_content, char ret_hex[65], char *why, size_t why_bytes)
 {
     struct file_list list = {0};
     struct digest *d = digest_new();
     bool ok = list_model(&list, model_dir, why, why_bytes);
     for (size_t i = 0; ok && i < list.count; i++)
-        ok = add_model_file(d, model_dir, list.names[i], why, why_bytes);
+        ok = add_model_file(d, model_dir, list.names[i], with_content, why, why_bytes);
     ok = finish_hex(d, ok, ret_hex, why, why_bytes);
     list_done(&list);
     return ok;
 }
 
-static bool add_model_look(struct digest *d, const char *dir, const char *name, char *why, size_t why_bytes)
+bool digest_model(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes)
 {
-    char path[4096];
-    struct stat info;
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    if (stat(path, &info) != 0) {
-        snprintf(why, why_bytes, "%s: %s", path, strerror(errno));
-        return false;
-    }
-    add_u64(d, strlen(name));
-    digest_add(d, name, strlen(name));
-    add_u64(d, (uint64_t)info.st_size);
-    add_u64(d, (uint64_t)info.st_ino);
-    add_u64(d, (uint64_t)info.st_mtim.tv_sec);
-    add_u64(d, (uint64_t)info.st_mtim.tv_nsec);
-    return true;
+    return digest_folder(model_dir, true, ret_hex, why, why_bytes);
 }
 
 bool digest_model_look(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes)
 {
-    struct file_list list = {0};
-    struct digest *d = digest_new();
-    bool ok = list_model(&list, model_dir, why, why_bytes);
-    for (size_t i = 0; ok && i < list.count; i++)
-        ok = add_model_look(d, model_dir, list.names[i], why, why_bytes);
-    ok = finish_hex(d, ok, ret_hex, why, why_bytes);
-    list_done(&list);
-    return ok;
+    return digest_folder(model_dir, false, ret_hex, why, why_bytes);
 }
