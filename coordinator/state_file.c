@@ -23,24 +23,38 @@ static void compose(struct json_text *t, const char *endpoint, int metrics_port,
     json_text_put(t, "}\n");
 }
 
+/* False: errno says why, also when it was the last bytes that did not fit. */
+static bool write_whole(const char *path, const struct json_text *t)
+{
+    FILE *file = fopen(path, "we");
+    if (!file)
+        return false;
+    bool ok = fwrite(t->data, 1, t->length, file) == t->length;
+    int error = errno;
+    if (fclose(file) != 0 && ok)
+        return false;
+    errno = error;
+    return ok;
+}
+
 bool state_file_write(const char *path, const char *endpoint, int metrics_port, const char *database_state, char *why, size_t why_bytes)
 {
     char beside[PATH_MAX];
     struct json_text t = {0};
-    bool ok = (size_t)snprintf(beside, sizeof beside, "%s.%ld.new", path, (long)getpid()) < sizeof beside;
+    int length = snprintf(beside, sizeof beside, "%s.%ld.new", path, (long)getpid()), error = 0;
     compose(&t, endpoint, metrics_port, database_state);
-    FILE *file = ok && !t.failed ? fopen(beside, "we") : NULL;
-    ok = file && fwrite(t.data, 1, t.length, file) == t.length;
-    if (file && fclose(file) != 0)
-        ok = false;
-    if (!ok || rename(beside, path) != 0) {
-        snprintf(why, why_bytes, "state file %s: cannot write it: %s", path, strerror(errno));
-        if (file)
-            unlink(beside);
-        ok = false;
+    if (length < 0 || (size_t)length >= sizeof beside) {
+        error = ENAMETOOLONG;
+    } else if (t.failed) {
+        error = ENOMEM;
+    } else if (!write_whole(beside, &t) || rename(beside, path) != 0) {
+        error = errno;
+        unlink(beside);
     }
+    if (error)
+        snprintf(why, why_bytes, "state file %.512s: cannot write it: %s", path, strerror(error));
     json_text_done(&t);
-    return ok;
+    return !error;
 }
 
 void state_file_remove(const char *path)

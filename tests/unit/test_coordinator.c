@@ -1049,6 +1049,15 @@ static void wrong_words_are_refused_with_a_sentence(void **state)
         if (!file_says(log_path, cases[i].sentence))
             fail_msg("not said: %s", cases[i].sentence);
     }
+    char long_path[5000]; /* longer than any path may be */
+    memset(long_path, 'x', sizeof long_path - 1);
+    long_path[sizeof long_path - 1] = '\0';
+    const struct { const char *path, *reason; } state_files[] = {{long_path, "File name too long"}, {"/no/such/folder/state", "No such file"}, {dir, "Is a directory"}};
+    for (size_t i = 0; i < sizeof state_files / sizeof *state_files; i++) {
+        assert_int_equal(run_once((const char *const[]){"--bind", endpoint, "--state-file", state_files[i].path, NULL}), 2);
+        if (!file_says(log_path, "cannot write it") || !file_says(log_path, state_files[i].reason))
+            fail_msg("not said: %s", state_files[i].reason);
+    }
     assert_int_equal(run_once((const char *const[]){"--help", NULL}), 0);
     assert_int_equal(run_once((const char *const[]){"--version", NULL}), 0);
 }
