@@ -97,8 +97,12 @@ bool janitor_disk_open(struct janitor_disk **ret, double age_s, janitor_disk_don
         return false;
     d->age_s = age_s;
     d->done = done;
+    pthread_condattr_t condition;
     pthread_mutex_init(&d->lock, NULL);
-    pthread_cond_init(&d->changed, NULL);
+    pthread_condattr_init(&condition);
+    pthread_condattr_setclock(&condition, CLOCK_MONOTONIC); /* a wall clock that is set ends no wait */
+    pthread_cond_init(&d->changed, &condition);
+    pthread_condattr_destroy(&condition);
     if (pthread_create(&d->thread, NULL, run, d) != 0) {
         free(d);
         return false;
@@ -113,7 +117,7 @@ void janitor_disk_close(struct janitor_disk *d)
     int error = 0;
     if (!d)
         return;
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += CLOSE_S;
     pthread_mutex_lock(&d->lock);
     d->job = END;
