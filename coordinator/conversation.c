@@ -65,24 +65,30 @@ static bool is_alive(struct coordinator *c, const struct fleet_worker *w, int64_
     return now_ms - w->heard_ms <= limit_ms && link_send(c->link, w->peer, &beat) != LINK_GONE;
 }
 
+static const char *digest_of_model(const struct fleet_worker *w, int model)
+{
+    for (int i = 0; i < w->model_count; i++)
+        if (w->models[i].model == model)
+            return w->digests[i];
+    return NULL;
+}
+
 /* A worker that lives and has other weights under the name of one of these models. An image is a function of its row and the
  * weights: with two kinds of weights it would be one of whoever was free. */
 static const struct fleet_worker *other_weights(struct coordinator *c, const struct msg_hello *h, const char **ret_model, const char **ret_digest,
                                                 int64_t now_ms)
 {
-    for (enum fleet_state s = 0; s < FLEET_GONE; s++)
-        for (const struct fleet_worker *w = fleet_first(c->fleet, s); w; w = w->next)
-            for (uint32_t i = 0; i < h->model_count; i++) {
-                int at = 0, id = fleet_name_id(c->fleet, h->models[i].name);
-                while (at < w->model_count && w->models[at].model != id)
-                    at++;
-                if (id < 0 || at == w->model_count || strcmp(w->digests[at], h->models[i].digest) == 0 || strcmp(w->name, h->worker) == 0 ||
-                    !is_alive(c, w, now_ms))
-                    continue;
-                *ret_model = h->models[i].name;
-                *ret_digest = w->digests[at];
-                return w;
+    for (uint32_t i = 0; i < h->model_count; i++) {
+        const struct msg_model *m = &h->models[i];
+        int id = fleet_name_find(c->fleet, m->name);
+        *ret_model = m->name;
+        for (enum fleet_state s = 0; id >= 0 && s < FLEET_GONE; s++)
+            for (const struct fleet_worker *w = fleet_first(c->fleet, s); w; w = w->next) {
+                *ret_digest = digest_of_model(w, id);
+                if (*ret_digest && strcmp(*ret_digest, m->digest) != 0 && strcmp(w->name, h->worker) != 0 && is_alive(c, w, now_ms))
+                    return w;
             }
+    }
     return NULL;
 }
 

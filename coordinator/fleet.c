@@ -68,11 +68,19 @@ static unsigned bucket_of(const char *text)
     return hash % WORKER_BUCKETS;
 }
 
-int fleet_name_id(struct fleet *f, const char *model)
+int fleet_name_find(const struct fleet *f, const char *model)
 {
     for (int i = 0; i < f->name_count; i++)
         if (strcmp(f->names[i], model) == 0)
             return i;
+    return -1;
+}
+
+int fleet_name_id(struct fleet *f, const char *model)
+{
+    int id = fleet_name_find(f, model);
+    if (id >= 0)
+        return id;
     if (f->name_count == FLEET_NAMES_MAX || !(f->names[f->name_count] = strdup(model)))
         return -1;
     return f->name_count++;

@@ -72,7 +72,8 @@ struct fleet;
 struct fleet *fleet_new(void); /* NULL: no memory */
 void fleet_free(struct fleet *f);
 
-int fleet_name_id(struct fleet *f, const char *model); /* a number for a model's name; -1: too many names */
+int fleet_name_id(struct fleet *f, const char *model);         /* a number for a model's name; -1: too many names */
+int fleet_name_find(const struct fleet *f, const char *model); /* -1: nobody has named it yet */
 const char *fleet_state_name(enum fleet_state s);      /* "idle" */
 int fleet_count(const struct fleet *f, enum fleet_state s);
 int fleet_held_count(const struct fleet *f);

@@ -217,6 +217,8 @@ static void full_fleet_says_so(void **state)
     }
     assert_int_equal(fleet_name_id(f, "one-more"), -1);
     assert_int_equal(fleet_name_id(f, "model-5"), 5);
+    assert_int_equal(fleet_name_find(f, "model-5"), 5);
+    assert_int_equal(fleet_name_find(f, "one-more"), -1);
     fleet_free(f);
 }
 
