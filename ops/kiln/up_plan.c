@@ -135,7 +135,8 @@ int up_plan_models(const struct up_plan *p, struct command_call *call)
 static int take_device(struct up_plan *p, struct command_call *call, const struct options *o)
 {
     if (o->device && strncmp(o->device, "cuda", 4) == 0 && (!o->device[4] || o->device[4] == ':'))
-        return command_refuse(call, "--device %s: this build has no CUDA device; accepted is cpu", o->device);
+        return command_refuse(call, "--device %s: kiln up starts workers on the cpu only; start a kiln-worker --device %s beside it", o->device,
+                              o->device);
     if (o->device && strcmp(o->device, "cpu") != 0)
         return command_refuse(call, "--device '%s': accepted is cpu", o->device);
     if (o->precision && strcmp(o->precision, "bf16") != 0 && strcmp(o->precision, "f32") != 0)
