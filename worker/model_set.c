@@ -124,12 +124,19 @@ bool model_set_open(struct model_set *s, struct model *m, const struct task_inpu
     return ok;
 }
 
-static bool digest_one(struct model *m, struct engine_error *why)
+static bool look_at(struct model *m, struct engine_error *why)
+{
+    char text[512];
+    return digest_model_look(m->dir, m->look, text, sizeof text) ||
+           engine_error_set(why, ENGINE_BAD_MODEL, "model '%s': %s", m->name, text);
+}
+
+static bool hash(struct model *m, struct engine_error *why)
 {
     char text[512];
     double start_s = clock_s();
     log_event(LOG_INFO, "model_hashing", "model=%s dir=%s", log_quote(m->name), log_quote(m->dir));
-    if (!digest_model_look(m->dir, m->look, text, sizeof text) || !digest_model(m->dir, m->digest, text, sizeof text))
+    if (!digest_model(m->dir, m->digest, text, sizeof text))
         return engine_error_set(why, ENGINE_BAD_MODEL, "model '%s': %s", m->name, text);
     log_event(LOG_INFO, "model_hashed", "model=%s digest=%s seconds=%.1f", log_quote(m->name), m->digest, clock_s() - start_s);
     return true;
@@ -148,7 +155,8 @@ bool model_set_prepare(struct model_set *s, const struct model_source *sources, 
         m->dir = sources[i].dir;
         s->count++;
         m->used = ++s->uses;
-        if (!digest_one(m, why) || !open_engine(s, m, NULL, 0, why))
+        /* A look before both tells when files change between them. What cannot be opened is not worth reading whole. */
+        if (!look_at(m, why) || !open_engine(s, m, NULL, 0, why) || !hash(m, why))
             return false;
     }
     return true;

@@ -33,7 +33,7 @@ struct model_set {
     uint64_t uses;
 };
 
-/* model_set_prepare hashes, opens and warms up all. False: why is the sentence of the one that cannot be used. */
+/* model_set_prepare opens, warms up and hashes all. False: why is the sentence of the one that cannot be used. */
 bool model_set_prepare(struct model_set *s, const struct model_source *sources, int count,
                        enum engine_precision precision, int threads, const char *device, struct engine_error *why);
 void model_set_close(struct model_set *s);
