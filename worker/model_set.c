@@ -131,12 +131,22 @@ static bool look_at(struct model *m, struct engine_error *why)
            engine_error_set(why, ENGINE_BAD_MODEL, "model '%s': %s", m->name, text);
 }
 
-static bool hash(struct model *m, struct engine_error *why)
+/* Opens the model while it is hashed; what cannot be opened is not worth reading whole. A look before both tells when files change
+ * between them. */
+static bool open_and_hash(struct model_set *s, struct model *m, struct engine_error *why)
 {
+    struct engine_options options = {.model_dir = m->dir};
+    struct weights_digest_task hashing;
     char text[512];
     double start_s = clock_s();
     log_event(LOG_INFO, "model_hashing", "model=%s dir=%s", log_quote(m->name), log_quote(m->dir));
-    if (!digest_model(m->dir, m->digest, text, sizeof text))
+    if (!weights_digest_begin(&hashing, &options, text, sizeof text))
+        return engine_error_set(why, ENGINE_NO_MEMORY, "model '%s': %s", m->name, text);
+    if (!open_engine(s, m, NULL, 0, why)) {
+        weights_digest_drop(&hashing);
+        return false;
+    }
+    if (!weights_digest_end(&hashing, m->digest, text, sizeof text))
         return engine_error_set(why, ENGINE_BAD_MODEL, "model '%s': %s", m->name, text);
     log_event(LOG_INFO, "model_hashed", "model=%s digest=%s seconds=%.1f", log_quote(m->name), m->digest, clock_s() - start_s);
     return true;
@@ -155,8 +165,7 @@ bool model_set_prepare(struct model_set *s, const struct model_source *sources, 
         m->dir = sources[i].dir;
         s->count++;
         m->used = ++s->uses;
-        /* A look before both tells when files change between them. What cannot be opened is not worth reading whole. */
-        if (!look_at(m, why) || !open_engine(s, m, NULL, 0, why) || !hash(m, why))
+        if (!look_at(m, why) || !open_and_hash(s, m, why))
             return false;
     }
     return true;

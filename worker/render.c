@@ -113,6 +113,8 @@ struct run {
     struct engine *engine;
     struct dry *dry; /* NULL: a real device */
     char digest[65];
+    struct weights_digest_task hashing;
+    bool is_hashing;
     bool to_folder, is_terminal;
     int done; /* pictures written */
     struct dump dump;
@@ -676,6 +678,16 @@ static struct engine_request request_of(const struct run *r, int index)
     return request;
 }
 
+/* The weights' digest, which pictures carry: it was hashed meanwhile. */
+static int know_digest(struct run *r)
+{
+    char why[512];
+    if (!r->is_hashing)
+        return LIFECYCLE_DONE;
+    r->is_hashing = false;
+    return weights_digest_end(&r->hashing, r->digest, why, sizeof why) ? LIFECYCLE_DONE : refuse("%s", why);
+}
+
 static int render_batch(struct run *r, int first, int count)
 {
     struct engine_request requests[ENGINE_BATCH_MAX];
@@ -695,7 +707,7 @@ static int render_batch(struct run *r, int first, int count)
         fprintf(stderr, "kiln-worker render: %s\n", why.text);
         return fault_code(why.fault);
     }
-    int code = LIFECYCLE_DONE;
+    int code = know_digest(r);
     for (int i = 0; i < count; i++) {
         if (!code && !r->dry && !write_image(r, first + i, &requests[i], &images[i]))
             code = LIFECYCLE_FAILED;
@@ -747,12 +759,13 @@ static int open_model(struct run *r)
                                      .precision = strcmp(o->precision, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16};
     if (dry_is(o->device) && !dry_open(&r->dry, o->trace, text, sizeof text))
         return refuse("%s", text);
+    r->is_hashing = !r->dry && weights_digest_begin(&r->hashing, &r->model, text, sizeof text);
+    if (!r->dry && !r->is_hashing)
+        return refuse("%s", text);
     if (!engine_open(&r->engine, &r->model, &why)) {
         fprintf(stderr, "kiln-worker render: %s\n", why.text);
         return why.fault == ENGINE_DEVICE ? LIFECYCLE_REFUSED : fault_code(why.fault);
     }
-    if (!r->dry && !weights_digest_of(&r->model, r->digest, text, sizeof text))
-        return refuse("%s", text);
     return 0;
 }
 
@@ -767,6 +780,8 @@ static int report_dry(struct run *r)
 
 static void run_done(struct run *r)
 {
+    if (r->is_hashing)
+        weights_digest_drop(&r->hashing);
     engine_close(r->engine);
     dry_close(r->dry);
     for (int i = 0; i < r->prompts.count; i++)

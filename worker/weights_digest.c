@@ -49,3 +49,38 @@ bool weights_digest_of(const struct engine_options *o, char ret_hex[65], char *w
     snprintf(why, why_bytes, "no memory to hash");
     return false;
 }
+
+/* --- beside other work --------------------------------------------------------------------------------------- */
+
+static void *run(void *context)
+{
+    struct weights_digest_task *t = context;
+    digest_stop_when(&t->stop);
+    t->ok = weights_digest_of(t->options, t->hex, t->why, sizeof t->why);
+    return NULL;
+}
+
+bool weights_digest_begin(struct weights_digest_task *t, const struct engine_options *o, char *why, size_t why_bytes)
+{
+    *t = (struct weights_digest_task){.options = o};
+    int error = pthread_create(&t->thread, NULL, run, t);
+    if (error)
+        snprintf(why, why_bytes, "no thread to hash the weights: %s", strerror(error));
+    return error == 0;
+}
+
+bool weights_digest_end(struct weights_digest_task *t, char ret_hex[65], char *why, size_t why_bytes)
+{
+    pthread_join(t->thread, NULL);
+    if (t->ok)
+        memcpy(ret_hex, t->hex, sizeof t->hex);
+    else
+        snprintf(why, why_bytes, "%s", t->why);
+    return t->ok;
+}
+
+void weights_digest_drop(struct weights_digest_task *t)
+{
+    atomic_store(&t->stop, true);
+    pthread_join(t->thread, NULL);
+}

@@ -83,6 +83,13 @@ bool digest_of(const void *data, size_t bytes, char ret_hex[65])
     return ok;
 }
 
+static _Thread_local const atomic_bool *stop_flag;
+
+void digest_stop_when(const atomic_bool *flag)
+{
+    stop_flag = flag;
+}
+
 /* Feeds a whole file; `expected` (or -1) is the size that was promised, so that a file that grows or shrinks
  * while it is read is an error and not a digest of something that never existed. */
 static bool add_file(struct digest *d, const char *path, int64_t expected, uint64_t *ret_bytes, char *why, size_t why_bytes)
@@ -106,6 +113,10 @@ static bool add_file(struct digest *d, const char *path, int64_t expected, uint6
         }
         if (got == 0)
             break;
+        if (stop_flag && atomic_load(stop_flag)) {
+            snprintf(why, why_bytes, "%s: given up while it was hashed", path);
+            goto done;
+        }
         digest_add(d, buffer, (size_t)got);
         total += (uint64_t)got;
     }

@@ -5,6 +5,7 @@
 #ifndef KILN_DIGEST_H
 #define KILN_DIGEST_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -17,6 +18,8 @@ void digest_hex(const uint8_t *bytes, size_t count, char *ret); /* 2 * count + 1
 bool digest_bytes(const void *data, size_t bytes, uint8_t ret[32]);
 bool digest_of(const void *data, size_t bytes, char ret_hex[65]);
 bool digest_file(const char *path, char ret_hex[65], uint64_t *ret_bytes, char *why, size_t why_bytes);
+/* digest_stop_when: a file that this thread hashes is given up, with a sentence, once *flag is set; NULL: never. */
+void digest_stop_when(const atomic_bool *flag);
 /* digest_model: over name, size and content of every *.json, *.txt, *.safetensors, *.gguf of a model folder and its parts
  * (the folders directly in it), sorted by relative path: the weights digest that images carry. */
 bool digest_model(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes);

@@ -163,12 +163,29 @@ static void model_of_links_has_the_digest_of_its_files(void **state)
     assert_non_null(strstr(why, "a.txt"));
 }
 
+/* A program that ends does not wait for sixteen gigabytes. */
+static void hashing_is_given_up_when_told_so(void **state)
+{
+    (void)state;
+    char why[512], hex[65], path[512];
+    atomic_bool stop = true;
+    put("big", "12345", 5);
+    snprintf(path, sizeof path, "%s/big", folder);
+    digest_stop_when(&stop);
+    assert_false(digest_file(path, hex, NULL, why, sizeof why));
+    assert_non_null(strstr(why, "given up"));
+    stop = false;
+    assert_true(digest_file(path, hex, NULL, why, sizeof why));
+    digest_stop_when(NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(published_vectors_hold),
         cmocka_unit_test_setup_teardown(file_gives_digest_and_size_and_a_missing_one_a_sentence, set_up, tear_down),
         cmocka_unit_test_setup_teardown(model_digest_sees_every_change_of_weights_and_no_other, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(hashing_is_given_up_when_told_so, set_up, tear_down),
         cmocka_unit_test_setup_teardown(model_digest_knows_where_files_end, set_up, tear_down),
         cmocka_unit_test_setup_teardown(model_of_links_has_the_digest_of_its_files, set_up, tear_down),
     };
