@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -36,10 +37,12 @@ void test_server_start(struct test_server *s)
 {
     struct pg_error why;
     int from, to;
+    char verb[64];
     snprintf(s->dir, sizeof s->dir, "/tmp/kiln-test-XXXXXX");
     if (!mkdtemp(s->dir))
         fail_msg("no temporary folder %s", s->dir);
-    script(s, "start", s->uri, sizeof s->uri);
+    snprintf(verb, sizeof verb, "start --owner %ld", (long)getpid());
+    script(s, verb, s->uri, sizeof s->uri);
     if (!migrate_run(s->uri, &from, &to, &why))
         fail_msg("migrate: %s", why.text);
     assert_int_equal(from, 0);
