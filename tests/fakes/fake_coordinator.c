@@ -81,7 +81,8 @@ int fake_coordinator_abandon(void **state)
         waitpid(left_pid, NULL, 0);
     }
     if (*left_dir) {
-        snprintf(command, sizeof command, "cat %s/worker.log >&2; umount -q %s/disk; rm -rf %s", left_dir, left_dir, left_dir);
+        snprintf(command, sizeof command, "cat %s/worker.log >&2; ! mountpoint -q %s/disk || umount %s/disk; rm -rf %s", left_dir,
+                 left_dir, left_dir, left_dir);
         if (system(command) != 0)
             return -1;
     }
