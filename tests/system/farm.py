@@ -28,13 +28,14 @@ PATIENCE_S = 180
 
 
 def wait_until(condition, what, limit_s=PATIENCE_S, pause_s=0.1):
-    """Returns the condition's first true value; a failed assertion that says what was waited for."""
+    """Returns the condition's first true value; a failed assertion that says what was waited for. what: a text, or a function
+    that makes it at the end, when it says how far things came."""
     until = time.monotonic() + limit_s
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < until, f"after {limit_s} s still not: {what}"
+        assert time.monotonic() < until, f"after {limit_s} s still not: {what() if callable(what) else what}"
         time.sleep(pause_s)
 
 
@@ -120,13 +121,13 @@ class Base:
         def reached():
             status = self.status_or_none(name)
             return status if status and all(status[k] == v for k, v in wanted.items()) else None
-        return wait_until(reached, f"campaign {name} is {wanted}, but {self.run('status', name, code=None).stdout}", limit_s)
+        return wait_until(reached, lambda: f"campaign {name} is {wanted}, but {self.run('status', name, code=None).stdout}", limit_s)
 
     def wait_done(self, name, limit_s=PATIENCE_S):
         def finished():
             status = self.status_or_none(name)
             return status if status and status["total"] and status["done"] + status["failed"] == status["total"] else None
-        return wait_until(finished, f"campaign {name} is finished", limit_s)
+        return wait_until(finished, lambda: f"campaign {name} is finished, but {self.run('status', name, code=None).stdout}", limit_s)
 
     def wait_some_done(self, name, count=1, limit_s=PATIENCE_S):
         return wait_until(lambda: (self.status_or_none(name) or {"done": -1})["done"] >= count, f"{count} images of {name}", limit_s, 0.03)
@@ -145,12 +146,14 @@ class Base:
         return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
 
     def assert_whole(self, name, total):
-        """Every promise about a finished campaign: counters, rows, files, hashes, audit."""
+        """Every promise about a finished campaign: counters, rows, files, hashes, audit. A file gets its official name a moment
+        after the commit, which is waited for."""
         status = self.status(name)
         assert (status["total"], status["done"], status["failed"], status["ready"], status["running"]) == (total, total, 0, 0, 0)
         images = self.images(name)
         assert len(images) == total
         assert len({i["path"] for i in images}) == len({i["task"] for i in images}) == total
+        wait_until(lambda: all(os.path.exists(i["path"]) for i in images), "every file has its official name")
         for image in images:
             assert sha256(image["path"]) == image["sha256"], image
             assert os.path.getsize(image["path"]) == image["bytes"], image
@@ -235,7 +238,7 @@ class Server:
     def __init__(self):
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="kiln-sys-pg-", dir="/tmp"))
         self.root.chmod(0o755)
-        self.uri = self.control("start")
+        self.uri = self.control("start", "--owner", str(os.getpid()))
         self.count = 0
 
     def control(self, verb, *words):
