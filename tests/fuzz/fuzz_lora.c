@@ -4,22 +4,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../unit/lora_shape.h"
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const struct transformer_config tiny = {.hidden = 16,
-                                                   .attention_head_dim = 16,
-                                                   .num_attention_heads = 1,
-                                                   .num_layers = 1,
-                                                   .num_single_layers = 1,
-                                                   .joint_attention_dim = 24,
-                                                   .in_channels = 8,
-                                                   .mlp_hidden = 48,
-                                                   .timestep_guidance_channels = 8};
     struct lora *l = NULL;
     struct engine_error why = {0};
-    if (!lora_parse(&l, data, size, &tiny, &why)) {
+    if (!lora_parse(&l, data, size, &lora_shape, &why)) {
         if (!why.text[0] || l)
             abort();
         return 0;

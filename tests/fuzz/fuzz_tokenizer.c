@@ -4,9 +4,10 @@
  * not there are taken from a small tokenizer of our own, so that most inputs reach the encoder. */
 #include "tokenizer.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "../unit/byte_vocabulary.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -19,24 +20,12 @@ static void must(bool condition)
         abort();
 }
 
-/* The 256 bytes in the alphabet of such files, and what own_merges makes. */
+/* The 256 bytes, and what own_merges makes. */
 static const char *own_vocab(void)
 {
-    static char text[8192];
-    char *to = text;
-    int next = 256;
-    if (*text)
-        return text;
-    to += sprintf(to, "{");
-    for (int b = 0; b < 256; b++) {
-        bool is_self = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
-        int c = is_self ? b : next++;
-        if (c < 128)
-            to += sprintf(to, c == '"' || c == '\\' ? "\"\\%c\":%d," : "\"%c\":%d,", c, b);
-        else
-            to += sprintf(to, "\"%c%c\":%d,", 0xc0 | c >> 6, 0x80 | (c & 63), b);
-    }
-    sprintf(to, "\"ab\":256,\"abc\":257,\"\xc4\xa0\x61\":258,\"\xc3\x8c\xc4\xa3\":259,\"e\xc3\x8c\xc4\xa3\":260}");
+    static char text[BYTE_VOCABULARY_MAX];
+    if (!*text)
+        byte_vocabulary(text, ",\"\xc4\xa0\x61\":258,\"\xc3\x8c\xc4\xa3\":259,\"e\xc3\x8c\xc4\xa3\":260");
     return text;
 }
 

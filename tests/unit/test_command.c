@@ -15,25 +15,9 @@
 
 #include <cmocka.h>
 
+#include "captured.h"
+
 static char out[1 << 14], err[1 << 14]; /* of the last parse */
-
-static int swap_fd(int fd)
-{
-    char name[] = "/tmp/kiln-test-out.XXXXXX";
-    int file = mkstemp(name), saved = dup(fd);
-    unlink(name);
-    dup2(file, fd);
-    close(file);
-    return saved;
-}
-
-static void give_back(int fd, int saved, char *ret, size_t bytes)
-{
-    ssize_t got = pread(fd, ret, bytes - 1, 0);
-    ret[got > 0 ? got : 0] = 0;
-    dup2(saved, fd);
-    close(saved);
-}
 
 /* The options of a command, as submit has them. */
 struct given {
@@ -61,12 +45,12 @@ static bool parse(struct given *g, int words_min, int words_max, const char *con
     *g = (struct given){.seeds = 1};
     g->call = (struct command_call){.command = &command, .argc = argc, .argv = (char **)argv};
     fflush(stdout);
-    int saved_out = swap_fd(STDOUT_FILENO), saved_err = swap_fd(STDERR_FILENO);
+    int saved_out = captured_begin(STDOUT_FILENO), saved_err = captured_begin(STDERR_FILENO);
     bool ok = command_parse(&g->call, options, 4, g->words, words_min, words_max, &g->word_count);
     fflush(stdout);
     fflush(stderr);
-    give_back(STDOUT_FILENO, saved_out, out, sizeof out);
-    give_back(STDERR_FILENO, saved_err, err, sizeof err);
+    captured_end(STDOUT_FILENO, saved_out, out, sizeof out);
+    captured_end(STDERR_FILENO, saved_err, err, sizeof err);
     return ok;
 }
 
@@ -202,18 +186,18 @@ static void home_that_is_not_up_says_how_to_start_it(void **state)
     struct given g;
     struct task_store *store = NULL;
     assert_true(PARSE(&g, 0, 0, "--home", "/tmp/kiln-test-nowhere"));
-    int saved = swap_fd(STDERR_FILENO);
+    int saved = captured_begin(STDERR_FILENO);
     int code = command_store(&g.call, &store);
     fflush(stderr);
-    give_back(STDERR_FILENO, saved, err, sizeof err);
+    captured_end(STDERR_FILENO, saved, err, sizeof err);
     assert_int_equal(code, COMMAND_AWAY);
     assert_string_equal(err, "kiln try: kiln is not running on /tmp/kiln-test-nowhere: start it with `kiln up`\n");
 
     assert_true(PARSE(&g, 0, 0, "--home", "/tmp/kiln-test-nowhere", "--database", "postgresql:///x?host=/nowhere"));
-    saved = swap_fd(STDERR_FILENO);
+    saved = captured_begin(STDERR_FILENO);
     code = command_store(&g.call, &store);
     fflush(stderr);
-    give_back(STDERR_FILENO, saved, err, sizeof err);
+    captured_end(STDERR_FILENO, saved, err, sizeof err);
     assert_int_equal(code, COMMAND_AWAY);
     assert_non_null(strstr(err, "/nowhere"));
     assert_null(strstr(err, "kiln up"));

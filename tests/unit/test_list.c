@@ -25,36 +25,13 @@
 
 #include <cmocka.h>
 
+#include "captured.h"
+
 static char folder[] = "/tmp/kiln-test-list.XXXXXX";
 static char uri[512], home[600];
 static char out[1 << 16], err[1 << 14]; /* of the last command */
 
 /* --- running commands -------------------------------------------------------------------------------------- */
-
-static void read_back(int fd, char *ret, size_t bytes)
-{
-    ssize_t got = pread(fd, ret, bytes - 1, 0);
-    ret[got > 0 ? got : 0] = 0;
-    close(fd);
-}
-
-static int swap_fd(int fd)
-{
-    char name[] = "/tmp/kiln-test-out.XXXXXX";
-    int file = mkstemp(name), saved = dup(fd);
-    unlink(name);
-    dup2(file, fd);
-    close(file);
-    return saved;
-}
-
-static int give_back_fd(int fd, int saved)
-{
-    int file = dup(fd);
-    dup2(saved, fd);
-    close(saved);
-    return file;
-}
 
 /* Runs `kiln COMMAND WORDS...` with the test's home and database. */
 static int run_on(const char *database, const struct command *command, const char *const *words)
@@ -70,12 +47,12 @@ static int run_on(const char *database, const struct command *command, const cha
     argv[argc] = NULL;
     struct command_call call = {.command = command, .argc = argc, .argv = argv};
     fflush(stdout);
-    int saved_out = swap_fd(STDOUT_FILENO), saved_err = swap_fd(STDERR_FILENO);
+    int saved_out = captured_begin(STDOUT_FILENO), saved_err = captured_begin(STDERR_FILENO);
     int code = command->run(&call);
     fflush(stdout);
     fflush(stderr);
-    read_back(give_back_fd(STDOUT_FILENO, saved_out), out, sizeof out);
-    read_back(give_back_fd(STDERR_FILENO, saved_err), err, sizeof err);
+    captured_end(STDOUT_FILENO, saved_out, out, sizeof out);
+    captured_end(STDERR_FILENO, saved_err, err, sizeof err);
     return code;
 }
 

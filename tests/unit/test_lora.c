@@ -17,15 +17,8 @@
 
 #include <cmocka.h>
 
-static const struct transformer_config tiny = {.hidden = 16,
-                                               .attention_head_dim = 16,
-                                               .num_attention_heads = 1,
-                                               .num_layers = 1,
-                                               .num_single_layers = 1,
-                                               .joint_attention_dim = 24,
-                                               .in_channels = 8,
-                                               .mlp_hidden = 48,
-                                               .timestep_guidance_channels = 8};
+#include "lora_shape.h"
+
 static const struct transformer_config pocket = {.hidden = 64,
                                                  .attention_head_dim = 32,
                                                  .num_attention_heads = 2,
@@ -58,7 +51,7 @@ static struct lora *open_lora(const char *name)
     struct lora *l;
     struct engine_error why;
     snprintf(path, sizeof path, "tests/unit/data/lora-%s.safetensors", name);
-    if (!lora_open(&l, path, &tiny, &why))
+    if (!lora_open(&l, path, &lora_shape, &why))
         fail_msg("%s", why.text);
     return l;
 }
@@ -280,7 +273,7 @@ static bool open_made(struct lora **ret, struct file *f, struct engine_error *wh
     assert_true(safetensors_write(path, f->items, f->count, why));
     if (f->metadata)
         add_metadata(path, f->metadata);
-    bool ok = lora_open(ret, path, &tiny, why);
+    bool ok = lora_open(ret, path, &lora_shape, why);
     unlink(path);
     for (size_t i = 0; i < f->count; i++)
         free(f->values[i]);
@@ -438,7 +431,7 @@ static void files_that_make_no_sense_are_refused(void **state)
     expect_refused(&f, "each column of a fused module");
     struct lora *l;
     struct engine_error why;
-    assert_false(lora_open(&l, "/nonexistent.safetensors", &tiny, &why));
+    assert_false(lora_open(&l, "/nonexistent.safetensors", &lora_shape, &why));
     assert_int_equal(why.fault, ENGINE_BAD_MODEL);
 }
 

@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "byte_vocabulary.h"
 #include "engine_model.h"
 
 #define POCKET "tests/golden/models/pocket"
@@ -22,22 +23,6 @@ static struct tokenizer *pocket;
 /* --- vocabularies ------------------------------------------------------------------------------------------ */
 
 static const char specials[] = "{\"<|endoftext|>\":300,\"<|im_start|>\":301,\"<|im_end|>\":302}";
-
-/* A vocabulary of the 256 bytes alone, ids in byte order, and what `more` adds. */
-static void byte_vocabulary(char *to, const char *more)
-{
-    int next = 256;
-    to += sprintf(to, "{");
-    for (int b = 0; b < 256; b++) {
-        bool is_self = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
-        int c = is_self ? b : next++;
-        if (c < 128)
-            to += sprintf(to, c == '"' || c == '\\' ? "\"\\%c\":%d," : "\"%c\":%d,", c, b);
-        else
-            to += sprintf(to, "\"%c%c\":%d,", 0xc0 | c >> 6, 0x80 | (c & 63), b);
-    }
-    sprintf(to, "\"ab\":256,\"abc\":257%s}", more);
-}
 
 static bool parse(struct tokenizer **ret, const char *vocab, const char *merges, const char *added, struct engine_error *why)
 {
@@ -49,7 +34,7 @@ static bool parse(struct tokenizer **ret, const char *vocab, const char *merges,
 static void a_small_vocabulary_merges_by_rank(void **state)
 {
     (void)state;
-    static char vocab[8192];
+    static char vocab[BYTE_VOCABULARY_MAX];
     struct tokenizer *t;
     struct engine_error why;
     int32_t *ids;
@@ -76,7 +61,7 @@ static void a_small_vocabulary_merges_by_rank(void **state)
 static void damaged_vocabularies_are_refused_with_a_sentence(void **state)
 {
     (void)state;
-    static char good[8192], huge[8192], text_id[8192], fraction[8192];
+    static char good[BYTE_VOCABULARY_MAX], huge[BYTE_VOCABULARY_MAX], text_id[BYTE_VOCABULARY_MAX], fraction[BYTE_VOCABULARY_MAX];
     static const char ok_merges[] = "a b\nab c\n";
     byte_vocabulary(good, "");
     byte_vocabulary(huge, ",\"zz\":4000001");
@@ -127,7 +112,7 @@ static void damaged_vocabularies_are_refused_with_a_sentence(void **state)
 static void special_tokens_are_bounded(void **state)
 {
     (void)state;
-    static char vocab[8192], added[20000];
+    static char vocab[BYTE_VOCABULARY_MAX], added[20000];
     struct tokenizer *t;
     struct engine_error why;
     size_t used = (size_t)sprintf(added, "{\"x\":1");
