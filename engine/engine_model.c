@@ -1,8 +1,9 @@
 /* engine_model.c - opens a model part by part; closes in reverse order.
  *
- * Weights are converted once into what the kernels want. Transformer and VAE files are unmapped as soon as that is
- * done; the text encoder's stay mapped for the rows of its embedding table, and the VAE's until its encoder is needed, so
- * that it comes from the files whose other tensors are used, even if the folder has changed since. */
+ * Weights are converted once into what the kernels want, or used where they are in the file when they are quantised. So
+ * the files of transformer and text encoder stay mapped (the latter for the rows of its embedding table, too), and the
+ * VAE's until its encoder is needed, so that it comes from the files whose other tensors are used, even if the folder has
+ * changed since. */
 #include "engine_model.h"
 
 #include <stdio.h>
@@ -113,7 +114,7 @@ static bool load_transformer(struct engine_model *m, const struct engine_options
     transformer_load(&m->transformer, &m->config.transformer, &w);
     bool ok = end(m, &w, why);
     adapters_close(adapters);
-    weight_files_close(p->files[TENSOR_NAMES_TRANSFORMER]);
+    m->transformer_files = p->files[TENSOR_NAMES_TRANSFORMER];
     p->files[TENSOR_NAMES_TRANSFORMER] = NULL;
     return ok;
 }
@@ -165,6 +166,7 @@ void engine_model_close(struct engine_model *m)
     weights_pool_free(m->pool);
     weight_files_close(m->vae_files);
     weight_files_close(m->text_files);
+    weight_files_close(m->transformer_files);
     context_cache_free(m->contexts);
     tokenizer_close(m->tokenizer);
     if (m->kern)

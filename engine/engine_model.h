@@ -30,7 +30,8 @@ struct engine_model {
     struct kern *kern;
     struct weights_pool *pool;
     struct tokenizer *tokenizer;
-    struct weight_files *text_files;    /* stays open: embedding rows are read from its mapping */
+    struct weight_files *transformer_files; /* stay open: quantised weights are read from their mappings, */
+    struct weight_files *text_files;        /* and embedding rows */
     struct text_encoder_weights text;
     struct transformer_weights transformer;
     struct vae_weights vae;

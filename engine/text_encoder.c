@@ -135,7 +135,7 @@ void text_encoder_run(struct kern *k, const struct peers *peers, const struct te
     const int every = TEXT_ENCODER_LAYERS / TEXT_ENCODER_TAPS;
     size_t mark = kern_mark(k);
     plan(k, &s, c, out.dtype, out.shape[0]);
-    kern_gather(k, s.hidden, w->embed_tokens, ids);
+    kern_gather(k, s.hidden, &w->embed_tokens, ids);
     for (int i = 0; i < TEXT_ENCODER_LAYERS; i++) {
         attention_block(k, peers, &s, c, &w->layers[i], token_count);
         mlp_block(k, peers, &s, c, &w->layers[i]);

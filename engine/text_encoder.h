@@ -23,7 +23,7 @@ struct text_encoder_layer { /* d = hidden_size, H = heads * head_dim, K = kv hea
 };
 
 struct text_encoder_weights {
-    struct tensor embed_tokens; /* [vocab, d]; may lie in the file's mapping */
+    struct quant_matrix embed_tokens; /* [vocab, d]; in the file's mapping */
     struct text_encoder_layer layers[TEXT_ENCODER_LAYERS];
 };
 

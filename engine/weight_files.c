@@ -280,6 +280,14 @@ struct entry {
     bool is_mapped;
 };
 
+static bool check_matrix(const struct quant_matrix *m, size_t bytes, size_t block_scale_bytes, const char *file,
+                         const char *name, struct engine_error *why)
+{
+    char text[256];
+    return quant_check(m, bytes, block_scale_bytes, text, sizeof text) ||
+           engine_error_set(why, ENGINE_BAD_MODEL, "%s: tensor '%s': %s", file, name, text);
+}
+
 static bool entry_of_safetensors(const struct weight_files *f, struct entry *ret, const struct safetensors_entry *e,
                                  struct engine_error *why)
 {
@@ -313,8 +321,7 @@ static bool entry_of_safetensors(const struct weight_files *f, struct entry *ret
     ret->matrix = m;
     if (!ok)
         return refuse(why, e, "more values than can be counted");
-    return quant_check(&m, e->bytes, blocks ? blocks->bytes : 0, why) ||
-           engine_error_at(why, "%s: tensor '%s'", e->file, e->name);
+    return check_matrix(&m, e->bytes, blocks ? blocks->bytes : 0, e->file, e->name, why);
 }
 
 static bool entry_of_gguf(struct entry *ret, const struct gguf_entry *e, struct engine_error *why)
@@ -324,7 +331,7 @@ static bool entry_of_gguf(struct entry *ret, const struct gguf_entry *e, struct 
     int64_t count = count_of(e->rank, e->shape);
     ret->matrix = (struct quant_matrix){.format = e->format, .k = e->row_values,
                                         .n = e->row_values ? count / e->row_values : 0, .data = e->data};
-    return quant_check(&ret->matrix, e->bytes, 0, why) || engine_error_at(why, "%s: tensor '%s'", e->file, e->name);
+    return check_matrix(&ret->matrix, e->bytes, 0, e->file, e->name, why);
 }
 
 static bool find_entry(const struct weight_files *f, struct entry *ret, const char *name, const char *asked,
@@ -513,22 +520,30 @@ struct tensor weight_files_view(const struct weight *w)
     return tensor_of((void *)(uintptr_t)bytes_of(w, &bytes), is_f32 ? TENSOR_F32 : TENSOR_BF16, w->rank, w->shape);
 }
 
-static void decode_rows(struct tensor to, int64_t at, const struct weight *w, int64_t first, int64_t count)
+static int runs_of(const struct weight *w, struct quant_run ret[WEIGHT_FILES_RUNS_MAX])
 {
-    if (to.dtype == TENSOR_F32)
-        quant_rows_f32((float *)to.data + at * w->matrix.k, &w->matrix, first, count);
-    else
-        quant_rows_bf16((uint16_t *)to.data + at * w->matrix.k, &w->matrix, first, count);
+    int64_t half = w->swap_halves ? w->rows / 2 : 0;
+    ret[0] = (struct quant_run){w->matrix, w->first + half, w->rows - half};
+    ret[1] = (struct quant_run){w->matrix, w->first, half};
+    return half ? 2 : 1;
 }
 
 void weight_files_decode(struct tensor to, const struct weight *w)
 {
     assert(to.dtype == TENSOR_F32 || to.dtype == TENSOR_BF16);
     assert(tensor_count(to) == weight_files_values(w));
-    int64_t half = w->swap_halves ? w->rows / 2 : 0;
-    decode_rows(to, 0, w, w->first + half, w->rows - half);
-    if (half)
-        decode_rows(to, w->rows - half, w, w->first, half);
+    struct quant_run runs[WEIGHT_FILES_RUNS_MAX];
+    int count = runs_of(w, runs);
+    char *at = to.data;
+    for (int i = 0; i < count; i++) {
+        quant_rows(at, to.dtype, &w->matrix, runs[i].first, runs[i].count);
+        at += (size_t)(runs[i].count * w->matrix.k) * tensor_dtype_bytes(to.dtype);
+    }
+}
+
+int weight_files_runs(const struct weight *w, struct quant_run ret[WEIGHT_FILES_RUNS_MAX])
+{
+    return w->rank == 2 && w->matrix.k == w->shape[1] ? runs_of(w, ret) : 0;
 }
 
 void weight_files_advise(const struct weight *w, enum safetensors_use use)

@@ -66,6 +66,11 @@ bool weight_files_is_finite(const struct weight *w);     /* no value is NaN or i
 struct tensor weight_files_view(const struct weight *w);
 void weight_files_decode(struct tensor to, const struct weight *w);
 
+/* weight_files_runs: the rows of a matrix as its file has them, in the engine's order; how many runs that are, or 0 if a row
+ * of the file is not one of the matrix. */
+#define WEIGHT_FILES_RUNS_MAX 2
+int weight_files_runs(const struct weight *w, struct quant_run ret[WEIGHT_FILES_RUNS_MAX]);
+
 /* weight_files_advise: see safetensors_advise. */
 void weight_files_advise(const struct weight *w, enum safetensors_use use);
 

@@ -1,4 +1,8 @@
-/* weights.c - tensors by name into the backend's layout, checked for shape, dtype and NaN on the way. */
+/* weights.c - tensors by name into the backend's layout, checked for shape, dtype and NaN on the way.
+ *
+ * Matrices go to the backend as rows in the file: it decodes and packs them on all its threads, or keeps them where they
+ * are if they are quantised. Only what adapters change is decoded here first, since its sum is made in f32, and the few
+ * matrices whose rows in a GGUF file are not their own; both are then weights like any other, in the compute dtype. */
 #include "weights.h"
 
 #include <assert.h>
@@ -143,35 +147,17 @@ static bool find(struct weights *w, struct weight *ret, const char *name, int ra
     return true;
 }
 
-static bool is_adapted(const struct weights *w, const struct weight *e)
-{
-    return e->rank == 2 && adapters_change(w->adapters, e->asked);
-}
-
-/* `to` [n, k] f32, contiguous, gets the weight and what the adapters change of it. */
-static void adapt(struct weights *w, struct tensor to, const struct weight *e)
-{
-    struct engine_error why;
-    weight_files_decode(to, e);
-    if (!adapters_apply(w->adapters, e->asked, to.data, e->shape[0], e->shape[1], &why))
-        fail(w, why.fault, "%s", why.text);
-}
-
-/* The values as the file has them, or decoded to the compute dtype into *ret_memory, which the caller frees. With adapters
- * they are f32: rounded once, when they are whole. */
+/* The values as the file has them, or decoded to the compute dtype into *ret_memory, which the caller frees. */
 static struct tensor view(struct weights *w, const struct weight *e, void **ret_memory)
 {
-    bool adapted = is_adapted(w, e);
     struct tensor t = weight_files_view(e);
     *ret_memory = NULL;
-    if (t.data && !adapted)
+    if (t.data)
         return t;
-    t = tensor_of(NULL, adapted ? TENSOR_F32 : w->dtype, e->rank, e->shape);
+    t = tensor_of(NULL, w->dtype, e->rank, e->shape);
     t.data = *ret_memory = malloc(tensor_bytes(t) + 1);
     if (!t.data)
         fail(w, ENGINE_NO_MEMORY, "no memory to convert '%s'", e->name);
-    else if (adapted && !kern_is_dry(w->kern))
-        adapt(w, t, e);
     else if (!kern_is_dry(w->kern))
         weight_files_decode(t, e);
     return t;
@@ -200,6 +186,90 @@ static struct tensor upload(struct weights *w, const struct weight *e)
         va_end(args);                                                                                                  \
     } while (0)
 
+/* --- matrices, one or several by rows ---------------------------------------------------------------------------- */
+
+static bool is_adapted(const struct weights *w, const struct weight *e)
+{
+    return adapters_change(w->adapters, e->asked);
+}
+
+/* The runs of all parts; 0: the kernels cannot read them where they are. */
+static int runs_of(const struct weights *w, const struct weight *parts, int count, struct quant_run *ret)
+{
+    int runs = 0;
+    for (int i = 0; i < count; i++) {
+        int of_part = is_adapted(w, &parts[i]) ? 0 : weight_files_runs(&parts[i], ret + runs);
+        if (of_part == 0)
+            return 0;
+        runs += of_part;
+    }
+    return runs;
+}
+
+/* `to` [n, k], contiguous, gets the weight and what the adapters change of it: that in f32, rounded once when it is whole. */
+static void decode(struct weights *w, struct tensor to, const struct weight *e)
+{
+    struct engine_error why;
+    if (kern_is_dry(w->kern))
+        return;
+    weight_files_decode(to, e);
+    if (is_adapted(w, e) && !adapters_apply(w->adapters, e->asked, to.data, e->shape[0], e->shape[1], &why))
+        fail(w, why.fault, "%s", why.text);
+}
+
+/* One after the other into one matrix; all are known to be there, so that its size is that of real data. */
+static struct kern_weight *pack_decoded(struct weights *w, const struct weight *parts, int count)
+{
+    enum tensor_dtype dtype = w->dtype;
+    int64_t total = 0, at = 0;
+    for (int i = 0; i < count; i++) {
+        total += parts[i].shape[0];
+        dtype = is_adapted(w, &parts[i]) ? TENSOR_F32 : dtype;
+    }
+    struct tensor all = tensor_2d(NULL, dtype, total, parts[0].shape[1]);
+    all.data = malloc(tensor_bytes(all));
+    if (!all.data) {
+        fail(w, ENGINE_NO_MEMORY, "no memory to convert '%s'", parts[0].name);
+        return NULL;
+    }
+    for (int i = 0; i < count; at += parts[i++].shape[0])
+        decode(w, tensor_slice(all, 0, at, parts[i].shape[0]), &parts[i]);
+    struct kern_weight *packed = w->failed ? NULL : kern_weight_linear(w->kern, w->dtype, all, (struct tensor){0});
+    free(all.data);
+    return packed;
+}
+
+/* What the backend keeps as it is in the file stays mapped; of all else a model has one copy, the packed one. */
+static const struct kern_weight *pack_rows(struct weights *w, const struct weight *parts, int count)
+{
+    struct quant_run runs[WEIGHTS_STACK_MAX * WEIGHT_FILES_RUNS_MAX];
+    int run_count = runs_of(w, parts, count, runs);
+    struct kern_weight *packed = run_count ? kern_weight_quant(w->kern, w->dtype, runs, run_count) : pack_decoded(w, parts, count);
+    for (int i = 0; i < count && !(packed && kern_weight_is_kept(packed)); i++)
+        weight_files_advise(&parts[i], SAFETENSORS_DONE);
+    return w->failed ? NULL : keep_packed(w, packed);
+}
+
+const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k, const char *format, ...)
+{
+    NAME_OF(name, format);
+    struct weight e;
+    return find(w, &e, name, 2, (int64_t[]){n, k}) ? pack_rows(w, &e, 1) : NULL;
+}
+
+const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t *n, int64_t k, int count,
+                                               const char *const *names)
+{
+    struct weight parts[WEIGHTS_STACK_MAX];
+    assert(count <= WEIGHTS_STACK_MAX);
+    for (int i = 0; i < count; i++)
+        if (!find(w, &parts[i], names[i], 2, (int64_t[]){n[i], k}))
+            return NULL;
+    return pack_rows(w, parts, count);
+}
+
+/* --- with a bias ---------------------------------------------------------------------------------------------------- */
+
 /* The values of an entry in the compute dtype, in host memory the caller frees. */
 static struct tensor host_copy(struct weights *w, const struct weight *e)
 {
@@ -215,14 +285,12 @@ static struct tensor host_copy(struct weights *w, const struct weight *e)
     return t;
 }
 
-/* What was copied out of a file need not stay in memory: a model is held once, not twice. */
+/* Decoded at load, whatever the format: these are the VAE's, 84 million values at most. */
 static const struct kern_weight *pack(struct weights *w, const struct weight *e, const struct weight *bias)
 {
-    if (w->failed)
-        return NULL;
     void *converted;
     struct tensor source = view(w, e, &converted);
-    struct tensor rounded = bias ? host_copy(w, bias) : (struct tensor){0};
+    struct tensor rounded = host_copy(w, bias);
     const struct kern_weight *packed = NULL;
     if (!w->failed)
         packed = keep_packed(w, e->rank == 4 ? kern_weight_conv(w->kern, w->dtype, source, rounded)
@@ -230,66 +298,6 @@ static const struct kern_weight *pack(struct weights *w, const struct weight *e,
     free(converted);
     free(rounded.data);
     weight_files_advise(e, SAFETENSORS_DONE);
-    return packed;
-}
-
-const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k, const char *format, ...)
-{
-    NAME_OF(name, format);
-    struct weight e;
-    return find(w, &e, name, 2, (int64_t[]){n, k}) ? pack(w, &e, NULL) : NULL;
-}
-
-/* bf16 files stay bf16: the backend rounds, where it is faster than here. */
-static enum tensor_dtype stack_dtype(const struct weights *w, const struct weight *parts, int count)
-{
-    bool is_bf16 = true;
-    for (int i = 0; i < count; i++) {
-        if (is_adapted(w, &parts[i]))
-            return TENSOR_F32;
-        is_bf16 = is_bf16 && parts[i].matrix.format == QUANT_BF16;
-    }
-    return is_bf16 ? TENSOR_BF16 : w->dtype;
-}
-
-/* One after the other into one matrix; all are known to be there, so that its size is that of real data. */
-static void join(struct weights *w, struct tensor all, const struct weight *parts, int count)
-{
-    int64_t at = 0;
-    for (int i = 0; i < count; i++) {
-        struct tensor part = tensor_slice(all, 0, at, parts[i].shape[0]), source = weight_files_view(&parts[i]);
-        if (is_adapted(w, &parts[i]))
-            adapt(w, part, &parts[i]);
-        else if (source.data)
-            tensor_convert(part, source);
-        else
-            weight_files_decode(part, &parts[i]);
-        weight_files_advise(&parts[i], SAFETENSORS_DONE);
-        at += parts[i].shape[0];
-    }
-}
-
-const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t *n, int64_t k, int count,
-                                               const char *const *names)
-{
-    struct weight parts[WEIGHTS_STACK_MAX];
-    int64_t total = 0;
-    assert(count <= WEIGHTS_STACK_MAX);
-    for (int i = 0; i < count; i++) {
-        if (!find(w, &parts[i], names[i], 2, (int64_t[]){n[i], k}))
-            return NULL;
-        total += n[i];
-    }
-    struct tensor all = tensor_2d(NULL, stack_dtype(w, parts, count), total, k);
-    all.data = malloc(tensor_bytes(all));
-    if (!all.data) {
-        fail(w, ENGINE_NO_MEMORY, "no memory to join '%s' with its neighbours", names[0]);
-        return NULL;
-    }
-    if (!kern_is_dry(w->kern))
-        join(w, all, parts, count);
-    const struct kern_weight *packed = w->failed ? NULL : keep_packed(w, kern_weight_linear(w->kern, w->dtype, all, (struct tensor){0}));
-    free(all.data);
     return packed;
 }
 
@@ -324,18 +332,23 @@ struct tensor weights_vector(struct weights *w, int64_t n, const char *format, .
     return find(w, &e, name, 1, (int64_t[]){n}) ? upload(w, &e) : (struct tensor){0};
 }
 
-struct tensor weights_table(struct weights *w, int64_t n, int64_t k, const char *format, ...)
+/* As it is in the file, if its rows are those of the table; else decoded. */
+struct quant_matrix weights_table(struct weights *w, int64_t n, int64_t k, const char *format, ...)
 {
     NAME_OF(name, format);
     struct weight e;
+    struct quant_run runs[WEIGHT_FILES_RUNS_MAX];
     if (!find(w, &e, name, 2, (int64_t[]){n, k}))
-        return (struct tensor){0};
+        return (struct quant_matrix){0};
+    if (weight_files_runs(&e, runs) == 1 && runs[0].count == runs[0].matrix.n) {
+        weight_files_advise(&e, SAFETENSORS_ROWS); /* the check for NaN read all of it; a prompt reads some rows */
+        return e.matrix;
+    }
     void *converted;
     struct tensor t = view(w, &e, &converted);
     if (w->failed || (converted && !keep_memory(w, converted)))
-        return (struct tensor){0};
-    weight_files_advise(&e, SAFETENSORS_ROWS); /* the check for NaN read all of it; a prompt reads some rows */
-    return t;
+        return (struct quant_matrix){0};
+    return (struct quant_matrix){.format = t.dtype == TENSOR_F32 ? QUANT_F32 : QUANT_BF16, .n = n, .k = k, .data = t.data};
 }
 
 bool weights_done(struct weights *w, struct engine_error *why)

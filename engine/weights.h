@@ -31,7 +31,8 @@ struct weights {
 /* Names are printf-style: weights_linear(w, n, k, "transformer_blocks.%d.attn.to_q.weight", i). */
 const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k, const char *name, ...)
     __attribute__((format(printf, 4, 5)));
-/* weights_linear_stack joins matrices of equal width by rows into one GEMM (q, k, v): names[count], at most 3. */
+/* Matrices that are quantised in the file may stay there, so `files` must stay open as long as the pool lives.
+ * weights_linear_stack joins matrices of equal width by rows into one GEMM (q, k, v): names[count], at most 3. */
 #define WEIGHTS_STACK_MAX 3
 const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t *n, int64_t k, int count,
                                                const char *const *names);
@@ -41,9 +42,9 @@ const struct kern_weight *weights_linear_bias(struct weights *w, int64_t n, int6
 const struct kern_weight *weights_conv_bias(struct weights *w, int64_t out, int64_t in, int size, const char *name, ...)
     __attribute__((format(printf, 5, 6)));
 /* weights_vector: a 1-D tensor in the compute dtype. weights_table: a [n, k] matrix in host memory
- * for kern_gather (embedding): F32 or BF16 as the file has it, a view of the mapping, so `files` must stay open; or decoded. */
+ * for kern_gather (embedding), in the mapping of the file; n is 0 after a failure. */
 struct tensor weights_vector(struct weights *w, int64_t n, const char *name, ...) __attribute__((format(printf, 3, 4)));
-struct tensor weights_table(struct weights *w, int64_t n, int64_t k, const char *name, ...)
+struct quant_matrix weights_table(struct weights *w, int64_t n, int64_t k, const char *name, ...)
     __attribute__((format(printf, 4, 5)));
 bool weights_done(struct weights *w, struct engine_error *why);
 

@@ -17,6 +17,8 @@
 typedef void (*cpu_task)(void *context, int64_t index, int thread);
 void cpu_for(struct kern *k, int64_t count, cpu_task fn, void *context);
 
+int cpu_threads(const struct kern *k);
+
 /* cpu_rows splits `rows` rows of `width` elements into ranges and runs fn on them; small work stays on the caller. */
 typedef void (*cpu_range)(void *context, int64_t first, int64_t end);
 void cpu_rows(struct kern *k, int64_t rows, int64_t width, cpu_range fn, void *context);

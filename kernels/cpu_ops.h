@@ -22,7 +22,7 @@ void CPU_NAME(norm_group)(struct kern *k, struct tensor out, struct tensor x, st
                           struct tensor bias, int groups, float eps, bool silu);
 void CPU_NAME(rope_rotate)(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin,
                            enum kern_rope_layout layout);
-void CPU_NAME(gather_rows)(struct kern *k, struct tensor out, struct tensor table, struct tensor ids);
+void CPU_NAME(gather_rows)(struct kern *k, struct tensor out, const struct quant_matrix *table, struct tensor ids);
 void CPU_NAME(resample_timestep)(struct kern *k, struct tensor out, float t);
 void CPU_NAME(resample_unpatchify)(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean,
                                    struct tensor std);
@@ -32,6 +32,8 @@ void CPU_NAME(resample_upsample2)(struct kern *k, struct tensor out, struct tens
 void CPU_NAME(resample_pixels)(struct kern *k, struct tensor out, struct tensor x);
 struct kern_weight *CPU_NAME(linear_weight)(struct kern *k, enum tensor_dtype dtype, struct tensor w,
                                             struct tensor bias);
+struct kern_weight *CPU_NAME(linear_weight_quant)(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs,
+                                                  int count);
 void CPU_NAME(linear_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
 void CPU_NAME(conv_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w,
                           int stride, int pad);

@@ -5,6 +5,7 @@
 
 const struct kern_ops CPU_NAME(cpu_table) = {
     .weight = CPU_NAME(linear_weight),
+    .weight_quant = CPU_NAME(linear_weight_quant),
     .copy = CPU_NAME(elementwise_copy),
     .gather = CPU_NAME(gather_rows),
     .linear = CPU_NAME(linear_apply),

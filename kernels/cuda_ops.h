@@ -65,6 +65,7 @@ void resample_patchify_cuda(struct kern *k, struct tensor tokens, struct tensor 
 void resample_upsample2_cuda(struct kern *k, struct tensor out, struct tensor x);
 void resample_pixels_cuda(struct kern *k, struct tensor out, struct tensor x);
 struct kern_weight *linear_weight_cuda(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
+struct kern_weight *linear_weight_quant_cuda(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count);
 void linear_weight_free_cuda(struct kern *k, struct kern_weight *w);
 void linear_apply_cuda(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
 void conv_apply_cuda(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w, int stride,

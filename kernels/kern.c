@@ -127,6 +127,20 @@ struct kern_weight *kern_weight_conv(struct kern *k, enum tensor_dtype dtype, st
     return k->failed ? NULL : k->ops->weight(k, dtype, w, bias);
 }
 
+struct kern_weight *kern_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count)
+{
+    for (int i = 0; i < count; i++) {
+        assert(runs[i].matrix.k == runs[0].matrix.k);
+        assert(runs[i].first >= 0 && runs[i].count >= 0 && runs[i].first + runs[i].count <= runs[i].matrix.n);
+    }
+    return k->failed ? NULL : k->ops->weight_quant(k, dtype, runs, count);
+}
+
+bool kern_weight_is_kept(const struct kern_weight *w)
+{
+    return w->runs != NULL;
+}
+
 void kern_weight_free(struct kern *k, struct kern_weight *w)
 {
     if (w)
@@ -145,10 +159,10 @@ void kern_copy(struct kern *k, struct tensor out, struct tensor x)
         k->ops->copy(k, out, x);
 }
 
-void kern_gather(struct kern *k, struct tensor out, struct tensor table, struct tensor ids)
+void kern_gather(struct kern *k, struct tensor out, const struct quant_matrix *table, struct tensor ids)
 {
-    assert(out.rank == 2 && table.rank == 2 && ids.rank == 1 && ids.dtype == TENSOR_I32);
-    assert(out.shape[0] == ids.shape[0] && out.shape[1] == table.shape[1]);
+    assert(out.rank == 2 && ids.rank == 1 && ids.dtype == TENSOR_I32);
+    assert(out.shape[0] == ids.shape[0] && out.shape[1] == table->k);
     if (!k->failed)
         k->ops->gather(k, out, table, ids);
 }

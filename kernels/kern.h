@@ -13,6 +13,7 @@
 #ifndef KILN_KERN_H
 #define KILN_KERN_H
 
+#include "quant.h"
 #include "tensor.h"
 
 struct kern;        /* a backend: its table, threads or stream, arena, first error */
@@ -54,16 +55,22 @@ void kern_release(struct kern *k, struct tensor t);
  * kern_weight_conv does the same for [out, in, kh, kw]. */
 struct kern_weight *kern_weight_linear(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
 struct kern_weight *kern_weight_conv(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
+/* kern_weight_quant makes a matrix of rows as a file has them: runs of equal width, one behind the other. A backend may keep
+ * the file's form and decode at every product (the CPU does, where that is smaller than `dtype`); then the memory of the
+ * runs must outlive the weight, and kern_weight_is_kept says so. The values are those of quant_rows_*, to the bit. */
+struct kern_weight *kern_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count);
+bool kern_weight_is_kept(const struct kern_weight *w);
 void kern_weight_free(struct kern *k, struct kern_weight *w);
-size_t kern_weight_bytes(const struct kern_weight *w);
+size_t kern_weight_bytes(const struct kern_weight *w); /* of a kept one: the file's */
 
 /* --- moving ------------------------------------------------------------------------------------ */
 
 /* kern_copy: out = x; same shape, any strides, dtype converted. */
 void kern_copy(struct kern *k, struct tensor out, struct tensor x);
 /* kern_gather: out[r,:] = table[ids[r],:]   table [vocab, width], ids [rows] i32 (checked by caller). Both are host memory:
- * a table of embeddings is as large as several layers and a prompt needs few of its rows, so it stays in the file. */
-void kern_gather(struct kern *k, struct tensor out, struct tensor table, struct tensor ids);
+ * a table of embeddings is as large as several layers and a prompt needs few of its rows, so it stays in the file, in
+ * whatever form it has there. */
+void kern_gather(struct kern *k, struct tensor out, const struct quant_matrix *table, struct tensor ids);
 
 /* --- linear algebra ---------------------------------------------------------------------------- */
 

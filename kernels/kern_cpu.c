@@ -132,6 +132,11 @@ void cpu_for(struct kern *k, int64_t count, cpu_task fn, void *context)
     pthread_mutex_unlock(&c->lock);
 }
 
+int cpu_threads(const struct kern *k)
+{
+    return ((const struct cpu *)k)->threads;
+}
+
 #define RANGE_ELEMENTS 32768 /* a range smaller than this is not worth waking a thread for */
 
 struct ranges {
@@ -306,6 +311,7 @@ static void cpu_weight_free(struct kern *k, struct kern_weight *w)
 {
     ((struct cpu *)k)->weight_bytes -= w->bytes;
     cpu_free(w->data, w->bytes);
+    free(w->runs);
     free(w->bias);
     free(w);
 }
@@ -337,6 +343,15 @@ static struct kern_weight *cpu_weight(struct kern *k, enum tensor_dtype dtype, s
     if (packed)
         c->weight_bytes += packed->bytes;
     return packed;
+}
+
+static struct kern_weight *cpu_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count)
+{
+    struct cpu *c = (struct cpu *)k;
+    struct kern_weight *made = c->table->weight_quant(k, dtype, runs, count);
+    if (made)
+        c->weight_bytes += made->bytes;
+    return made;
 }
 
 static void cpu_close(struct kern *k)
@@ -385,7 +400,7 @@ struct kern *kern_cpu_open(const struct kern_cpu_options *options, char *why, si
     c->ops = *isa->table;
     c->ops.close = cpu_close, c->ops.sync = cpu_sync, c->ops.temp = cpu_temp, c->ops.mark = cpu_mark;
     c->ops.rewind = cpu_rewind, c->ops.peak_bytes = cpu_peak_bytes;
-    c->ops.weight = cpu_weight, c->ops.weight_free = cpu_weight_free;
+    c->ops.weight = cpu_weight, c->ops.weight_quant = cpu_weight_quant, c->ops.weight_free = cpu_weight_free;
     c->ops.write = c->ops.read = isa->table->copy, c->ops.upload = cpu_upload, c->ops.release = cpu_release;
     c->kern.ops = &c->ops;
     pthread_mutex_init(&c->lock, NULL);

@@ -368,7 +368,7 @@ static void cuda_release(struct kern *k, struct tensor t)
 }
 
 /* The host picks the rows: a table is as large as several layers, and few of its rows are ever asked for. */
-static void cuda_gather(struct kern *k, struct tensor out, struct tensor table, struct tensor ids)
+static void cuda_gather(struct kern *k, struct tensor out, const struct quant_matrix *table, struct tensor ids)
 {
     size_t mark = kern_mark(k), row_bytes = (size_t)out.shape[1] * tensor_dtype_bytes(out.dtype);
     struct tensor dense = tensor_is_contiguous(out) ? out : kern_temp(k, out.dtype, 2, out.shape);
@@ -381,8 +381,7 @@ static void cuda_gather(struct kern *k, struct tensor out, struct tensor table, 
         if (!stage)
             break;
         for (int64_t r = 0; r < count && !k->is_dry; r++)
-            tensor_convert(tensor_1d(stage + (size_t)r * row_bytes, out.dtype, out.shape[1]),
-                           tensor_1d(row_at(table, ((const int32_t *)ids.data)[first + r]), table.dtype, out.shape[1]));
+            quant_rows(stage + (size_t)r * row_bytes, out.dtype, table, ((const int32_t *)ids.data)[first + r], 1);
         cuda_send(k, (char *)dense.data + (size_t)first * row_bytes, (size_t)count * row_bytes);
     }
     if (!k->failed && dense.data != out.data)
@@ -431,6 +430,14 @@ static struct kern_weight *cuda_weight(struct kern *k, enum tensor_dtype dtype, 
     return made;
 }
 
+static struct kern_weight *cuda_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count)
+{
+    struct kern_weight *made = linear_weight_quant_cuda(k, dtype, runs, count);
+    if (made)
+        cuda_of(k)->weight_bytes += made->bytes;
+    return made;
+}
+
 static void cuda_weight_free(struct kern *k, struct kern_weight *w)
 {
     cuda_of(k)->weight_bytes -= w->bytes;
@@ -470,6 +477,7 @@ static const struct kern_ops cuda_table = {
     .upload = cuda_upload,
     .release = cuda_release,
     .weight = cuda_weight,
+    .weight_quant = cuda_weight_quant,
     .weight_free = cuda_weight_free,
     .copy = elementwise_copy_cuda,
     .gather = cuda_gather,

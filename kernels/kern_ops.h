@@ -18,9 +18,10 @@ struct kern_ops {
     struct tensor (*upload)(struct kern *k, enum tensor_dtype dtype, struct tensor host);
     void (*release)(struct kern *k, struct tensor t);
     struct kern_weight *(*weight)(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
+    struct kern_weight *(*weight_quant)(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count);
     void (*weight_free)(struct kern *k, struct kern_weight *w);
     void (*copy)(struct kern *k, struct tensor out, struct tensor x);
-    void (*gather)(struct kern *k, struct tensor out, struct tensor table, struct tensor ids);
+    void (*gather)(struct kern *k, struct tensor out, const struct quant_matrix *table, struct tensor ids);
     void (*linear)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
     void (*conv2d)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w, int stride,
                    int pad);
@@ -64,7 +65,9 @@ struct kern_weight {
     int64_t in;
     int kh, kw;
     size_t bytes;
-    void *data;   /* the backend's layout */
+    void *data;   /* the backend's layout; NULL: kept as in the file */
+    struct quant_run *runs; /* of a kept one */
+    int run_count;
     float *bias;  /* [n] or NULL */
     void *owner;  /* the backend's */
 };

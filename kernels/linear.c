@@ -1,15 +1,24 @@
 /* linear.c - matrix times rows. Weights are packed once into panels; rows are packed once per call; then every
  * (block of columns, block of rows) is a task of its own, with its sums in that thread's scratch. Tasks that share
- * columns follow each other, so a block of the weight comes from memory once. */
+ * columns follow each other, so a block of the weight comes from memory once.
+ *
+ * A quantised weight is kept as its file has it, in the file's own mapping: no second copy, and what the system needs
+ * back it may drop and read again. A task then owns its columns for a band of several blocks of rows: a run of k after the
+ * other, it decodes and packs its panels into its scratch (AMX: 256 KiB, in the second-level cache) and multiplies all
+ * blocks by them. So a value is decoded once per band by one thread, nobody waits for anybody, and the sums are those of a
+ * packed weight to the bit: same panels, same runs, same order. */
 #include "cpu_ops.h"
+#include "dequant.h"
 #include "gemm.h"
 
 #include <stdlib.h>
 
 #ifdef __AMX_BF16__
 #define PANELS_PER_TASK (256 / GEMM_NR) /* the sums of one task are 384 KiB */
+#define BAND_BLOCKS 2
 #else
 #define PANELS_PER_TASK (128 / GEMM_NR) /* 48 KiB */
+#define BAND_BLOCKS 8
 #endif
 
 struct packing {
@@ -103,12 +112,120 @@ failed:
     return NULL;
 }
 
+/* --- weights as in a file --------------------------------------------------------------------------------- */
+
+#define ROW_STRIDE (GEMM_RUN + 32) /* decoded rows that are not a power of two apart share a cache */
+#define ROWS_BYTES(dtype) ((size_t)(GEMM_NR * ROW_STRIDE) * tensor_dtype_bytes(dtype))
+
+/* Packs values [first, first + count) of the panel's columns; `memory` is ROWS_BYTES for them as rows. */
+static void pack_run(uint32_t *to, const struct kern_weight *w, int64_t panel, int64_t first, int64_t count, char *memory)
+{
+    const size_t stride = ROW_STRIDE * tensor_dtype_bytes(w->dtype);
+    const void *rows[GEMM_NR] = {0};
+    int64_t begin = panel * GEMM_NR, end = begin + GEMM_NR, at = 0;
+    for (int i = 0; i < w->run_count; at += w->runs[i++].count) {
+        const struct quant_run *run = &w->runs[i];
+        int64_t from = begin > at ? begin : at, until = end < at + run->count ? end : at + run->count;
+        if (from < until)
+            CPU_NAME(dequant_rows)(memory + (size_t)(from - begin) * stride, w->dtype, ROW_STRIDE, &run->matrix,
+                                   run->first + from - at, until - from, first, count);
+    }
+    for (int i = 0; i < GEMM_NR && begin + i < w->n; i++)
+        rows[i] = memory + (size_t)i * stride;
+    gemm_pack_columns(to, rows, count, w->dtype);
+}
+
+struct loading {
+    struct kern *k;
+    const struct kern_weight *w;
+};
+
+static void pack_whole_panel(void *context, int64_t panel, int thread)
+{
+    const struct loading *l = context;
+    char *memory = cpu_scratch(l->k, thread, ROWS_BYTES(l->w->dtype));
+    uint32_t *to = (uint32_t *)l->w->data + panel * gemm_cells(l->w->k, l->w->dtype) * GEMM_NR;
+    for (int64_t first = 0; memory && first < l->w->k; first += GEMM_RUN, to += gemm_cells(GEMM_RUN, l->w->dtype) * GEMM_NR)
+        pack_run(to, l->w, panel, first, l->w->k - first < GEMM_RUN ? l->w->k - first : GEMM_RUN, memory);
+}
+
+/* The weight's own list of its runs, with the codes of each behind it. */
+static bool copy_runs(struct kern_weight *w, const struct quant_run *runs, int count)
+{
+    size_t codes = 0;
+    for (int i = 0; i < count; i++)
+        codes += quant_code_count(&runs[i].matrix);
+    w->runs = malloc((size_t)count * sizeof *runs + codes * sizeof(uint16_t));
+    if (!w->runs)
+        return false;
+    w->run_count = count;
+    uint16_t *next = (uint16_t *)(w->runs + count);
+    for (int i = 0; i < count; i++) {
+        w->runs[i] = runs[i];
+        quant_codes(next, &runs[i].matrix);
+        w->runs[i].matrix.codes = quant_code_count(&runs[i].matrix) ? next : NULL;
+        next += quant_code_count(&runs[i].matrix);
+    }
+    return true;
+}
+
+/* Worth keeping if that is smaller than what it would be decoded to: one small run is enough. */
+static bool is_small(const struct quant_run *runs, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (quant_is_small(runs[i].matrix.format))
+            return true;
+    return false;
+}
+
+/* Decodes what is not kept, on all threads. */
+static void pack_runs(struct kern *k, struct kern_weight *w)
+{
+    w->bytes = (size_t)(gemm_panels(w->n) * gemm_cells(w->k, w->dtype) * GEMM_NR) * 4;
+    w->data = cpu_alloc(w->bytes);
+    if (w->data)
+        cpu_for(k, gemm_panels(w->n), pack_whole_panel, &(struct loading){k, w});
+    else
+        kern_ops_fail(k, "no memory for a weight of %lld values", (long long)(w->n * w->k));
+    free(w->runs);
+    w->runs = NULL, w->run_count = 0;
+}
+
+struct kern_weight *CPU_NAME(linear_weight_quant)(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs,
+                                                  int count)
+{
+    struct kern_weight *w = calloc(1, sizeof *w);
+    if (!w || !copy_runs(w, runs, count)) {
+        kern_ops_fail(k, "no memory for a weight's description");
+        free(w);
+        return NULL;
+    }
+    w->dtype = dtype, w->rank = 2, w->k = w->in = runs[0].matrix.k, w->kh = w->kw = 1;
+    for (int i = 0; i < count; i++) {
+        w->n += runs[i].count;
+        w->bytes += quant_run_bytes(&runs[i]);
+    }
+    if (!is_small(runs, count))
+        pack_runs(k, w);
+    if (!k->failed)
+        return w;
+    cpu_free(w->data, w->bytes);
+    free(w->runs);
+    free(w);
+    return NULL;
+}
+
+/* --- products ------------------------------------------------------------------------------------------------ */
+
 struct product {
     struct kern *k;
     struct tensor out, x;
     const struct kern_weight *w;
     uint32_t *packed;
-    int64_t rows, cells, words, blocks, block_rows;
+    int64_t rows, cells, words;
+    int64_t blocks, block_rows; /* of rows */
+    int64_t bands, band_blocks; /* of blocks: those of one task */
+    int64_t panels;             /* of one task, at most */
 };
 
 static void pack_tile(void *context, int64_t tile, int thread)
@@ -123,25 +240,103 @@ static void pack_tile(void *context, int64_t tile, int thread)
     gemm_pack_rows(p->packed + tile * p->words * GEMM_MR, rows, p->w->k, p->w->dtype);
 }
 
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Sums of one block over `panels` panels. */
+static int64_t block_sums(const struct product *p, int64_t panels)
+{
+    return panels * gemm_tiles(p->block_rows) * GEMM_TILE;
+}
+
+static int64_t rows_of_block(const struct product *p, int64_t block)
+{
+    return least(p->rows - block * p->block_rows, p->block_rows);
+}
+
+/* The rows of a block from `first` of k on. */
+static struct gemm_rows block_at(const struct product *p, int64_t block, int64_t first)
+{
+    int64_t follow;
+    struct gemm_rows a = gemm_packed(p->packed + block * p->block_rows * p->words, p->words, p->w->dtype);
+    a.data = gemm_words_at(a, a.data, gemm_cells(first, p->w->dtype), p->w->dtype, &follow);
+    return a;
+}
+
+static void store_block(const struct product *p, const float *c, int64_t block, int64_t panel, int64_t panels)
+{
+    void *out[GEMM_ROWS];
+    int64_t count = rows_of_block(p, block);
+    for (int64_t r = 0; r < count; r++)
+        out[r] = cpu_row(p->out, block * p->block_rows + r);
+    gemm_store(c, gemm_tiles(count), panels, count, out, p->out.dtype, panel * GEMM_NR, p->w->n, p->w->bias);
+}
+
+/* All of k in the panels that the weight has: a band is one block. */
 static void multiply(void *context, int64_t task, int thread)
 {
     const struct product *p = context;
-    int64_t first = task % p->blocks * p->block_rows, left = p->rows - first;
-    int64_t count = left < p->block_rows ? left : p->block_rows;
-    int64_t panel = task / p->blocks * PANELS_PER_TASK, panels = gemm_panels(p->w->n) - panel, tiles = gemm_tiles(count);
-    if (panels > PANELS_PER_TASK)
-        panels = PANELS_PER_TASK;
-    float *c = cpu_scratch(p->k, thread, (size_t)(panels * tiles * GEMM_TILE) * sizeof *c);
+    int64_t block = task % p->blocks, panel = task / p->blocks * p->panels;
+    int64_t panels = least(gemm_panels(p->w->n) - panel, p->panels);
+    float *c = cpu_scratch(p->k, thread, (size_t)block_sums(p, panels) * sizeof *c);
     if (!c)
         return;
     gemm_begin();
-    gemm_product(c, gemm_packed(p->packed + first * p->words, p->words, p->w->dtype), tiles,
+    gemm_product(c, block_at(p, block, 0), gemm_tiles(rows_of_block(p, block)),
                  (const uint32_t *)p->w->data + panel * p->cells * GEMM_NR, panels, p->cells, p->w->dtype, false);
     gemm_end();
-    void *out[GEMM_ROWS];
-    for (int64_t r = 0; r < count; r++)
-        out[r] = cpu_row(p->out, first + r);
-    gemm_store(c, tiles, panels, count, out, p->out.dtype, panel * GEMM_NR, p->w->n, p->w->bias);
+    store_block(p, c, block, panel, panels);
+}
+
+/* A kept weight: runs of k, each decoded for the band. */
+static void multiply_kept(void *context, int64_t task, int thread)
+{
+    const struct product *p = context;
+    enum tensor_dtype dtype = p->w->dtype;
+    int64_t block = task % p->bands * p->band_blocks, blocks = least(p->blocks - block, p->band_blocks);
+    int64_t panel = task / p->bands * p->panels, panels = least(gemm_panels(p->w->n) - panel, p->panels);
+    int64_t sums = block_sums(p, panels), words = panels * gemm_cells(GEMM_RUN, dtype) * GEMM_NR;
+    float *c = cpu_scratch(p->k, thread, (size_t)(blocks * sums + words) * 4 + ROWS_BYTES(dtype));
+    if (!c)
+        return;
+    uint32_t *decoded = (uint32_t *)(c + blocks * sums);
+    gemm_begin();
+    for (int64_t first = 0; first < p->w->k; first += GEMM_RUN) {
+        int64_t count = least(p->w->k - first, GEMM_RUN), cells = gemm_cells(count, dtype);
+        for (int64_t i = 0; i < panels; i++)
+            pack_run(decoded + i * cells * GEMM_NR, p->w, panel + i, first, count, (char *)(decoded + words));
+        for (int64_t i = 0; i < blocks; i++)
+            gemm_product(c + i * sums, block_at(p, block + i, first), gemm_tiles(rows_of_block(p, block + i)), decoded, panels,
+                         cells, dtype, first > 0);
+    }
+    gemm_end();
+    for (int64_t i = 0; i < blocks; i++)
+        store_block(p, c + i * sums, block + i, panel, panels);
+}
+
+static int64_t plan_tasks(struct product *p)
+{
+    p->bands = (p->blocks + p->band_blocks - 1) / p->band_blocks;
+    return (gemm_panels(p->w->n) + p->panels - 1) / p->panels * p->bands;
+}
+
+/* Even blocks and bands, so that threads end together. With many threads the tasks of a kept weight get narrower, then shorter. */
+static int64_t plan(struct product *p)
+{
+    p->blocks = (p->rows + GEMM_ROWS - 1) / GEMM_ROWS;
+    p->block_rows = gemm_tiles((p->rows + p->blocks - 1) / p->blocks) * GEMM_MR;
+    p->blocks = (p->rows + p->block_rows - 1) / p->block_rows;
+    p->panels = PANELS_PER_TASK;
+    p->band_blocks = 1;
+    if (!p->w->runs)
+        return plan_tasks(p);
+    int64_t bands = (p->blocks + BAND_BLOCKS - 1) / BAND_BLOCKS;
+    p->band_blocks = (p->blocks + bands - 1) / bands;
+    while (plan_tasks(p) < 2 * cpu_threads(p->k) && (p->panels > 1 || p->band_blocks > 1))
+        *(p->panels > 1 ? &p->panels : &p->band_blocks) /= 2;
+    return plan_tasks(p);
 }
 
 void CPU_NAME(linear_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
@@ -151,14 +346,12 @@ void CPU_NAME(linear_apply)(struct kern *k, struct tensor out, struct tensor x, 
     p.words = gemm_words(w->k, w->dtype);
     if (p.rows == 0)
         return;
-    p.blocks = (p.rows + GEMM_ROWS - 1) / GEMM_ROWS;
-    p.block_rows = gemm_tiles((p.rows + p.blocks - 1) / p.blocks) * GEMM_MR; /* even blocks: threads end together */
-    p.blocks = (p.rows + p.block_rows - 1) / p.block_rows;
+    int64_t tasks = plan(&p);
     size_t mark = kern_mark(k);
     p.packed = kern_temp(k, TENSOR_F32, 1, (int64_t[]){gemm_tiles(p.rows) * p.words * GEMM_MR}).data;
     if (p.packed) {
         cpu_for(k, gemm_tiles(p.rows), pack_tile, &p);
-        cpu_for(k, (gemm_panels(w->n) + PANELS_PER_TASK - 1) / PANELS_PER_TASK * p.blocks, multiply, &p);
+        cpu_for(k, tasks, w->runs ? multiply_kept : multiply, &p);
     }
     kern_rewind(k, mark);
 }

@@ -3,7 +3,8 @@
  * bf16 without a bias goes to cuBLASLt (linear_blas.c) where rows begin on 16 bytes, else to the kernels of gpu_gemm.h;
  * that depends on the weight and on how the rows lie, never on their number.
  *
- * A weight is [n][kh][kw][in], rounded to its dtype on the host while it is copied into pinned memory.
+ * A weight is [n][kh][kw][in], rounded to its dtype on the host while it is copied into pinned memory; what is quantised
+ * in its file is decoded there, too.
  *
  * Who does what: see gpu_gemm.h; a block makes 128 rows x 128 (or 32) outputs.
  * Shared memory: 48 KB or 30 KB.
@@ -47,7 +48,17 @@ void put_row(char *to, const struct kern_weight *w, const struct tensor &source,
         }
 }
 
-bool send_rows(struct kern *k, struct kern_weight *w, const struct tensor &source)
+/* The same of a weight that is in a file. */
+void put_row(char *to, const struct kern_weight *w, const struct quant_run *run, int64_t r)
+{
+    for (; r >= run->count; run++)
+        r -= run->count;
+    size_t size = tensor_dtype_bytes(w->dtype);
+    quant_rows(to, w->dtype, &run->matrix, run->first + r, 1);
+    memset(to + (size_t)w->in * size, 0, (size_t)(gemm_inner(w) - w->in) * size);
+}
+
+template <class Source> bool send_rows(struct kern *k, struct kern_weight *w, const Source &source)
 {
     size_t row_bytes = (size_t)gemm_depth(w) * tensor_dtype_bytes(w->dtype);
     int64_t step = (int64_t)(CUDA_STAGE_BYTES / row_bytes);
@@ -92,27 +103,45 @@ void linear_weight_free_cuda(struct kern *k, struct kern_weight *w)
     free(w);
 }
 
-struct kern_weight *linear_weight_cuda(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias)
+/* A weight of this description with its values on the device. */
+template <class Source>
+static struct kern_weight *weight_of(struct kern *k, const struct kern_weight &described, const Source &source, struct tensor bias)
 {
-    struct kern_weight *made = (struct kern_weight *)calloc(1, sizeof *made);
+    struct kern_weight *made = (struct kern_weight *)malloc(sizeof *made);
     if (!made) {
         kern_ops_fail(k, "no memory for a weight's description");
         return NULL;
     }
-    bool is_conv = w.rank == 4;
-    assert(!is_conv || tensor_is_contiguous(w));
-    *made = (struct kern_weight){};
-    made->dtype = dtype, made->rank = w.rank, made->n = w.shape[0], made->k = tensor_count(w) / w.shape[0];
-    made->in = is_conv ? w.shape[1] : made->k;
-    made->kh = is_conv ? (int)w.shape[2] : 1, made->kw = is_conv ? (int)w.shape[3] : 1;
-    made->bytes = (size_t)(made->n * gemm_depth(made)) * tensor_dtype_bytes(dtype);
-    if (dtype == TENSOR_BF16 && !is_conv && !bias.data)
+    *made = described;
+    made->bytes = (size_t)(made->n * gemm_depth(made)) * tensor_dtype_bytes(made->dtype);
+    if (made->dtype == TENSOR_BF16 && made->rank == 2 && !bias.data)
         made->owner = linear_blas_plan_new(cuda_blas(k), made->n, gemm_depth(made));
     made->data = cuda_alloc(k, made->bytes);
-    if (made->data && send_rows(k, made, w) && (!bias.data || send_bias(k, made, bias)))
+    if (made->data && send_rows(k, made, source) && (!bias.data || send_bias(k, made, bias)))
         return made;
     linear_weight_free_cuda(k, made);
     return NULL;
+}
+
+struct kern_weight *linear_weight_cuda(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias)
+{
+    bool is_conv = w.rank == 4;
+    assert(!is_conv || tensor_is_contiguous(w));
+    struct kern_weight described = {};
+    described.dtype = dtype, described.rank = w.rank, described.n = w.shape[0], described.k = tensor_count(w) / w.shape[0];
+    described.in = is_conv ? w.shape[1] : described.k;
+    described.kh = is_conv ? (int)w.shape[2] : 1, described.kw = is_conv ? (int)w.shape[3] : 1;
+    return weight_of(k, described, w, bias);
+}
+
+struct kern_weight *linear_weight_quant_cuda(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count)
+{
+    struct kern_weight described = {};
+    described.dtype = dtype, described.rank = 2, described.k = described.in = runs->matrix.k;
+    described.kh = described.kw = 1;
+    for (int i = 0; i < count; i++)
+        described.n += runs[i].count;
+    return weight_of(k, described, runs, (struct tensor){});
 }
 
 /* --- rows times a weight ------------------------------------------------------------------------------------ */

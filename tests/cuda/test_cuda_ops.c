@@ -455,7 +455,8 @@ static struct tensor gather(struct cuda_pair_maker *m, const void *shape)
         table[i / 24][i % 24] = cuda_pair_random(&seed);
     int32_t ids[5] = {9, 0, 3, 3, 7};
     struct tensor out = cuda_pair_space(m, 2, (int64_t[]){5, 24});
-    kern_gather(m->k, out, tensor_2d(table, TENSOR_F32, 10, 24), tensor_1d(ids, TENSOR_I32, 5));
+    struct quant_matrix rows = {.format = QUANT_F32, .n = 10, .k = 24, .data = table};
+    kern_gather(m->k, out, &rows, tensor_1d(ids, TENSOR_I32, 5));
     memset(ids, 0, sizeof ids); /* the caller's memory is free again */
     return out;
 }

@@ -10,8 +10,11 @@ static void rows_arrive_in_the_order_of_the_ids(struct kernel_check *c)
             struct tensor table = kernel_check_tensor(c, d ? TENSOR_F32 : TENSOR_BF16, 2, (int64_t[]){7, widths[s]});
             kernel_check_fill(table, 1, 3);
             struct tensor out = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){5, widths[s]});
-            kern_gather(c->k, kernel_check_strided(c, out, 0), table, tensor_1d((void *)order, TENSOR_I32, 5));
-            kern_gather(c->k, out, kernel_check_strided(c, table, 3), tensor_1d((void *)order, TENSOR_I32, 5));
+            struct quant_matrix rows = {.format = d ? QUANT_F32 : QUANT_BF16, .n = 7, .k = widths[s], .data = table.data};
+            struct tensor wide = kernel_check_strided(c, out, 3);
+            kern_gather(c->k, out, &rows, tensor_1d((void *)order, TENSOR_I32, 5));
+            kern_gather(c->k, wide, &rows, tensor_1d((void *)order, TENSOR_I32, 5));
+            kernel_check_same_bits(wide, out);
             for (int64_t i = 0; i < 5 * widths[s]; i++) {
                 double want = kernel_check_get(table, order[i / widths[s]] * widths[s] + i % widths[s]);
                 assert_true(kernel_check_get(out, i) == kernel_check_round(c->dtype, want));

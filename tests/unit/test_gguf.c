@@ -142,7 +142,8 @@ static void tensors_come_with_shape_format_and_values(void **state)
     /* Q8_0 of numbers of a few units: a step is max / 127, half of that is the most a value is off. */
     struct quant_matrix m = {.format = QUANT_Q8_0, .n = 3, .k = 64, .data = gguf_at(g, 5)->data};
     float got[3 * 64], exact[3 * 64];
-    assert_true(quant_check(&m, gguf_at(g, 5)->bytes, 0, &why));
+    char text[256];
+    assert_true(quant_check(&m, gguf_at(g, 5)->bytes, 0, text, sizeof text));
     quant_rows_f32(got, &m, 0, 3);
     memcpy(exact, plain->data, plain->bytes);
     for (int i = 0; i < 3 * 64; i++)

@@ -1,8 +1,8 @@
 /* quant.h - number formats of weight files: what a block of bytes means in f32 and bf16.
  *
- * One table says it all: quant_info(format) gives name, values and bytes of a block and a function that decodes.
- * A quant_matrix is a weight as its file holds it; rows are decoded when they are needed, so that what came quantised
- * stays quantised. Definitions, all with f32 arithmetic in the order written and one rounding per operation:
+ * A quant_matrix is a weight as its file holds it; rows are decoded when they are needed (by products: linear.c), so that
+ * what came quantised stays quantised. Definitions, all with f32 arithmetic in the order written and one rounding per
+ * operation:
  *
  *   F32 F16 BF16       themselves
  *   Q8_0               32 values      d q                     d is f16
@@ -18,8 +18,9 @@
 #ifndef KILN_QUANT_H
 #define KILN_QUANT_H
 
-#include "engine_error.h"
+#include "tensor.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -34,7 +35,6 @@ enum quant_format {
 struct quant_info {
     const char *name;    /* "Q4_K" */
     int values, bytes;   /* of one block */
-    void (*decode)(float *to, const uint8_t *data, int64_t blocks); /* FP8, NVFP4: without any scale */
 };
 const struct quant_info *quant_info(enum quant_format format);
 bool quant_find(enum quant_format *ret, const char *name); /* by name, upper case */
@@ -51,14 +51,32 @@ struct quant_matrix {
     const uint8_t *block_scales;  /* NVFP4: e4m3, [n, k / 16] */
     bool is_swizzled;             /* NVFP4: block_scales are in tiles, see quant_block_scale_at */
     bool low_first;               /* NVFP4: value 2i is the low nibble (ModelOpt); the klein files have it high */
+    const uint16_t *codes;        /* quant_codes of it, or NULL: the same bits, later */
 };
 
-/* quant_check: do the memory sizes fit the matrix, is the scale usable? Every matrix from a file passes here first. */
-bool quant_check(const struct quant_matrix *m, size_t data_bytes, size_t block_scale_bytes, struct engine_error *why);
+/* quant_check: do the memory sizes fit the matrix, is the scale usable? Every matrix from a file passes here first. If not,
+ * `why` is told. */
+bool quant_check(const struct quant_matrix *m, size_t data_bytes, size_t block_scale_bytes, char *why, size_t why_bytes);
 
 /* Rows [first, first + count) of a checked matrix, to[count, k] contiguous. bf16 is the f32 value rounded to nearest even. */
+void quant_rows(void *to, enum tensor_dtype dtype, const struct quant_matrix *m, int64_t first, int64_t count);
 void quant_rows_f32(float *to, const struct quant_matrix *m, int64_t first, int64_t count);
 void quant_rows_bf16(uint16_t *to, const struct quant_matrix *m, int64_t first, int64_t count);
+
+/* Rows [first, first + count) of a matrix. A weight is one run, or several of equal width behind each other: q, k and v of
+ * one layer, halves that are swapped. quant_run_bytes is what its values and scales take in the file. */
+struct quant_run {
+    struct quant_matrix matrix;
+    int64_t first, count;
+};
+size_t quant_run_bytes(const struct quant_run *r);
+bool quant_is_small(enum quant_format format); /* less than two bytes a value */
+
+/* quant_codes: what the scale of a matrix makes of each code, in bf16; quant_code_count of them, 0 for other formats.
+ *   FP8_E4M3 [128]      of the code without its sign
+ *   NVFP4    [256][8]   of a block scale's code and a value's code without its sign */
+size_t quant_code_count(const struct quant_matrix *m);
+void quant_codes(uint16_t *to, const struct quant_matrix *m);
 
 /* quant_is_finite: no value of these rows is NaN or infinite (told from scales and codes, without decoding when the
  * format allows it). */
@@ -71,8 +89,37 @@ size_t quant_block_scale_at(const struct quant_matrix *m, int64_t row, int64_t b
 bool quant_block_scale_bytes(size_t *ret, const struct quant_matrix *m);
 
 /* Single values. e4m3 is the "fn" kind: no infinities, largest 448, codes 0x7f and 0xff are NaN. */
-float quant_f32_of_f16(uint16_t h);
-float quant_f32_of_e4m3(uint8_t code);
-float quant_f32_of_e2m1(uint8_t code); /* low four bits */
+static inline float quant_f32_of_bits(uint32_t bits)
+{
+    union { uint32_t u; float f; } v = {.u = bits};
+    return v.f;
+}
+
+static inline float quant_f32_of_f16(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 0x3ff;
+    if (exponent == 31)
+        return quant_f32_of_bits(sign | 0x7f800000u | fraction << 13);
+    if (exponent == 0) { /* fraction * 2^-24, exact */
+        float f = (float)fraction * 0x1p-24f;
+        return sign ? -f : f;
+    }
+    return quant_f32_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+static inline float quant_f32_of_e4m3(uint8_t code)
+{
+    uint32_t magnitude = code & 0x7f;
+    float f = quant_f32_of_bits((magnitude << 20) + (120u << 23));
+    f = magnitude < 8 ? (float)magnitude * 0x1p-9f : f; /* no implied leading bit */
+    f = magnitude == 0x7f ? quant_f32_of_bits(0x7fc00000u) : f;
+    return code & 0x80 ? -f : f;
+}
+
+static inline float quant_f32_of_e2m1(uint8_t code) /* low four bits */
+{
+    static const float values[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+    return values[code & 15];
+}
 
 #endif
