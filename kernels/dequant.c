@@ -2,8 +2,7 @@
  *
  * The decoders are definitions: short, a run of blocks at a time, with the operations in the order in which the reference
  * rounds them. Nothing is fused (CMakeLists.txt forbids contraction here), so that all instruction sets give the same
- * bits. Their loops are over 16 or 32 values, which is what a compiler makes wide. Blocks are read byte by byte: a mapped
- * file promises no alignment.
+ * bits. Blocks are read byte by byte: a mapped file promises no alignment.
  *
  * To bf16, where codes are few, nothing is computed: quant_codes has said what each code becomes, and values are looked
  * up (AVX-512: 32 at a time, from registers). The bits are those of the decoders.
@@ -16,6 +15,11 @@
 
 #include "vec.h"
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#define ROWS_AHEAD 6    /* fetched from memory before their turn */
 #define SPAN_VALUES 512 /* decoded at once on the way to bf16; whole blocks of every format */
 
 static float read_f16(const uint8_t *p)
@@ -54,87 +58,123 @@ static void decode_fp8(float *restrict to, const uint8_t *restrict b, int64_t bl
         to[i] = quant_f32_of_e4m3(b[i]);
 }
 
-/* --- blocks of 32: d [m] [fifth bits] nibbles; the low nibbles are values 0..15, the high ones 16..31 ----- */
+/* --- blocks of several values: codes of a byte each, then numbers ------------------------------------------- */
+
+/* VEC codes as numbers. GCC 12 makes a detour of the conversion when left alone. */
+VEC_INLINE vf numbers_of(const uint8_t *codes)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes)));
+#elif defined(__AVX2__)
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
+#else
+    return (vf){codes[0], codes[1], codes[2], codes[3]};
+#endif
+}
+
+/* to = scale * (code - zero) - least. code - zero is exact, and nothing changes where least is 0. */
+VEC_INLINE void spread(float *to, const uint8_t *codes, int count, float zero, float scale, float least)
+{
+    for (int i = 0; i < count; i += VEC) {
+        vf q = numbers_of(codes + i) - vec_splat(zero);
+        vf value = vec_splat(scale) * q - vec_splat(least);
+        memcpy(to + i, &value, sizeof value);
+    }
+}
+
+#define EACH_BYTE UINT64_C(0x0101010101010101)
+
+/* `count` bytes are nibbles of twice as many codes: first the low ones. Eight at a time. */
+VEC_INLINE void nibbles(uint8_t *codes, const uint8_t *bytes, int count)
+{
+    for (int i = 0; i < count; i += 8) {
+        uint64_t eight, low, high;
+        memcpy(&eight, bytes + i, 8);
+        low = eight & 15 * EACH_BYTE, high = eight >> 4 & 15 * EACH_BYTE;
+        memcpy(codes + i, &low, 8);
+        memcpy(codes + count + i, &high, 8);
+    }
+}
+
+/* A bit more for 32 codes. Bit i of a byte goes to byte i of eight: there it is alone, and adding 127 makes it bit 7. */
+VEC_INLINE void fifth_bits(uint8_t *codes, const uint8_t *bytes)
+{
+    for (int i = 0; i < 4; i++) {
+        uint64_t eight, bits = bytes[i] * EACH_BYTE & UINT64_C(0x8040201008040201);
+        memcpy(&eight, codes + 8 * i, 8);
+        eight |= ((bits + 127 * EACH_BYTE) & 128 * EACH_BYTE) >> 3;
+        memcpy(codes + 8 * i, &eight, 8);
+    }
+}
 
 static void decode_q8_0(float *restrict to, const uint8_t *restrict b, int64_t blocks)
 {
+    uint8_t codes[32];
     for (; blocks > 0; blocks--, to += 32, b += 34) {
-        float d = read_f16(b);
         for (int i = 0; i < 32; i++)
-            to[i] = d * (float)(int8_t)b[2 + i];
+            codes[i] = b[2 + i] ^ 0x80; /* signed bytes, 128 more */
+        spread(to, codes, 32, 128, read_f16(b), 0);
     }
 }
 
 static void decode_q4_0(float *restrict to, const uint8_t *restrict b, int64_t blocks)
 {
+    uint8_t codes[32];
     for (; blocks > 0; blocks--, to += 32, b += 18) {
-        float d = read_f16(b);
-        for (int i = 0; i < 16; i++) {
-            to[i] = d * (float)((b[2 + i] & 15) - 8);
-            to[16 + i] = d * (float)((b[2 + i] >> 4) - 8);
-        }
+        nibbles(codes, b + 2, 16);
+        spread(to, codes, 32, 8, read_f16(b), 0);
     }
 }
 
 static void decode_q4_1(float *restrict to, const uint8_t *restrict b, int64_t blocks)
 {
+    uint8_t codes[32];
     for (; blocks > 0; blocks--, to += 32, b += 20) {
-        float d = read_f16(b), m = read_f16(b + 2);
-        for (int i = 0; i < 16; i++) {
-            to[i] = d * (float)(b[4 + i] & 15) + m;
-            to[16 + i] = d * (float)(b[4 + i] >> 4) + m;
-        }
+        nibbles(codes, b + 4, 16);
+        spread(to, codes, 32, 0, read_f16(b), -read_f16(b + 2));
     }
 }
 
 static void decode_q5_0(float *restrict to, const uint8_t *restrict b, int64_t blocks)
 {
+    uint8_t codes[32];
     for (; blocks > 0; blocks--, to += 32, b += 22) {
-        float d = read_f16(b);
-        uint32_t fifth = read_u32(b + 2);
-        for (int i = 0; i < 16; i++) {
-            to[i] = d * (float)(((b[6 + i] & 15) | (int)(fifth >> i & 1) << 4) - 16);
-            to[16 + i] = d * (float)((b[6 + i] >> 4 | (int)(fifth >> (16 + i) & 1) << 4) - 16);
-        }
+        nibbles(codes, b + 6, 16);
+        fifth_bits(codes, b + 2);
+        spread(to, codes, 32, 16, read_f16(b), 0);
     }
 }
 
 static void decode_q5_1(float *restrict to, const uint8_t *restrict b, int64_t blocks)
 {
+    uint8_t codes[32];
     for (; blocks > 0; blocks--, to += 32, b += 24) {
-        float d = read_f16(b), m = read_f16(b + 2);
-        uint32_t fifth = read_u32(b + 4);
-        for (int i = 0; i < 16; i++) {
-            to[i] = d * (float)((b[8 + i] & 15) | (int)(fifth >> i & 1) << 4) + m;
-            to[16 + i] = d * (float)(b[8 + i] >> 4 | (int)(fifth >> (16 + i) & 1) << 4) + m;
-        }
+        nibbles(codes, b + 8, 16);
+        fifth_bits(codes, b + 4);
+        spread(to, codes, 32, 0, read_f16(b), -read_f16(b + 2));
     }
 }
 
 /* --- blocks of 256, in groups g of 16 or 32 values --------------------------------------------------------- */
 
-/* Two-bit numbers: each half of 128 values shares 32 bytes, four numbers a byte, 32 values apart. */
-struct two_bits {
-    const uint8_t *bytes; /* of the group's first value */
-    int shift;
-};
-
-static struct two_bits two_bits_of(const uint8_t *q, int first)
+/* Two-bit numbers of 128 codes: 32 bytes, four numbers a byte, 32 codes apart; they are the bits from `place` on. */
+VEC_INLINE void two_bits(uint8_t *restrict codes, const uint8_t *restrict bytes, int place)
 {
-    return (struct two_bits){q + first / 128 * 32 + first % 32, first % 128 / 32 * 2};
+    for (int part = 0; part < 4; part++)
+        for (int i = 0; i < 32; i++)
+            codes[32 * part + i] |= (uint8_t)((bytes[i] >> (2 * part) & 3) << place);
 }
 
 /* scales[16] (s low, t high nibble), q[64], d, dmin */
 static void decode_q2_k(float *restrict to, const uint8_t *restrict b, int64_t blocks)
 {
     for (; blocks > 0; blocks--, b += 84) {
+        uint8_t codes[256] = {0};
         float d = read_f16(b + 80), dmin = read_f16(b + 82);
-        for (int g = 0; g < 16; g++, to += 16) {
-            float scale = d * (float)(b[g] & 15), least = dmin * (float)(b[g] >> 4);
-            struct two_bits q = two_bits_of(b + 16, 16 * g);
-            for (int i = 0; i < 16; i++)
-                to[i] = scale * (float)(q.bytes[i] >> q.shift & 3) - least;
-        }
+        two_bits(codes, b + 16, 0);
+        two_bits(codes + 128, b + 48, 0);
+        for (int g = 0; g < 16; g++, to += 16)
+            spread(to, codes + 16 * g, 16, 0, d * (float)(b[g] & 15), dmin * (float)(b[g] >> 4));
     }
 }
 
@@ -142,43 +182,50 @@ static void decode_q2_k(float *restrict to, const uint8_t *restrict b, int64_t b
 static void decode_q3_k(float *restrict to, const uint8_t *restrict b, int64_t blocks)
 {
     for (; blocks > 0; blocks--, b += 110) {
+        uint8_t codes[256];
         const uint8_t *s = b + 96;
         float d = read_f16(b + 108);
+        for (int part = 0; part < 8; part++)
+            for (int i = 0; i < 32; i++)
+                codes[32 * part + i] = (uint8_t)((b[i] >> part & 1) << 2);
+        two_bits(codes, b + 32, 0);
+        two_bits(codes + 128, b + 64, 0);
         for (int g = 0; g < 16; g++, to += 16) {
             int low = g < 8 ? s[g] & 15 : s[g - 8] >> 4, high = s[8 + g % 4] >> (g / 4 * 2) & 3;
-            float scale = d * (float)((low | high << 4) - 32);
-            struct two_bits q = two_bits_of(b + 32, 16 * g);
-            const uint8_t *third = b + g % 2 * 16;
-            for (int i = 0; i < 16; i++)
-                to[i] = scale * (float)((q.bytes[i] >> q.shift & 3) - 4 + (third[i] >> (g / 2) & 1) * 4);
+            spread(to, codes + 16 * g, 16, 4, d * (float)((low | high << 4) - 32), 0);
         }
     }
 }
 
-/* Scale and minimum of group g of 8 in the 12 bytes drawn above. */
-static void scale_and_least(const uint8_t *p, int g, int *scale, int *least)
+/* Scales and minima of the 8 groups in the 12 bytes drawn above, times those of the block, which stand before them. */
+struct groups {
+    float scale[8], least[8];
+};
+
+VEC_INLINE struct groups groups_of(const uint8_t *b)
 {
-    if (g < 4) {
-        *scale = p[g] & 63;
-        *least = p[g + 4] & 63;
-    } else {
-        *scale = (p[g + 4] & 15) | (p[g - 4] >> 6) << 4;
-        *least = p[g + 4] >> 4 | (p[g] >> 6) << 4;
+    const uint8_t *p = b + 4;
+    const float d = read_f16(b), dmin = read_f16(b + 2);
+    struct groups ret;
+    for (int g = 0; g < 4; g++) {
+        ret.scale[g] = d * (float)(p[g] & 63);
+        ret.least[g] = dmin * (float)(p[g + 4] & 63);
+        ret.scale[4 + g] = d * (float)((p[g + 8] & 15) | (p[g] >> 6) << 4);
+        ret.least[4 + g] = dmin * (float)(p[g + 8] >> 4 | (p[g + 4] >> 6) << 4);
     }
+    return ret;
 }
 
 /* d, dmin, scales[12], q[128]: two groups share 32 bytes, low nibbles first */
 static void decode_q4_k(float *restrict to, const uint8_t *restrict b, int64_t blocks)
 {
+    uint8_t codes[64];
     for (; blocks > 0; blocks--, b += 144) {
-        float d = read_f16(b), dmin = read_f16(b + 2);
-        for (int g = 0; g < 8; g++, to += 32) {
-            const uint8_t *q = b + 16 + g / 2 * 32;
-            int s, t, shift = g % 2 * 4;
-            scale_and_least(b + 4, g, &s, &t);
-            float scale = d * (float)s, least = dmin * (float)t;
-            for (int i = 0; i < 32; i++)
-                to[i] = scale * (float)(q[i] >> shift & 15) - least;
+        struct groups groups = groups_of(b);
+        for (int g = 0; g < 8; g += 2, to += 64) {
+            nibbles(codes, b + 16 + g * 16, 32);
+            spread(to, codes, 32, 0, groups.scale[g], groups.least[g]);
+            spread(to + 32, codes + 32, 32, 0, groups.scale[g + 1], groups.least[g + 1]);
         }
     }
 }
@@ -186,15 +233,17 @@ static void decode_q4_k(float *restrict to, const uint8_t *restrict b, int64_t b
 /* d, dmin, scales[12], fifth[32] (bit g of byte i), q[128] */
 static void decode_q5_k(float *restrict to, const uint8_t *restrict b, int64_t blocks)
 {
+    uint8_t codes[64];
     for (; blocks > 0; blocks--, b += 176) {
-        float d = read_f16(b), dmin = read_f16(b + 2);
-        for (int g = 0; g < 8; g++, to += 32) {
-            const uint8_t *q = b + 48 + g / 2 * 32, *fifth = b + 16;
-            int s, t, shift = g % 2 * 4;
-            scale_and_least(b + 4, g, &s, &t);
-            float scale = d * (float)s, least = dmin * (float)t;
-            for (int i = 0; i < 32; i++)
-                to[i] = scale * (float)((q[i] >> shift & 15) | (fifth[i] >> g & 1) << 4) - least;
+        struct groups groups = groups_of(b);
+        for (int g = 0; g < 8; g += 2, to += 64) {
+            nibbles(codes, b + 48 + g * 16, 32);
+            for (int i = 0; i < 32; i++) {
+                codes[i] |= (uint8_t)((b[16 + i] >> g & 1) << 4);
+                codes[32 + i] |= (uint8_t)((b[16 + i] >> (g + 1) & 1) << 4);
+            }
+            spread(to, codes, 32, 0, groups.scale[g], groups.least[g]);
+            spread(to + 32, codes + 32, 32, 0, groups.scale[g + 1], groups.least[g + 1]);
         }
     }
 }
@@ -202,15 +251,14 @@ static void decode_q5_k(float *restrict to, const uint8_t *restrict b, int64_t b
 /* low[128] (halves of 128 values share 64 bytes of nibbles), high[64], scales[16] (signed), d */
 static void decode_q6_k(float *restrict to, const uint8_t *restrict b, int64_t blocks)
 {
+    uint8_t codes[128];
     for (; blocks > 0; blocks--, b += 210) {
         float d = read_f16(b + 208);
-        for (int g = 0; g < 16; g++, to += 16) {
-            const uint8_t *low = b + g / 8 * 64 + g % 4 * 16;
-            int shift = g % 8 / 4 * 4;
-            struct two_bits high = two_bits_of(b + 128, 16 * g);
-            float scale = d * (float)(int8_t)b[192 + g];
-            for (int i = 0; i < 16; i++)
-                to[i] = scale * (float)(((low[i] >> shift & 15) | (high.bytes[i] >> high.shift & 3) << 4) - 32);
+        for (int half = 0; half < 2; half++) {
+            nibbles(codes, b + 64 * half, 64);
+            two_bits(codes, b + 128 + 32 * half, 4);
+            for (int g = 0; g < 8; g++, to += 16)
+                spread(to, codes + 16 * g, 16, 32, d * (float)(int8_t)b[192 + 8 * half + g], 0);
         }
     }
 }
@@ -363,12 +411,24 @@ static void row_to_bf16(uint16_t *to, const struct quant_matrix *m, int64_t row,
     }
 }
 
+/* Pieces of rows are too short for the processor to guess what comes next from memory. */
+static void fetch(const struct quant_matrix *m, int64_t row, int64_t first, int64_t count)
+{
+    if (row >= m->n)
+        return;
+    const uint8_t *data = data_at(m, row, first), *end = data_at(m, row, first + count);
+    for (; data < end; data += 64)
+        __builtin_prefetch(data);
+}
+
 void CPU_NAME(dequant_rows)(void *to, enum tensor_dtype dtype, int64_t stride, const struct quant_matrix *m, int64_t row,
                             int64_t rows, int64_t first, int64_t count)
 {
-    for (int64_t r = 0; r < rows; r++)
+    for (int64_t r = 0; r < rows; r++) {
+        fetch(m, row + r + ROWS_AHEAD, first, count);
         if (dtype == TENSOR_F32)
             span_to_f32((float *)to + r * stride, m, row + r, first, count);
         else
             row_to_bf16((uint16_t *)to + r * stride, m, row + r, first, count);
+    }
 }

@@ -20,7 +20,7 @@
 
 #include "cpu.h"
 #include "vec.h"
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -56,7 +56,7 @@
 #else
 #define GEMM_AHEAD 0
 #endif
-#define GEMM_UNROLL _Pragma("GCC unroll 8")
+#define GEMM_UNROLL _Pragma("GCC unroll 16")
 
 /* gemm_begin comes before the products of a task, gemm_end after them: AMX wants the shape of its registers, per thread,
  * and a thread that has given them back costs the system nothing when it sleeps. */
@@ -177,9 +177,56 @@ VEC_INLINE void gemm_transpose(uint32_t *to, const void *const *rows, int count,
             to[w * wide + i] = rows[i] ? gemm_word(rows[i], w, widen) : 0;
 }
 
+#ifdef __AVX512F__
+/* 16 words of 16 rows, turned: pairs of rows, pairs of pairs, then quarters of registers change places. */
+VEC_INLINE void gemm_turn(__m512i r[16])
+{
+    __m512i t[16];
+    GEMM_UNROLL for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    GEMM_UNROLL for (int i = 0; i < 4; i++) {
+        for (int h = 0; h < 2; h++) {
+            r[4 * i + 2 * h] = _mm512_unpacklo_epi64(t[4 * i + h], t[4 * i + 2 + h]);
+            r[4 * i + 2 * h + 1] = _mm512_unpackhi_epi64(t[4 * i + h], t[4 * i + 2 + h]);
+        }
+    }
+    GEMM_UNROLL for (int i = 0; i < 4; i++) {
+        for (int h = 0; h < 2; h++) {
+            t[8 * h + i] = _mm512_shuffle_i32x4(r[8 * h + i], r[8 * h + 4 + i], 0x88);
+            t[8 * h + 4 + i] = _mm512_shuffle_i32x4(r[8 * h + i], r[8 * h + 4 + i], 0xdd);
+        }
+    }
+    GEMM_UNROLL for (int i = 0; i < 8; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+    }
+}
+
+/* gemm_transpose of 16 rows, whose words are whole cells. */
+VEC_INLINE void gemm_transpose_16(uint32_t *to, const void *const *rows, int wide, int64_t whole)
+{
+    __m512i r[16];
+    for (int64_t w = 0; w < whole; w += 16) {
+        __mmask16 left = (__mmask16)(whole - w >= 16 ? 0xffff : (1 << (whole - w)) - 1);
+        GEMM_UNROLL for (int i = 0; i < 16; i++)
+            r[i] = rows[i] ? _mm512_maskz_loadu_epi32(left, (const uint32_t *)rows[i] + w) : _mm512_setzero_si512();
+        gemm_turn(r);
+        GEMM_UNROLL for (int i = 0; i < 16; i++)
+            if (left >> i & 1)
+                _mm512_storeu_si512(to + (w + i) * wide, r[i]);
+    }
+}
+#endif
+
 VEC_INLINE void gemm_interleave(uint32_t *to, const void *const *rows, int wide, int64_t whole, bool widen)
 {
     int i = 0;
+#ifdef __AVX512F__
+    for (; !widen && i + 16 <= wide; i += 16)
+        gemm_transpose_16(to + i, rows + i, wide, whole);
+#endif
     for (; i + 4 <= wide; i += 4)
         gemm_transpose(to + i, rows + i, 4, wide, whole, widen);
     for (; i < wide; i += 2)

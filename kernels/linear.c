@@ -3,10 +3,10 @@
  * columns follow each other, so a block of the weight comes from memory once.
  *
  * A quantised weight is kept as its file has it, in the file's own mapping: no second copy, and what the system needs
- * back it may drop and read again. A task then owns its columns for a band of several blocks of rows: a run of k after the
- * other, it decodes and packs its panels into its scratch (AMX: 256 KiB, in the second-level cache) and multiplies all
- * blocks by them. So a value is decoded once per band by one thread, nobody waits for anybody, and the sums are those of a
- * packed weight to the bit: same panels, same runs, same order. */
+ * back it may drop and read again. A task then owns its columns for a band of several blocks of rows: a stretch of k after
+ * the other, it decodes and packs its panels into its scratch and multiplies all blocks by them. So a value is decoded once
+ * per band (768 rows) by one thread, nobody waits for anybody, and the sums are those of a packed weight to the bit: same
+ * panels, same runs, same order. Wide tasks pay: what they decode and the rows they read are read fewer times. */
 #include "cpu_ops.h"
 #include "dequant.h"
 #include "gemm.h"
@@ -15,11 +15,14 @@
 
 #ifdef __AMX_BF16__
 #define PANELS_PER_TASK (256 / GEMM_NR) /* the sums of one task are 384 KiB */
+#define KEPT_PANELS (384 / GEMM_NR)     /* of a kept weight's: 1152 KiB, and as much decoded */
 #define BAND_BLOCKS 2
 #else
 #define PANELS_PER_TASK (128 / GEMM_NR) /* 48 KiB */
+#define KEPT_PANELS PANELS_PER_TASK     /* 384 KiB, and as much decoded */
 #define BAND_BLOCKS 8
 #endif
+#define STRETCH (3 * GEMM_RUN) /* values of k that are decoded at once */
 
 struct packing {
     struct kern_weight *w;
@@ -114,10 +117,15 @@ failed:
 
 /* --- weights as in a file --------------------------------------------------------------------------------- */
 
-#define ROW_STRIDE (GEMM_RUN + 32) /* decoded rows that are not a power of two apart share a cache */
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+#define ROW_STRIDE (GEMM_RUN + 32) /* rows a power of two apart would share few places of a cache */
 #define ROWS_BYTES(dtype) ((size_t)(GEMM_NR * ROW_STRIDE) * tensor_dtype_bytes(dtype))
 
-/* Packs values [first, first + count) of the panel's columns; `memory` is ROWS_BYTES for them as rows. */
+/* Packs at most a run of the panel's columns, values [first, first + count); `memory` is ROWS_BYTES for them as rows. */
 static void pack_run(uint32_t *to, const struct kern_weight *w, int64_t panel, int64_t first, int64_t count, char *memory)
 {
     const size_t stride = ROW_STRIDE * tensor_dtype_bytes(w->dtype);
@@ -135,6 +143,13 @@ static void pack_run(uint32_t *to, const struct kern_weight *w, int64_t panel, i
     gemm_pack_columns(to, rows, count, w->dtype);
 }
 
+/* Any number of values, which begin and end where runs do or the weight does. */
+static void pack_stretch(uint32_t *to, const struct kern_weight *w, int64_t panel, int64_t first, int64_t count, char *memory)
+{
+    for (int64_t at = 0; at < count; at += GEMM_RUN)
+        pack_run(to + gemm_cells(at, w->dtype) * GEMM_NR, w, panel, first + at, least(count - at, GEMM_RUN), memory);
+}
+
 struct loading {
     struct kern *k;
     const struct kern_weight *w;
@@ -145,8 +160,8 @@ static void pack_whole_panel(void *context, int64_t panel, int thread)
     const struct loading *l = context;
     char *memory = cpu_scratch(l->k, thread, ROWS_BYTES(l->w->dtype));
     uint32_t *to = (uint32_t *)l->w->data + panel * gemm_cells(l->w->k, l->w->dtype) * GEMM_NR;
-    for (int64_t first = 0; memory && first < l->w->k; first += GEMM_RUN, to += gemm_cells(GEMM_RUN, l->w->dtype) * GEMM_NR)
-        pack_run(to, l->w, panel, first, l->w->k - first < GEMM_RUN ? l->w->k - first : GEMM_RUN, memory);
+    if (memory)
+        pack_stretch(to, l->w, panel, 0, l->w->k, memory);
 }
 
 /* The weight's own list of its runs, with the codes of each behind it. */
@@ -240,11 +255,6 @@ static void pack_tile(void *context, int64_t tile, int thread)
     gemm_pack_rows(p->packed + tile * p->words * GEMM_MR, rows, p->w->k, p->w->dtype);
 }
 
-static int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* Sums of one block over `panels` panels. */
 static int64_t block_sums(const struct product *p, int64_t panels)
 {
@@ -290,23 +300,23 @@ static void multiply(void *context, int64_t task, int thread)
     store_block(p, c, block, panel, panels);
 }
 
-/* A kept weight: runs of k, each decoded for the band. */
+/* A kept weight: each stretch of k is decoded for the band. */
 static void multiply_kept(void *context, int64_t task, int thread)
 {
     const struct product *p = context;
     enum tensor_dtype dtype = p->w->dtype;
     int64_t block = task % p->bands * p->band_blocks, blocks = least(p->blocks - block, p->band_blocks);
     int64_t panel = task / p->bands * p->panels, panels = least(gemm_panels(p->w->n) - panel, p->panels);
-    int64_t sums = block_sums(p, panels), words = panels * gemm_cells(GEMM_RUN, dtype) * GEMM_NR;
+    int64_t sums = block_sums(p, panels), words = panels * gemm_cells(STRETCH, dtype) * GEMM_NR;
     float *c = cpu_scratch(p->k, thread, (size_t)(blocks * sums + words) * 4 + ROWS_BYTES(dtype));
     if (!c)
         return;
     uint32_t *decoded = (uint32_t *)(c + blocks * sums);
     gemm_begin();
-    for (int64_t first = 0; first < p->w->k; first += GEMM_RUN) {
-        int64_t count = least(p->w->k - first, GEMM_RUN), cells = gemm_cells(count, dtype);
+    for (int64_t first = 0; first < p->w->k; first += STRETCH) {
+        int64_t count = least(p->w->k - first, STRETCH), cells = gemm_cells(count, dtype);
         for (int64_t i = 0; i < panels; i++)
-            pack_run(decoded + i * cells * GEMM_NR, p->w, panel + i, first, count, (char *)(decoded + words));
+            pack_stretch(decoded + i * cells * GEMM_NR, p->w, panel + i, first, count, (char *)(decoded + words));
         for (int64_t i = 0; i < blocks; i++)
             gemm_product(c + i * sums, block_at(p, block + i, first), gemm_tiles(rows_of_block(p, block + i)), decoded, panels,
                          cells, dtype, first > 0);
@@ -328,7 +338,7 @@ static int64_t plan(struct product *p)
     p->blocks = (p->rows + GEMM_ROWS - 1) / GEMM_ROWS;
     p->block_rows = gemm_tiles((p->rows + p->blocks - 1) / p->blocks) * GEMM_MR;
     p->blocks = (p->rows + p->block_rows - 1) / p->block_rows;
-    p->panels = PANELS_PER_TASK;
+    p->panels = p->w->runs ? KEPT_PANELS : PANELS_PER_TASK;
     p->band_blocks = 1;
     if (!p->w->runs)
         return plan_tasks(p);

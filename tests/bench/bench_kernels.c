@@ -218,6 +218,43 @@ static void bench_linear(struct kern *k, enum tensor_dtype dtype, int64_t m, int
     kern_rewind(k, mark);
 }
 
+/* Bytes that are finite in every format: scales are f16 or e4m3 numbers of bytes up to 0x37. */
+static struct quant_matrix random_matrix(enum quant_format format, int64_t n, int64_t width)
+{
+    struct quant_matrix m = {.format = format, .n = n, .k = width, .scale = 1.0f / 512, .is_swizzled = true};
+    size_t bytes = 0, scales = 0;
+    quant_bytes(&bytes, format, n, width);
+    quant_block_scale_bytes(&scales, &m);
+    uint8_t *data = malloc(bytes + scales);
+    uint32_t state = 1;
+    for (size_t i = 0; data && i < bytes + scales; i++) {
+        state = state * 1664525u + 1013904223u;
+        data[i] = (uint8_t)((state >> 24) % 0x38);
+    }
+    m.data = data;
+    m.block_scales = data + bytes;
+    return m;
+}
+
+/* A weight as a file has it: the figure is to be compared with that of gemm at the same shape. */
+static void bench_quant(struct kern *k, enum quant_format format, int64_t m, int64_t n, int64_t width)
+{
+    size_t mark = kern_mark(k);
+    struct turn t = {.k = k, .dtype = TENSOR_BF16};
+    t.x = random_tensor(k, TENSOR_BF16, 2, (int64_t[]){m, width});
+    t.out = kern_temp(k, TENSOR_BF16, 2, (int64_t[]){m, n});
+    struct quant_matrix matrix = random_matrix(format, n, width);
+    struct kern_weight *w = matrix.data ? kern_weight_quant(k, TENSOR_BF16, &(struct quant_run){matrix, 0, n}, 1) : NULL;
+    t.w = w;
+    char name[96];
+    snprintf(name, sizeof name, "gemm %s m=%ld n=%ld k=%ld", quant_info(format)->name, (long)m, (long)n, (long)width);
+    if (w)
+        measure(name, run_linear, &t, 2.0 * (double)m * (double)n * (double)width);
+    kern_weight_free(k, w);
+    free((void *)(uintptr_t)matrix.data);
+    kern_rewind(k, mark);
+}
+
 static void run_attention(struct turn *t)
 {
     kern_attention(t->k, t->out, t->x, t->key, t->value, 0.0883883f, (struct kern_mask){0});
@@ -261,7 +298,7 @@ static void bench_conv(struct kern *k, enum tensor_dtype dtype, int64_t side, in
 
 static void usage(FILE *to)
 {
-    fputs("usage: bench_kernels [--threads N] [--isa NAME] [--turns N] [gemm|attention|conv]...\n"
+    fputs("usage: bench_kernels [--threads N] [--isa NAME] [--turns N] [gemm|quant|attention|conv]...\n"
           "  GFLOP/s of the kernels at FLUX.2 klein-4B shapes, beside the peak measured in the same seconds\n", to);
 }
 
@@ -290,6 +327,7 @@ int main(int argc, char **argv)
     if (!threads)
         sscanf(strchr(kern_name(k), ','), ", %d", &threads);
     is_amx = strstr(kern_name(k), "amx");
+    static const enum quant_format formats[] = {QUANT_FP8_E4M3, QUANT_NVFP4, QUANT_Q8_0, QUANT_Q4_K, QUANT_Q6_K};
     bool all = optind == argc;
     for (int d = 0; d < 2; d++) {
         enum tensor_dtype dtype = d ? TENSOR_F32 : TENSOR_BF16;
@@ -300,6 +338,11 @@ int main(int argc, char **argv)
                 bench_linear(k, dtype, 768, 3072, 12288);
                 bench_linear(k, dtype, 1536, 9216, 3072);
                 bench_linear(k, dtype, 512, 9728, 2560);
+            }
+            for (size_t f = 0; !d && (all || !strcmp(argv[i], "quant")) && f < sizeof formats / sizeof *formats; f++) {
+                bench_quant(k, formats[f], 768, 27648, 3072);
+                bench_quant(k, formats[f], 768, 3072, 12288);
+                bench_quant(k, formats[f], 1536, 9216, 3072);
             }
             if (all || !strcmp(argv[i], "attention")) {
                 bench_attention(k, dtype, 768, 24, 128);

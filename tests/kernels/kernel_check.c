@@ -114,6 +114,37 @@ struct tensor kernel_check_random(struct kernel_check *c, int rank, const int64_
     return t;
 }
 
+static void fill_bytes(uint8_t *to, size_t bytes, uint32_t *state)
+{
+    for (size_t i = 0; i < bytes; i++) {
+        *state = *state * 1664525u + 1013904223u;
+        to[i] = (uint8_t)(*state >> 24);
+    }
+}
+
+struct quant_matrix kernel_check_matrix(struct kernel_check *c, enum quant_format format, int64_t n, int64_t k, uint32_t seed)
+{
+    const struct quant_info *info = quant_info(format);
+    struct quant_matrix m = {.format = format, .n = n, .k = k, .scale = 0.37f, .is_swizzled = true}, block = m;
+    size_t bytes, scales;
+    assert_true(quant_bytes(&bytes, format, n, k));
+    if (!quant_block_scale_bytes(&scales, &m))
+        scales = 0;
+    uint8_t *data = kernel_check_tensor(c, TENSOR_U8, 1, (int64_t[]){(int64_t)bytes}).data;
+    uint8_t *block_scales = kernel_check_tensor(c, TENSOR_U8, 1, (int64_t[]){(int64_t)scales}).data;
+    fill_bytes(block_scales, scales, &seed);
+    for (size_t i = 0; i < scales; i++)
+        block_scales[i] &= (block_scales[i] & 0x7f) == 0x7f ? 0x80 : 0xff;
+    m.data = data, m.block_scales = block.block_scales = block_scales;
+    block.n = 1, block.k = info->values;
+    for (size_t at = 0; at < bytes; at += (size_t)info->bytes) /* a scale that is no number: once more */
+        do {
+            block.data = data + at;
+            fill_bytes(data + at, (size_t)info->bytes, &seed);
+        } while (!quant_is_finite(&block, 0, 1));
+    return m;
+}
+
 static void *address(struct tensor t, int64_t i)
 {
     int64_t offset = 0;

@@ -44,6 +44,9 @@ struct tensor kernel_check_strided(struct kernel_check *c, struct tensor t, int6
 void kernel_check_fill(struct tensor t, uint32_t seed, double scale); /* uniform in +-scale */
 struct tensor kernel_check_random(struct kernel_check *c, int rank, const int64_t *shape, uint32_t seed, double scale);
 
+/* A matrix of random blocks, all finite; scales are swizzled where a format has them beside. */
+struct quant_matrix kernel_check_matrix(struct kernel_check *c, enum quant_format format, int64_t n, int64_t k, uint32_t seed);
+
 double kernel_check_get(struct tensor t, int64_t i); /* element i in row-major order, whatever the strides */
 void kernel_check_set(struct tensor t, int64_t i, double value);
 double kernel_check_round(enum tensor_dtype dtype, double x);

@@ -22,8 +22,22 @@ static void rows_arrive_in_the_order_of_the_ids(struct kernel_check *c)
         }
 }
 
+static void a_table_may_be_in_any_format(struct kernel_check *c)
+{
+    static const int32_t order[] = {6, 0, 3, 3, 6};
+    for (enum quant_format format = 0; format < QUANT_FORMAT_COUNT; format++) {
+        struct quant_matrix table = kernel_check_matrix(c, format, 7, 768, 3);
+        struct tensor out = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){5, 768}), want = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){5, 768});
+        kern_gather(c->k, out, &table, tensor_1d((void *)order, TENSOR_I32, 5));
+        for (int i = 0; i < 5; i++)
+            quant_rows(tensor_slice(want, 0, i, 1).data, c->dtype, &table, order[i], 1);
+        kernel_check_same_bits(out, want);
+    }
+}
+
 int main(void)
 {
-    static const struct kernel_check_test tests[] = {KERNEL_CHECK_TEST(rows_arrive_in_the_order_of_the_ids)};
+    static const struct kernel_check_test tests[] = {KERNEL_CHECK_TEST(rows_arrive_in_the_order_of_the_ids),
+                                                     KERNEL_CHECK_TEST(a_table_may_be_in_any_format)};
     return kernel_check_main(tests, sizeof tests / sizeof *tests);
 }

@@ -3,6 +3,7 @@
 #include "kernel_check.h"
 
 #include <math.h>
+#include <string.h>
 
 static struct tensor none(void)
 {
@@ -121,6 +122,94 @@ static void nan_and_infinity_reach_their_row_only(struct kernel_check *c)
     kern_weight_free(c->k, packed);
 }
 
+/* The same rows, decoded: what a quantised weight must be equal to. */
+static struct tensor decoded(struct kernel_check *c, const struct quant_run *runs, int count)
+{
+    int64_t n = 0, at = 0, k = runs[0].matrix.k;
+    for (int i = 0; i < count; i++)
+        n += runs[i].count;
+    struct tensor w = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){n, k});
+    for (int i = 0; i < count; at += runs[i++].count)
+        if (runs[i].count)
+            quant_rows(tensor_slice(w, 0, at, runs[i].count).data, c->dtype, &runs[i].matrix, runs[i].first, runs[i].count);
+    return w;
+}
+
+static void compare_quant(struct kernel_check *c, const struct quant_run *runs, int count, int64_t rows)
+{
+    struct tensor w = decoded(c, runs, count), x = kernel_check_random(c, 2, (int64_t[]){rows, w.shape[1]}, 5, 1);
+    struct tensor want = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){rows, w.shape[0]});
+    struct kern_weight *packed = kern_weight_linear(c->k, c->dtype, w, none());
+    kern_linear(c->k, want, x, packed);
+    kernel_check_done(c->k);
+    kern_weight_free(c->k, packed);
+    struct kern *backends[] = {c->k, c->one, c->three};
+    for (int b = 0; b < 3; b++) {
+        struct tensor out = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){rows, w.shape[0]});
+        struct kern_weight *quant = kern_weight_quant(backends[b], c->dtype, runs, count);
+        kern_linear(backends[b], out, x, quant);
+        kernel_check_done(backends[b]);
+        kern_weight_free(backends[b], quant);
+        if (memcmp(out.data, want.data, tensor_bytes(out)) != 0)
+            fail_msg("%s, %lld rows, [%lld,%lld]: not what the decoded weight gives", quant_info(runs[0].matrix.format)->name,
+                     (long long)rows, (long long)w.shape[0], (long long)w.shape[1]);
+    }
+}
+
+static void a_quantised_weight_gives_the_bits_of_the_decoded_one(struct kernel_check *c)
+{
+    static const int64_t sizes[][3] = {/* rows, n, k: one, a panel and more, several bands of rows, beyond a stretch of k */
+                                       {1, 1, 256}, {3, 70, 256}, {7, 33, 2048}, {801, 5, 256}};
+    for (enum quant_format format = 0; format < QUANT_FORMAT_COUNT; format++)
+        for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+            struct quant_matrix m = kernel_check_matrix(c, format, sizes[s][1], sizes[s][2], 7);
+            compare_quant(c, &(struct quant_run){m, 0, m.n}, 1, sizes[s][0]);
+        }
+}
+
+static void widths_of_odd_blocks_and_scales_in_any_order_are_read(struct kernel_check *c)
+{
+    struct quant_matrix bytes = kernel_check_matrix(c, QUANT_FP8_E4M3, 21, 1603, 1), blocks = kernel_check_matrix(c, QUANT_NVFP4, 150, 80, 2);
+    compare_quant(c, &(struct quant_run){bytes, 0, 21}, 1, 9);
+    compare_quant(c, &(struct quant_run){blocks, 0, 150}, 1, 9); /* 5 blocks a row: four and one */
+    blocks.is_swizzled = false;
+    compare_quant(c, &(struct quant_run){blocks, 0, 150}, 1, 9);
+    blocks.low_first = true;
+    compare_quant(c, &(struct quant_run){blocks, 0, 150}, 1, 9);
+    bytes.scale = 1e-38f; /* values that only the exact rounding keeps */
+    struct quant_run run = {bytes, 0, 21};
+    struct tensor w = decoded(c, &run, 1);
+    assert_true(fabs(kernel_check_get(w, 5)) < 0x1p-110);
+    compare_quant(c, &run, 1, 9);
+}
+
+static void runs_of_several_matrices_stand_behind_each_other(struct kernel_check *c)
+{
+    struct quant_matrix q = kernel_check_matrix(c, QUANT_Q4_K, 90, 512, 1), v = kernel_check_matrix(c, QUANT_Q6_K, 40, 512, 2);
+    struct quant_matrix plain = kernel_check_matrix(c, QUANT_BF16, 20, 512, 3);
+    compare_quant(c, (struct quant_run[]){{q, 30, 60}, {q, 0, 30}, {v, 3, 37}, {plain, 0, 0}, {plain, 19, 1}}, 5, 50);
+}
+
+static void a_kept_weight_takes_the_bytes_of_its_file(struct kernel_check *c)
+{
+    static const struct { enum quant_format format; size_t bytes; } formats[] = { /* of 64 rows of 512 */
+        {QUANT_FP8_E4M3, 64 * 512}, {QUANT_NVFP4, 64 * (256 + 32)}, {QUANT_Q8_0, 64 * 16 * 34}, {QUANT_Q4_K, 64 * 2 * 144}};
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        struct quant_matrix m = kernel_check_matrix(c, formats[i].format, 100, 512, 1);
+        size_t before = kern_peak_bytes(c->k);
+        struct kern_weight *w = kern_weight_quant(c->k, c->dtype, &(struct quant_run){m, 36, 64}, 1);
+        assert_true(kern_weight_is_kept(w));
+        assert_int_equal(kern_weight_bytes(w), formats[i].bytes);
+        assert_int_equal(kern_peak_bytes(c->k) - before, formats[i].bytes);
+        kern_weight_free(c->k, w);
+    }
+    struct quant_matrix plain = kernel_check_matrix(c, QUANT_F16, 64, 512, 1); /* as large as bf16: packed once */
+    struct kern_weight *w = kern_weight_quant(c->k, c->dtype, &(struct quant_run){plain, 0, 64}, 1);
+    assert_false(kern_weight_is_kept(w));
+    assert_int_equal(kern_weight_bytes(w), 64 * 512 * tensor_dtype_bytes(c->dtype));
+    kern_weight_free(c->k, w);
+}
+
 static void no_rows_are_no_work(struct kernel_check *c)
 {
     struct tensor w = kernel_check_random(c, 2, (int64_t[]){5, 6}, 2, 1);
@@ -138,6 +227,10 @@ int main(void)
         KERNEL_CHECK_TEST(columns_of_wider_rows_are_read_and_written_in_place),
         KERNEL_CHECK_TEST(a_row_does_not_depend_on_other_rows_or_threads),
         KERNEL_CHECK_TEST(nan_and_infinity_reach_their_row_only),
+        KERNEL_CHECK_TEST(a_quantised_weight_gives_the_bits_of_the_decoded_one),
+        KERNEL_CHECK_TEST(widths_of_odd_blocks_and_scales_in_any_order_are_read),
+        KERNEL_CHECK_TEST(runs_of_several_matrices_stand_behind_each_other),
+        KERNEL_CHECK_TEST(a_kept_weight_takes_the_bytes_of_its_file),
         KERNEL_CHECK_TEST(no_rows_are_no_work),
     };
     return kernel_check_main(tests, sizeof tests / sizeof *tests);

@@ -179,6 +179,25 @@ static void stacked_matrices_stand_one_under_the_other(void **state)
     weight_files_close(s);
 }
 
+static void a_quantised_matrix_stays_in_its_file(void **state)
+{
+    (void)state;
+    const uint8_t e4m3[8] = {0x38, 0xb8, 0x40, 0x48, 0x30, 0x7e, 0x01, 0x00}; /* 1 -1 2 4 / 0.5 448 2^-9 0 */
+    const float one_each[4] = {1, 1, 1, 1}, want[2] = {6, 448.5f + 0x1p-9f};
+    struct weights_pool *pool = weights_pool_new(kern);
+    struct weight_files *s = parse_one("F8_E4M3", "[2,4]", e4m3, sizeof e4m3);
+    struct weights w = begin(pool, s, TENSOR_F32);
+    const struct kern_weight *kept = weights_linear(&w, 2, 4, "x.weight");
+    assert_true(kern_weight_is_kept(kept));
+    assert_int_equal(kern_weight_bytes(kept), 8);
+    float y[2];
+    kern_linear(kern, tensor_2d(y, TENSOR_F32, 1, 2), tensor_2d((void *)one_each, TENSOR_F32, 1, 4), kept);
+    assert_true(kern_sync(kern));
+    assert_memory_equal(y, want, sizeof want);
+    weights_pool_free(pool);
+    weight_files_close(s);
+}
+
 static void a_bias_is_part_of_the_weight(void **state)
 {
     (void)state;
@@ -246,6 +265,7 @@ int main(void)
         cmocka_unit_test(nan_and_infinity_are_reported_in_every_dtype),
         cmocka_unit_test(values_are_converted_to_the_compute_dtype),
         cmocka_unit_test(stacked_matrices_stand_one_under_the_other),
+        cmocka_unit_test(a_quantised_matrix_stays_in_its_file),
         cmocka_unit_test(a_bias_is_part_of_the_weight),
         cmocka_unit_test(a_table_stays_in_its_file),
     };
