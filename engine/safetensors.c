@@ -453,7 +453,7 @@ void safetensors_advise(const struct safetensors_entry *e, enum safetensors_use 
     uintptr_t first = ((uintptr_t)e->data + page - 1) / page * page, end = ((uintptr_t)e->data + e->bytes) / page * page;
     if (!e->is_mapped || first >= end)
         return;
-    madvise((void *)first, end - first, MADV_DONTNEED);
+    madvise((void *)first, end - first, use == SAFETENSORS_SOON ? MADV_POPULATE_READ : MADV_DONTNEED);
     if (use == SAFETENSORS_ROWS)
         madvise((void *)first, end - first, MADV_RANDOM);
 }

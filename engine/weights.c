@@ -139,6 +139,8 @@ static bool find(struct weights *w, struct weight *ret, const char *name, int ra
              shape_text(got, sizeof got, ret->rank, ret->shape), shape_text(want, sizeof want, rank, shape));
         return false;
     }
+    if (!kern_is_dry(w->kern))
+        weight_files_advise(ret, SAFETENSORS_SOON);
     if (!kern_is_dry(w->kern) && !weight_files_is_finite(ret)) {
         fail(w, ENGINE_BAD_MODEL, "%s: tensor '%s' has NaN or infinite values", ret->file, ret->name);
         return false;

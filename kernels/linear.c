@@ -12,6 +12,7 @@
 #include "gemm.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #ifdef __AMX_BF16__
 #define PANELS_PER_TASK (256 / GEMM_NR) /* the sums of one task are 384 KiB */
@@ -27,6 +28,11 @@
 struct packing {
     struct kern_weight *w;
     struct tensor source; /* [n, k] in the stored dtype */
+};
+
+struct turning {
+    struct tensor from, to; /* [n, in * taps], [n, taps * in] */
+    int64_t in, taps;
 };
 
 static void pack_panel(void *context, int64_t panel, int thread)
@@ -45,6 +51,29 @@ static void pack_panel(void *context, int64_t panel, int thread)
         for (int i = 0; i < GEMM_NR; i++)
             rows[i] = rows[i] ? (const char *)rows[i] + (size_t)p->w->in * tensor_dtype_bytes(p->w->dtype) : NULL;
     }
+}
+
+static inline __attribute__((always_inline)) void turn(const struct turning *t, char *to, const char *from, size_t size)
+{
+    for (int64_t i = 0; i < t->in; i++)
+        for (int64_t tap = 0; tap < t->taps; tap++)
+            memcpy(to + (size_t)(tap * t->in + i) * size, from + (size_t)(i * t->taps + tap) * size, size);
+}
+
+/* One output of a convolution: [in, taps] of any dtype to [taps, in]. */
+static void turn_taps(void *context, int64_t o, int thread)
+{
+    (void)thread;
+    const struct turning *t = context;
+    const char *from = cpu_row(t->from, o);
+    char *to = cpu_row(t->to, o);
+    if (t->from.dtype == t->to.dtype && t->to.dtype == TENSOR_BF16)
+        turn(t, to, from, sizeof(uint16_t));
+    else if (t->from.dtype == t->to.dtype)
+        turn(t, to, from, sizeof(float));
+    else
+        for (int64_t i = 0; i < t->in * t->taps; i++)
+            vec_store(to, t->to.dtype, i % t->taps * t->in + i / t->taps, 1, vec_load(from, t->from.dtype, i, 1));
 }
 
 /* A convolution [n, in, kh, kw] as rows of k = (kh, kw, in); a matrix is itself. Converted to `dtype` when it
@@ -66,12 +95,8 @@ static void *source_rows(struct kern *k, enum tensor_dtype dtype, struct tensor 
         CPU_NAME(elementwise_copy)(k, *ret, flat);
         return memory;
     }
-    int64_t in = w.shape[1], taps = w.shape[2] * w.shape[3];
-    for (int64_t o = 0; o < n; o++)
-        for (int64_t i = 0; i < in; i++)
-            for (int64_t t = 0; t < taps; t++)
-                vec_store(cpu_row(*ret, o), dtype, t * in + i, 1,
-                          vec_load(cpu_row(flat, o), w.dtype, i * taps + t, 1));
+    struct turning t = {flat, *ret, w.shape[1], w.shape[2] * w.shape[3]};
+    cpu_for(k, n, turn_taps, &t);
     return memory;
 }
 
