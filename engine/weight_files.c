@@ -424,6 +424,12 @@ static bool is_beside(const char *name)
     return false;
 }
 
+/* The VAE's matrices have a bias and are decoded. */
+static bool is_kept(const struct weight_files *f, int rank)
+{
+    return rank == 2 && f->names.part != TENSOR_NAMES_VAE;
+}
+
 bool weight_files_list(const struct weight_files *f, size_t index, struct weight_line *ret)
 {
     if (index >= (f->gguf ? gguf_count(f->gguf) : safetensors_count(f->safetensors)))
@@ -431,7 +437,9 @@ bool weight_files_list(const struct weight_files *f, size_t index, struct weight
     if (f->gguf) {
         const struct gguf_entry *e = gguf_at(f->gguf, index);
         *ret = (struct weight_line){e->name, quant_info(e->format)->name, (uint64_t)count_of(e->rank, e->shape), e->bytes,
-                                    is_used(f, e->name)};
+                                    is_used(f, e->name), 0};
+        bool stays = is_kept(f, e->rank) && quant_is_small(e->format);
+        ret->kept_bytes = stays ? e->bytes : 0;
         return true;
     }
     const struct safetensors_entry *e = safetensors_at(f->safetensors, index);
@@ -442,6 +450,8 @@ bool weight_files_list(const struct weight_files *f, size_t index, struct weight
         return true;
     ret->parameters = (uint64_t)count_of(e->rank, e->shape) * (is_nvfp4 ? 2 : 1);
     ret->is_used = is_used(f, e->name);
+    if (is_kept(f, e->rank) && (is_nvfp4 || e->dtype == SAFETENSORS_F8_E4M3))
+        ret->kept_bytes = e->bytes + (is_nvfp4 ? ret->parameters / 16 : 0);
     return true;
 }
 

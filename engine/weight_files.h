@@ -55,6 +55,7 @@ struct weight_line {
     const char *format;      /* "BF16", "Q4_K", "NVFP4", "I64" .. */
     uint64_t parameters, bytes;
     bool is_used;            /* a picture from text needs it */
+    uint64_t kept_bytes;     /* that the CPU reads it where it is: quantised, with its block scales; 0: it converts */
 };
 bool weight_files_list(const struct weight_files *f, size_t index, struct weight_line *ret);
 

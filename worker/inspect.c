@@ -36,7 +36,7 @@ static const char usage_text[] =
 struct part {
     const char *name;
     uint64_t tensors, parameters, bytes;
-    uint64_t used; /* parameters that a render needs */
+    uint64_t kept_bytes, converted, used; /* of a render: quantised, parameters that are not, all parameters */
     json_t *formats; /* parameters of each */
 };
 
@@ -56,6 +56,8 @@ static struct part sum_of(const char *name, const struct weight_files *f)
         p.bytes += line.bytes;
         p.parameters += line.parameters;
         p.used += line.is_used ? line.parameters : 0;
+        p.kept_bytes += line.is_used ? line.kept_bytes : 0;
+        p.converted += line.is_used && !line.kept_bytes ? line.parameters : 0;
         if (line.parameters)
             json_object_set_new(p.formats, line.format, json_integer(so_far + (json_int_t)line.parameters));
     }
@@ -68,10 +70,11 @@ static json_t *part_json(const struct part *p)
                      (json_int_t)p->parameters, "bytes", (json_int_t)p->bytes, "dtypes", p->formats);
 }
 
-/* Weights are held in the compute precision, whatever their file has. */
-static json_t *memory_json(uint64_t used)
+/* Quantised weights stay what they are, on the CPU; all others are held in the compute precision. */
+static json_t *memory_json(const struct part *p)
 {
-    return json_pack("{s:I,s:I}", "bf16", (json_int_t)(2 * used), "f32", (json_int_t)(4 * used));
+    return json_pack("{s:I,s:I,s:I}", "bf16", (json_int_t)(p->kept_bytes + 2 * p->converted), "f32",
+                     (json_int_t)(p->kept_bytes + 4 * p->converted), "cuda_bf16", (json_int_t)(2 * p->used));
 }
 
 /* --- a single file ---------------------------------------------------------------------------------------- */
@@ -149,7 +152,7 @@ static json_t *look_at_file(const char *path, bool is_quick, struct engine_error
         json_t *report = json_pack("{s:s,s:I,s:[o]}", "kind", p.name, "parameters", (json_int_t)p.parameters, "parts", part_json(&p));
         if (is_part) {
             describe(report, (enum tensor_names_part)part, f, path, is_quick);
-            json_object_set_new(report, "weight_bytes_in_memory", memory_json(p.used));
+            json_object_set_new(report, "weight_bytes_in_memory", memory_json(&p));
         }
         weight_files_close(f);
         return report;
@@ -167,17 +170,18 @@ static json_t *look_at_model(const struct engine_options *o, struct engine_error
         return NULL;
     const struct model_config *c = &parts.config;
     json_t *list = json_array();
-    uint64_t parameters = 0, used = 0;
+    uint64_t parameters = 0;
+    struct part sum = {0};
     for (int i = 0; i < 3; i++) {
         struct part p = sum_of(model_parts_name(order[i]), parts.files[order[i]]);
         parameters += p.parameters;
-        used += p.used;
+        sum.used += p.used, sum.kept_bytes += p.kept_bytes, sum.converted += p.converted;
         json_array_append_new(list, part_json(&p));
     }
     json_t *report = json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:o,s:o}", "kind", "folder", "family", model_config_family(c), "variant",
                                c->is_distilled ? "distilled" : "base", "pipeline", c->pipeline, "licence",
                                model_config_licence(c), "parameters", (json_int_t)parameters, "weight_bytes_in_memory",
-                               memory_json(used), "parts", list);
+                               memory_json(&sum), "parts", list);
     model_parts_close(&parts);
     return report;
 }
@@ -199,9 +203,10 @@ static void print_plain(json_t *report)
         print_value(names[i], json_object_get(report, names[i]));
     json_t *memory = json_object_get(report, "weight_bytes_in_memory"), *part, *count;
     if (memory)
-        printf("%-22s %.2f GB in bf16, %.2f GB in f32\n", "weights in memory",
+        printf("%-22s %.2f GB in bf16, %.2f GB in f32; on a GPU %.2f GB in bf16\n", "weights in memory",
                (double)json_integer_value(json_object_get(memory, "bf16")) / 1e9,
-               (double)json_integer_value(json_object_get(memory, "f32")) / 1e9);
+               (double)json_integer_value(json_object_get(memory, "f32")) / 1e9,
+               (double)json_integer_value(json_object_get(memory, "cuda_bf16")) / 1e9);
     size_t i;
     const char *dtype;
     json_array_foreach(json_object_get(report, "parts"), i, part)

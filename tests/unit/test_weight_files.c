@@ -321,6 +321,22 @@ static void every_format_of_a_transformer_runs(void **unused)
         }
 }
 
+/* What an adapter changes is decoded, summed in f32 and rounded once; its neighbours stay quantised. */
+static void an_adapter_changes_quantised_weights(void **unused)
+{
+    (void)unused;
+    static struct file f;
+    static const struct engine_adapter adapter = {"tests/golden/files/lora-peft.safetensors", 0.75f};
+    const char *path = path_of("x.safetensors"), *plain = path_of("plain.safetensors");
+    make(&f, TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, "", QUANT_FP8_E4M3);
+    write_safetensors(&f, path, NULL);
+    write_meaning(&f, plain);
+    file_done(&f);
+    expect_equal((struct engine_options){.model_dir = POCKET, .transformer = path, .adapters = &adapter, .adapter_count = 1},
+                 (struct engine_options){.model_dir = POCKET, .transformer = plain, .adapters = &adapter, .adapter_count = 1},
+                 "transformer", "FP8_E4M3 with an adapter");
+}
+
 static void a_text_encoder_runs_under_every_scheme(void **unused)
 {
     (void)unused;
@@ -509,6 +525,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dimensions_are_told_from_tensors),
         cmocka_unit_test(every_format_of_a_transformer_runs),
+        cmocka_unit_test(an_adapter_changes_quantised_weights),
         cmocka_unit_test(a_text_encoder_runs_under_every_scheme),
         cmocka_unit_test(what_is_not_understood_is_refused_with_its_sentence),
         cmocka_unit_test(variants_are_told_by_name_or_index_or_asked_for),
