@@ -11,7 +11,7 @@
 #define CONTEXT_CACHE_BYTES_MAX (256u << 20)
 #define CONTEXT_CACHE_IDS 512
 
-struct context_cache;
+struct context_cache; /* NULL is one that knows nothing and keeps nothing */
 
 /* context_cache_new: for values of this shape and dtype. NULL when out of memory. */
 struct context_cache *context_cache_new(enum tensor_dtype dtype, int64_t rows, int64_t width);

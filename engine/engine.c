@@ -3,15 +3,34 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine_batch.h"
 #include "engine_edit.h"
 #include "engine_model.h"
+#include "engine_plan.h"
 
 struct engine {
     struct engine_model model;
     struct engine_batch batch; /* of the call that runs; kept here so that no call allocates it */
 };
+
+static const char *const placement_names[] = {"auto", "resident", "phases", "streamed"};
+
+const char *engine_placement_name(enum engine_placement placement)
+{
+    return placement_names[placement];
+}
+
+bool engine_placement_of(const char *name, enum engine_placement *ret)
+{
+    for (int i = ENGINE_PLACEMENT_AUTO; i <= ENGINE_STREAMED; i++)
+        if (strcmp(name, placement_names[i]) == 0) {
+            *ret = (enum engine_placement)i;
+            return true;
+        }
+    return false;
+}
 
 bool engine_open(struct engine **ret, const struct engine_options *options, struct engine_error *why)
 {
@@ -181,6 +200,15 @@ static bool images_init(struct engine_image *images, const struct engine_request
     return true;
 }
 
+/* Refuses what does not fit before anything is done. */
+static bool make_room(struct engine *e, const struct engine_request *requests, int count, struct engine_error *why)
+{
+    struct engine_model *m = &e->model;
+    if (!m->plan)
+        return true;
+    return (!requests[0].reference_count || engine_model_encoder(m, why)) && engine_plan_reserve(m->plan, m, requests, count, why);
+}
+
 static bool run(struct engine *e, const struct engine_request *requests, int count, struct engine_image *images,
                 const struct engine_watch *watch, struct engine_error *why)
 {
@@ -204,7 +232,7 @@ bool engine_generate(struct engine *e, const struct engine_request *requests, in
         !images_init(images, requests, count, e->model.info.is_distilled, why))
         return false;
     size_t mark = kern_mark(e->model.kern);
-    bool ok = run(e, requests, count, images, watch, why);
+    bool ok = make_room(e, requests, count, why) && run(e, requests, count, images, watch, why);
     kern_rewind(e->model.kern, mark);
     if (!ok) {
         kern_recover(e->model.kern); /* a batch that was too large says nothing about the next */

@@ -28,6 +28,11 @@ struct engine_adapter { const char *file; float strength; }; /* a LoRA file (lor
 
 enum engine_variant { ENGINE_VARIANT_OF_FILES, ENGINE_DISTILLED, ENGINE_BASE };
 
+/* Where weights are, on a device with its own memory (engine_plan.h). AUTO: resident if that fits, else phases, else streamed. */
+enum engine_placement { ENGINE_PLACEMENT_AUTO, ENGINE_RESIDENT, ENGINE_PHASES, ENGINE_STREAMED };
+const char *engine_placement_name(enum engine_placement placement); /* "auto", "resident", "phases", "streamed" */
+bool engine_placement_of(const char *name, enum engine_placement *ret);
+
 struct engine_options {
     const char *model_dir;            /* diffusers layout; parts may be files in it (model_parts.h); NULL: each part below is given */
     const char *transformer, *text_encoder, *vae; /* a file or folder of any known format instead of the folder's part; or NULL */
@@ -40,6 +45,8 @@ struct engine_options {
     int threads;                      /* 0: all */
     const char *isa;                  /* see kern_cpu.h; NULL: best */
     const char *device;               /* "cpu", "cuda", "cuda:1", "dry:rtx4090" (kern_dry.h); NULL: cpu */
+    enum engine_placement placement;  /* the CPU accepts AUTO and RESIDENT */
+    int plan_width, plan_height, plan_count; /* the largest batch that is expected and must fit as well; 0: one of 1024x1024 */
 };
 
 #define ENGINE_SIDE_MIN 64
@@ -123,6 +130,10 @@ struct engine_info {
     char licence[64];      /* "Apache-2.0", "FLUX Non-Commercial", or "unknown" */
     char device[64];       /* "cpu avx512_bf16, 2 threads" */
     uint64_t parameters;
+    enum engine_placement placement;
+    /* Bytes of the device's memory, all 0 where that is the host's: weights that stay there; what a batch as expected takes
+     * besides; what was gone before, to the driver or other programs; all. */
+    size_t model_bytes, arena_bytes, other_bytes, device_bytes;
 };
 const struct engine_info *engine_info(const struct engine *e);
 

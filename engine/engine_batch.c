@@ -14,7 +14,9 @@
 
 enum {
     ENCODE_GROUP = 4,         /* prompts encoded in one pass: a pass over one prompt already fills the machine */
+    ENCODE_GROUP_STREAMED = 16, /* when its layers must come to the device for each pass */
     ROWS_PER_PASS = 8192,     /* transformer rows in one pass, more only if one image has more */
+    ROWS_PER_PASS_STREAMED = 16384,
     DECODE_PIXELS = 1 << 20,  /* picture pixels decoded in one pass, likewise */
 };
 
@@ -167,7 +169,7 @@ static void encode(struct engine_batch *b, const int *todo, int count, struct te
     struct engine_model *m = b->model;
     struct kern *k = m->kern;
     int64_t width = text_encoder_width(&m->config.text);
-    int32_t ids[ENCODE_GROUP * ENGINE_TOKENS_MAX], token_count[ENCODE_GROUP];
+    int32_t ids[ENCODE_GROUP_STREAMED * ENGINE_TOKENS_MAX], token_count[ENCODE_GROUP_STREAMED];
     size_t mark = kern_mark(k);
     for (int i = 0; i < count; i++) {
         memcpy(ids + i * ENGINE_TOKENS_MAX, b->ids[todo[i]], sizeof b->ids[0]);
@@ -222,8 +224,9 @@ bool engine_batch_prompts(struct engine_batch *b, struct engine_error *why)
     struct tensor keep = {0};
     if (is_dumping(b))
         keep = kern_temp(k, m->dtype, 3, (int64_t[]){b->prompt_count, ENGINE_TOKENS_MAX, text_encoder_width(&m->config.text)});
-    for (int i = 0; i < todo_count; i += ENCODE_GROUP)
-        encode(b, todo + i, smaller(ENCODE_GROUP, todo_count - i), keep);
+    int group = m->text.is_streamed ? ENCODE_GROUP_STREAMED : ENCODE_GROUP;
+    for (int i = 0; i < todo_count; i += group)
+        encode(b, todo + i, smaller(group, todo_count - i), keep);
     if (!engine_model_sync(m, why))
         return false;
     if (is_dumping(b))
@@ -247,11 +250,12 @@ static bool draw(struct engine_batch *b, int image, struct engine_error *why)
         free(packed);
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the noise of %lld tokens", (long long)tokens);
     }
+    bool is_dry = kern_is_dry(b->model->kern);
     if (r->noise)
         memcpy(drawn, r->noise->data, count * sizeof *drawn);
-    else
+    else if (!is_dry)
         noise_fill(drawn, count, r->seed);
-    for (int64_t t = 0; t < tokens; t++)
+    for (int64_t t = 0; t < tokens && !is_dry; t++)
         for (int64_t c = 0; c < channels; c++)
             packed[t * channels + c] = drawn[c * tokens + t];
     kern_write(b->model->kern, tensor_slice(b->latents, 0, image, 1), tensor_3d(packed, TENSOR_F32, 1, tokens, channels));
@@ -400,7 +404,8 @@ bool engine_batch_step(struct engine_batch *b, int step, struct engine_error *wh
     static const char *const names[] = {"velocity", "velocity_uncond"};
     struct kern *k = b->model->kern;
     int64_t channels = b->latents.shape[2];
-    int group = is_dumping(b) ? b->count : group_size(ROWS_PER_PASS, b->passes * (TRANSFORMER_TEXT_ROWS + b->tokens + b->edit.rows));
+    int64_t rows = b->model->transformer.is_streamed ? ROWS_PER_PASS_STREAMED : ROWS_PER_PASS;
+    int group = is_dumping(b) ? b->count : group_size(rows, b->passes * (TRANSFORMER_TEXT_ROWS + b->tokens + b->edit.rows));
     int made = step - b->first_step, steps = b->schedule.steps - b->first_step;
     double start = engine_model_now_s();
     if (is_cancelled(b))

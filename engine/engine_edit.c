@@ -102,9 +102,10 @@ static bool upload(struct tensor *ret, struct engine_model *m, const struct engi
                    struct engine_error *why)
 {
     struct reference_layout layout;
-    uint8_t *rgb;
-    bool ok = is_repainted ? reference_fit(&rgb, &layout, reference->rgb, 3, reference->width, reference->height, why)
-                           : reference_prepare(&rgb, &layout, reference->rgb, 3, reference->width, reference->height, why);
+    uint8_t *rgb = NULL;
+    bool ok = kern_is_dry(m->kern) ? reference_layout_of(&layout, reference->width, reference->height, why)
+              : is_repainted       ? reference_fit(&rgb, &layout, reference->rgb, 3, reference->width, reference->height, why)
+                                   : reference_prepare(&rgb, &layout, reference->rgb, 3, reference->width, reference->height, why);
     if (!ok)
         return false;
     size_t count = (size_t)layout.width * (size_t)layout.height * 3;
@@ -113,7 +114,7 @@ static bool upload(struct tensor *ret, struct engine_model *m, const struct engi
         free(rgb);
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for %dx%d pixels", layout.width, layout.height);
     }
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; rgb && i < count; i++)
         values[i] = reference_value(rgb[i]);
     free(rgb);
     int64_t shape[4] = {1, layout.height, layout.width, 3};

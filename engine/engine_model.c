@@ -11,6 +11,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "engine_plan.h"
 #include "kern_cpu.h"
 #include "kern_module.h"
 #include "model_parts.h"
@@ -111,6 +112,7 @@ static bool load_transformer(struct engine_model *m, const struct engine_options
     if (!adapters_open(&adapters, o->adapters, o->adapter_count, &m->config.transformer, why))
         return false;
     w.adapters = adapters;
+    w.is_streamed = m->info.placement == ENGINE_STREAMED;
     transformer_load(&m->transformer, &m->config.transformer, &w);
     bool ok = end(m, &w, why);
     adapters_close(adapters);
@@ -122,10 +124,33 @@ static bool load_transformer(struct engine_model *m, const struct engine_options
 static bool load_text_encoder(struct engine_model *m, struct model_parts *p, struct engine_error *why)
 {
     struct weights w = begin(m, p->files[TENSOR_NAMES_TEXT_ENCODER], TENSOR_NAMES_TEXT_ENCODER);
+    w.is_streamed = m->info.placement != ENGINE_RESIDENT;
     text_encoder_load(&m->text, &m->config.text, &w);
     m->text_files = p->files[TENSOR_NAMES_TEXT_ENCODER];
     p->files[TENSOR_NAMES_TEXT_ENCODER] = NULL;
     return end(m, &w, why);
+}
+
+/* Where the weights go, before any is loaded. */
+static bool place(struct engine_model *m, const struct engine_options *o, const struct model_parts *parts, struct engine_error *why)
+{
+    struct kern_space space;
+    struct engine_plan_need need;
+    m->info.placement = ENGINE_RESIDENT;
+    if (!kern_memory(m->kern, &space)) {
+        if (o->placement <= ENGINE_RESIDENT)
+            return true;
+        return engine_error_set(why, ENGINE_BAD_REQUEST, "placement %s: %s works in the memory where the weights are; accepted: auto, resident",
+                                engine_placement_name(o->placement), kern_name(m->kern));
+    }
+    if (!engine_plan_open(&m->plan, m, parts, why) || !engine_plan_choose(m->plan, m->kern, o, &m->info.placement, &need, why))
+        return false;
+    m->info.model_bytes = need.weights;
+    m->info.arena_bytes = need.arena;
+    m->info.other_bytes = space.all - space.available;
+    m->info.device_bytes = space.all;
+    kern_reserve(m->kern, need.arena);
+    return engine_model_sync(m, why);
 }
 
 static void describe(struct engine_model *m)
@@ -144,8 +169,9 @@ bool engine_model_open(struct engine_model *ret, const struct engine_options *o,
     struct model_parts parts = {0};
     bool ok = model_parts_open(&parts, o, why);
     m.config = parts.config;
-    ok = ok && open_kern(&m, o, why) && open_tokenizer(&m, parts.tokenizer_dir, why) && load_vae(&m, &parts, why) &&
-         load_transformer(&m, o, &parts, why) && load_text_encoder(&m, &parts, why) && engine_model_sync(&m, why);
+    ok = ok && open_kern(&m, o, why) && open_tokenizer(&m, parts.tokenizer_dir, why) && place(&m, o, &parts, why) &&
+         load_vae(&m, &parts, why) && load_transformer(&m, o, &parts, why) && load_text_encoder(&m, &parts, why) &&
+         engine_model_sync(&m, why);
     model_parts_close(&parts);
     if (!ok) {
         engine_model_close(&m);
@@ -161,6 +187,7 @@ void engine_model_close(struct engine_model *m)
 {
     free(m->rope.cos);
     free(m->rope.sin);
+    engine_plan_close(m->plan);
     transformer_unload(&m->transformer);
     weights_pool_free(m->encoder_pool);
     weights_pool_free(m->pool);
@@ -223,6 +250,7 @@ bool engine_model_rope(struct engine_model *m, const struct transformer_grid *gr
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for rotary tables of %lld rows", (long long)rows);
     }
     memcpy(r->grids, grids, (size_t)count * sizeof *grids);
-    transformer_rope(&m->config.transformer, r->cos, r->sin, grids, count);
+    if (!kern_is_dry(m->kern))
+        transformer_rope(&m->config.transformer, r->cos, r->sin, grids, count);
     return true;
 }

@@ -21,6 +21,8 @@ struct engine_rope { /* host tables of the last shape: [512 + tokens of all grid
     float *cos, *sin;
 };
 
+struct engine_plan;
+
 struct engine_model {
     struct model_config config;
     struct engine_info info;
@@ -39,6 +41,7 @@ struct engine_model {
     struct vae_encoder encoder;
     struct weights_pool *encoder_pool;  /* NULL: no reference image was rendered yet */
     struct context_cache *contexts;
+    struct engine_plan *plan;           /* NULL: the backend works in the host's memory */
     struct engine_rope rope;
     double load_s;
 };

@@ -9,6 +9,8 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "layer_stream.h"
+
 enum { ROPE_VALUES = 1 << 14 }; /* 64 KB of a table at a time */
 
 struct text_encoder_state { /* what one pass needs besides weights; rows = b * 512 */
@@ -49,8 +51,12 @@ static void load_layer(struct text_encoder_layer *ret, const struct text_encoder
 void text_encoder_load(struct text_encoder_weights *ret, const struct text_encoder_config *c, struct weights *w)
 {
     ret->embed_tokens = weights_table(w, c->vocab_size, c->hidden_size, "model.embed_tokens.weight");
-    for (int i = 0; i < TEXT_ENCODER_LAYERS; i++)
+    ret->is_streamed = w->is_streamed;
+    for (int i = 0; i < TEXT_ENCODER_LAYERS; i++) {
+        weights_layer_begin(w);
         load_layer(&ret->layers[i], c, w, i);
+        ret->streamed[i] = weights_layer_end(w);
+    }
 }
 
 /* The tables are small (512 rows) and computed in f32 as the reference does: 1 / theta^(2j / d), times the row. They are
@@ -132,11 +138,14 @@ void text_encoder_run(struct kern *k, const struct peers *peers, const struct te
                       const int32_t *token_count)
 {
     struct text_encoder_state s;
+    struct layer_stream stream;
     const int every = TEXT_ENCODER_LAYERS / TEXT_ENCODER_TAPS;
     size_t mark = kern_mark(k);
     plan(k, &s, c, out.dtype, out.shape[0]);
+    layer_stream_begin(&stream, k, w->streamed, w->is_streamed ? TEXT_ENCODER_LAYERS : 0);
     kern_gather(k, s.hidden, &w->embed_tokens, ids);
     for (int i = 0; i < TEXT_ENCODER_LAYERS; i++) {
+        layer_stream_need(&stream, i);
         attention_block(k, peers, &s, c, &w->layers[i], token_count);
         mlp_block(k, peers, &s, c, &w->layers[i]);
         if ((i + 1) % every == 0) {

@@ -25,6 +25,8 @@ struct text_encoder_layer { /* d = hidden_size, H = heads * head_dim, K = kv hea
 struct text_encoder_weights {
     struct quant_matrix embed_tokens; /* [vocab, d]; in the file's mapping */
     struct text_encoder_layer layers[TEXT_ENCODER_LAYERS];
+    struct kern_layer *streamed[TEXT_ENCODER_LAYERS]; /* their matrices, when they wait in host memory */
+    bool is_streamed;
 };
 
 /* text_encoder_load names what is taken; weights_done tells how it went. The pool owns everything. */

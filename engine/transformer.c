@@ -13,6 +13,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "layer_stream.h"
+
 enum { TEXT = TRANSFORMER_TEXT_ROWS };
 
 /* --- weights ------------------------------------------------------------------------------------ */
@@ -57,7 +59,9 @@ void transformer_load(struct transformer_weights *ret, const struct transformer_
     int64_t h = c->hidden;
     ret->doubles = calloc((size_t)c->num_layers + 1, sizeof *ret->doubles);
     ret->singles = calloc((size_t)c->num_single_layers + 1, sizeof *ret->singles);
-    if (!ret->doubles || !ret->singles) {
+    ret->streamed = calloc((size_t)(c->num_layers + c->num_single_layers) + 1, sizeof *ret->streamed);
+    ret->is_streamed = w->is_streamed;
+    if (!ret->doubles || !ret->singles || !ret->streamed) {
         w->failed = true;
         engine_error_set(&w->why, ENGINE_NO_MEMORY, "no memory for the list of blocks");
         return;
@@ -70,10 +74,14 @@ void transformer_load(struct transformer_weights *ret, const struct transformer_
     ret->modulation_image = weights_linear(w, 6 * h, h, "double_stream_modulation_img.linear.weight");
     ret->modulation_text = weights_linear(w, 6 * h, h, "double_stream_modulation_txt.linear.weight");
     ret->modulation_single = weights_linear(w, 3 * h, h, "single_stream_modulation.linear.weight");
-    for (int i = 0; i < c->num_layers; i++)
-        load_double(&ret->doubles[i], c, w, i);
-    for (int i = 0; i < c->num_single_layers; i++)
-        load_single(&ret->singles[i], c, w, i);
+    for (int i = 0; i < c->num_layers + c->num_single_layers; i++) {
+        weights_layer_begin(w);
+        if (i < c->num_layers)
+            load_double(&ret->doubles[i], c, w, i);
+        else
+            load_single(&ret->singles[i - c->num_layers], c, w, i - c->num_layers);
+        ret->streamed[i] = weights_layer_end(w);
+    }
     ret->norm_out = weights_linear(w, 2 * h, h, "norm_out.linear.weight");
     ret->proj_out = weights_linear(w, c->in_channels, h, "proj_out.weight");
 }
@@ -82,6 +90,7 @@ void transformer_unload(struct transformer_weights *w)
 {
     free(w->doubles);
     free(w->singles);
+    free(w->streamed);
     *w = (struct transformer_weights){0};
 }
 
@@ -159,6 +168,7 @@ struct transformer_state {             /* arena memory of one pass */
     int64_t tokens;                    /* N */
     struct tensor text, image;         /* [b * 512, h], [b * (N + R), h] */
     struct tensor joint;               /* [b, S, h] */
+    struct layer_stream stream;        /* of the blocks */
 };
 
 static int64_t query_rows(const struct transformer_state *s)
@@ -305,6 +315,7 @@ static void run_doubles(struct kern *k, const struct peers *peers, const struct 
     };
     for (int i = 0; i < c->num_layers; i++) {
         const struct transformer_double *block = &w->doubles[i];
+        layer_stream_need(&s->stream, i);
         if (has_text)
             double_project(k, c, &block->text, &text, &d, batch);
         double_project(k, c, &block->image, &image, &d, batch);
@@ -385,8 +396,10 @@ static void run_singles(struct kern *k, const struct peers *peers, const struct 
         single.k = kern_temp(k, dtype, 4, keys);
         single.v = kern_temp(k, dtype, 4, keys);
     }
-    for (int i = 0; i < c->num_single_layers; i++)
+    for (int i = 0; i < c->num_single_layers; i++) {
+        layer_stream_need(&s->stream, c->num_layers + i);
         single_block(k, peers, c, &w->singles[i], &single, s, modulation, in, i);
+    }
     kern_rewind(k, mark);
 }
 
@@ -458,6 +471,7 @@ void transformer_run(struct kern *k, const struct peers *peers, const struct tra
 {
     size_t mark = kern_mark(k);
     struct transformer_state s = state_of(k, c, in);
+    layer_stream_begin(&s.stream, k, w->streamed, w->is_streamed ? c->num_layers + c->num_single_layers : 0);
     embed(k, w, &s, in);
     run_doubles(k, peers, c, w, &s, in);
     join(k, &s);

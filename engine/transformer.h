@@ -44,9 +44,11 @@ struct transformer_weights {
     const struct kern_weight *proj_out;           /* [128, h] */
     struct transformer_double *doubles;           /* [num_layers] */
     struct transformer_single *singles;           /* [num_single_layers] */
+    struct kern_layer **streamed;                 /* [num_layers + num_single_layers]: their matrices, when they wait in host memory */
+    bool is_streamed;
 };
 
-/* transformer_load names what is taken (weights_done tells how it went) and allocates the two lists;
+/* transformer_load names what is taken (weights_done tells how it went) and allocates the lists;
  * transformer_unload frees them and accepts a zeroed struct. */
 void transformer_load(struct transformer_weights *ret, const struct transformer_config *c, struct weights *w);
 void transformer_unload(struct transformer_weights *w);

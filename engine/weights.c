@@ -19,6 +19,8 @@ struct weights_pool {
     size_t vector_count;
     void **memory;          /* of the host */
     size_t memory_count;
+    struct kern_layer **layers;
+    size_t layer_count;
 };
 
 struct weights_pool *weights_pool_new(struct kern *k)
@@ -39,6 +41,9 @@ void weights_pool_free(struct weights_pool *pool)
         kern_release(pool->kern, pool->vectors[i]);
     for (size_t i = 0; i < pool->memory_count; i++)
         free(pool->memory[i]);
+    for (size_t i = 0; i < pool->layer_count; i++)
+        kern_layer_free(pool->kern, pool->layers[i]);
+    free(pool->layers);
     free(pool->packed);
     free(pool->vectors);
     free(pool->memory);
@@ -351,6 +356,32 @@ struct quant_matrix weights_table(struct weights *w, int64_t n, int64_t k, const
     if (w->failed || (converted && !keep_memory(w, converted)))
         return (struct quant_matrix){0};
     return (struct quant_matrix){.format = t.dtype == TENSOR_F32 ? QUANT_F32 : QUANT_BF16, .n = n, .k = k, .data = t.data};
+}
+
+void weights_layer_begin(struct weights *w)
+{
+    if (!w->is_streamed || w->failed)
+        return;
+    w->layer = kern_layer_begin(w->kern);
+    if (!w->layer)
+        fail_kern(w);
+}
+
+struct kern_layer *weights_layer_end(struct weights *w)
+{
+    struct kern_layer *l = w->layer;
+    w->layer = NULL;
+    if (!l)
+        return NULL;
+    kern_layer_end(w->kern, l);
+    struct kern_layer **grown = realloc(w->pool->layers, (w->pool->layer_count + 1) * sizeof *grown);
+    if (!grown) {
+        kern_layer_free(w->kern, l);
+        fail(w, ENGINE_NO_MEMORY, "no memory for weights");
+        return NULL;
+    }
+    w->pool->layers = grown;
+    return grown[w->pool->layer_count++] = l;
 }
 
 bool weights_done(struct weights *w, struct engine_error *why)

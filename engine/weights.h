@@ -23,8 +23,10 @@ struct weights {
     const struct adapters *adapters; /* change what is taken; NULL: none do */
     enum tensor_dtype dtype;  /* compute dtype everything is converted to */
     const char *part;         /* "transformer", for messages */
+    bool is_streamed;         /* matrices of layers stay in host memory until they are needed */
     bool failed;
     uint64_t parameters;      /* counted as they are taken */
+    struct kern_layer *layer; /* being taken, or NULL */
     struct engine_error why;
 };
 
@@ -46,6 +48,9 @@ const struct kern_weight *weights_conv_bias(struct weights *w, int64_t out, int6
 struct tensor weights_vector(struct weights *w, int64_t n, const char *name, ...) __attribute__((format(printf, 3, 4)));
 struct quant_matrix weights_table(struct weights *w, int64_t n, int64_t k, const char *name, ...)
     __attribute__((format(printf, 4, 5)));
+/* What is taken between the two is a layer (kern_layer_begin), which belongs to the pool; NULL if the part is not streamed. */
+void weights_layer_begin(struct weights *w);
+struct kern_layer *weights_layer_end(struct weights *w);
 bool weights_done(struct weights *w, struct engine_error *why);
 
 #endif

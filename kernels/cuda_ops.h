@@ -39,6 +39,10 @@ void cuda_send(struct kern *k, void *to, size_t bytes);
 /* cuda_blas: the backend's cuBLASLt, NULL if it goes without. */
 struct linear_blas *cuda_blas(const struct kern *k);
 
+/* cuda_layers_of: those of the backend, NULL as long as no layer was made; cuda_layers_needed opens them. */
+struct cuda_layers *cuda_layers_of(const struct kern *k);
+struct cuda_layers *cuda_layers_needed(struct kern *k);
+
 /* --- the ops; their contracts are those of kern.h --------------------------------------------------- */
 
 void elementwise_copy_cuda(struct kern *k, struct tensor out, struct tensor x);

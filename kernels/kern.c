@@ -62,6 +62,17 @@ size_t kern_peak_bytes(const struct kern *k)
     return k->ops->peak_bytes(k);
 }
 
+bool kern_memory(struct kern *k, struct kern_space *ret)
+{
+    return k->ops->memory && k->ops->memory(k, ret);
+}
+
+void kern_reserve(struct kern *k, size_t bytes)
+{
+    if (!k->failed)
+        k->ops->reserve(k, bytes);
+}
+
 struct tensor kern_temp(struct kern *k, enum tensor_dtype dtype, int rank, const int64_t *shape)
 {
     if (k->failed)
@@ -150,6 +161,42 @@ void kern_weight_free(struct kern *k, struct kern_weight *w)
 size_t kern_weight_bytes(const struct kern_weight *w)
 {
     return w->bytes;
+}
+
+struct kern_layer *kern_layer_begin(struct kern *k)
+{
+    return k->failed ? NULL : k->ops->layer_begin(k);
+}
+
+void kern_layer_end(struct kern *k, struct kern_layer *l)
+{
+    if (l)
+        k->ops->layer_end(k, l);
+}
+
+void kern_layer_free(struct kern *k, struct kern_layer *l)
+{
+    if (l)
+        k->ops->layer_free(k, l);
+}
+
+size_t kern_layer_bytes(const struct kern_layer *l)
+{
+    return l->bytes;
+}
+
+void kern_layer_fetch(struct kern *k, struct kern_layer *l, struct tensor seat)
+{
+    if (k->failed)
+        return;
+    assert(tensor_is_contiguous(seat) && tensor_bytes(seat) >= l->bytes);
+    k->ops->layer_fetch(k, l, seat);
+}
+
+void kern_layer_use(struct kern *k, struct kern_layer *l)
+{
+    if (!k->failed)
+        k->ops->layer_use(k, l);
 }
 
 void kern_copy(struct kern *k, struct tensor out, struct tensor x)

@@ -18,6 +18,7 @@
 
 struct kern;        /* a backend: its table, threads or stream, arena, first error */
 struct kern_weight; /* a matrix or convolution kernel, in the layout the backend wants */
+struct kern_layer;  /* weights that wait in host memory until they are needed */
 
 /* kern_close releases the backend. Accepts NULL. Weights must have been freed before. */
 void kern_close(struct kern *k);
@@ -33,11 +34,21 @@ bool kern_is_dry(const struct kern *k); /* values are neither read nor computed 
 const char *kern_name(const struct kern *k); /* "cpu avx512_bf16, 2 threads" */
 size_t kern_peak_bytes(const struct kern *k); /* arena high-water mark + weights */
 
+/* kern_memory: the room on the device; false, and nothing is written, if the backend works in the host's memory. */
+struct kern_space {
+    size_t all, available; /* of the device; available: not given out to this process or another */
+    size_t arena;          /* what the arena has */
+};
+bool kern_memory(struct kern *k, struct kern_space *ret);
+
 /* The arena. kern_temp gives uninitialised memory (64-byte aligned) that lives until kern_rewind to
  * an earlier mark. The arena grows at the first pass over a shape and not after that. */
 struct tensor kern_temp(struct kern *k, enum tensor_dtype dtype, int rank, const int64_t *shape);
 size_t kern_mark(struct kern *k);
 void kern_rewind(struct kern *k, size_t mark);
+/* kern_reserve: the arena has at least so many bytes in one piece, and as long as that is enough it does not grow. Only where
+ * there is kern_memory, and while nothing is given out. */
+void kern_reserve(struct kern *k, size_t bytes);
 
 /* kern_write and kern_read move values between host memory and the backend's, converting dtype when
  * it differs (f32 <-> bf16; rounding to nearest even). Same shape, any strides. kern_read syncs. */
@@ -62,6 +73,22 @@ struct kern_weight *kern_weight_quant(struct kern *k, enum tensor_dtype dtype, c
 bool kern_weight_is_kept(const struct kern_weight *w);
 void kern_weight_free(struct kern *k, struct kern_weight *w);
 size_t kern_weight_bytes(const struct kern_weight *w); /* of a kept one: the file's */
+
+/* Layers, where there is kern_memory. Weights made between kern_layer_begin and kern_layer_end (vectors and biases are not
+ * meant) stay in host memory. kern_layer_fetch begins to bring them into a seat, arena memory of kern_layer_bytes at least,
+ * as soon as all that was asked before is done; kern_layer_use lets what is asked from then on wait for them. So with two
+ * seats in turn one layer comes while the other computes:
+ *
+ *   fetch 0;  for each i:  use i;  fetch i + 1 into the other seat;  compute with i
+ *
+ * A layer that was fetched is used once; weights are valid until their seat is fetched into or rewound. The weights are freed
+ * before the layer. kern_layer_begin gives NULL after a failure. */
+struct kern_layer *kern_layer_begin(struct kern *k);
+void kern_layer_end(struct kern *k, struct kern_layer *l);
+void kern_layer_free(struct kern *k, struct kern_layer *l);
+size_t kern_layer_bytes(const struct kern_layer *l);
+void kern_layer_fetch(struct kern *k, struct kern_layer *l, struct tensor seat);
+void kern_layer_use(struct kern *k, struct kern_layer *l);
 
 /* --- moving ------------------------------------------------------------------------------------ */
 

@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda_layer.h"
 #include "cuda_ops.h"
 #include "linear_blas.h"
 
@@ -54,6 +55,7 @@ struct cuda {
     struct stage stages[2];
     int stage;
     struct linear_blas *blas;
+    struct cuda_layers *layers; /* NULL: none was made */
     int32_t *flag; /* device memory of has_nan */
     size_t weight_bytes;
 };
@@ -114,12 +116,26 @@ cudaStream_t cuda_stream(const struct kern *k)
 
 static bool cuda_sync(struct kern *k)
 {
-    return cuda_check(k, cudaStreamSynchronize(cuda_stream(k)), "the work queued before");
+    return cuda_check(k, cudaStreamSynchronize(cuda_stream(k)), "the work queued before") &&
+           cuda_layers_settle(cuda_of(k)->layers);
 }
 
 struct linear_blas *cuda_blas(const struct kern *k)
 {
     return cuda_of(k)->blas;
+}
+
+struct cuda_layers *cuda_layers_of(const struct kern *k)
+{
+    return cuda_of(k)->layers;
+}
+
+struct cuda_layers *cuda_layers_needed(struct kern *k)
+{
+    struct cuda *c = cuda_of(k);
+    if (!c->layers)
+        c->layers = cuda_layers_open(k);
+    return c->layers;
 }
 
 /* --- memory --------------------------------------------------------------------------------------------- */
@@ -245,6 +261,31 @@ static void cuda_rewind(struct kern *k, size_t mark)
     c->used = mark;
     while (c->block > 0 && c->blocks[c->block].base >= mark)
         c->block--;
+}
+
+static bool cuda_memory(struct kern *k, struct kern_space *ret)
+{
+    struct cuda *c = cuda_of(k);
+    size_t available, all, arena = 0;
+    cudaSetDevice(c->device);
+    if (!cuda_check(k, cudaMemGetInfo(&available, &all), "asking for the memory"))
+        return false;
+    for (int i = 0; i < c->block_count; i++)
+        arena += c->blocks[i].bytes;
+    *ret = (struct kern_space){.all = all, .available = available, .arena = arena};
+    return true;
+}
+
+static void cuda_reserve(struct kern *k, size_t bytes)
+{
+    struct cuda *c = cuda_of(k);
+    assert(c->used == 0);
+    if (c->block_count == 1 && c->blocks[0].bytes >= bytes)
+        return;
+    size_t before = c->peak;
+    c->peak = bytes > before ? bytes : before;
+    if (!join_blocks(c))
+        c->peak = before; /* less may be asked for next */
 }
 
 static size_t cuda_peak_bytes(const struct kern *k)
@@ -426,7 +467,7 @@ static struct kern_weight *cuda_weight(struct kern *k, enum tensor_dtype dtype, 
 {
     struct kern_weight *made = linear_weight_cuda(k, dtype, w, bias);
     if (made)
-        cuda_of(k)->weight_bytes += made->bytes;
+        cuda_of(k)->weight_bytes += made->host ? 0 : made->bytes;
     return made;
 }
 
@@ -434,13 +475,13 @@ static struct kern_weight *cuda_weight_quant(struct kern *k, enum tensor_dtype d
 {
     struct kern_weight *made = linear_weight_quant_cuda(k, dtype, runs, count);
     if (made)
-        cuda_of(k)->weight_bytes += made->bytes;
+        cuda_of(k)->weight_bytes += made->host ? 0 : made->bytes;
     return made;
 }
 
 static void cuda_weight_free(struct kern *k, struct kern_weight *w)
 {
-    cuda_of(k)->weight_bytes -= w->bytes;
+    cuda_of(k)->weight_bytes -= w->host ? 0 : w->bytes;
     linear_weight_free_cuda(k, w);
 }
 
@@ -458,6 +499,7 @@ static void cuda_close(struct kern *k)
             cudaEventDestroy(c->stages[i].sent);
         cudaFreeHost(c->stages[i].host);
     }
+    cuda_layers_close(c->layers);
     linear_blas_close(c->blas);
     cudaFree(c->flag);
     if (c->stream)
@@ -472,6 +514,8 @@ static const struct kern_ops cuda_table = {
     .mark = cuda_mark,
     .rewind = cuda_rewind,
     .peak_bytes = cuda_peak_bytes,
+    .memory = cuda_memory,
+    .reserve = cuda_reserve,
     .write = cuda_write,
     .read = cuda_read,
     .upload = cuda_upload,
@@ -479,6 +523,11 @@ static const struct kern_ops cuda_table = {
     .weight = cuda_weight,
     .weight_quant = cuda_weight_quant,
     .weight_free = cuda_weight_free,
+    .layer_begin = cuda_layer_begin,
+    .layer_end = cuda_layer_end,
+    .layer_free = cuda_layer_free,
+    .layer_fetch = cuda_layer_fetch,
+    .layer_use = cuda_layer_use,
     .copy = elementwise_copy_cuda,
     .gather = cuda_gather,
     .linear = linear_apply_cuda,

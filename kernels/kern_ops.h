@@ -13,6 +13,8 @@ struct kern_ops {
     size_t (*mark)(struct kern *k);
     void (*rewind)(struct kern *k, size_t mark);
     size_t (*peak_bytes)(const struct kern *k);
+    bool (*memory)(struct kern *k, struct kern_space *ret); /* NULL with the next: the backend works in host memory */
+    void (*reserve)(struct kern *k, size_t bytes);
     void (*write)(struct kern *k, struct tensor out, struct tensor host);
     void (*read)(struct kern *k, struct tensor host, struct tensor x);
     struct tensor (*upload)(struct kern *k, enum tensor_dtype dtype, struct tensor host);
@@ -20,6 +22,11 @@ struct kern_ops {
     struct kern_weight *(*weight)(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
     struct kern_weight *(*weight_quant)(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count);
     void (*weight_free)(struct kern *k, struct kern_weight *w);
+    struct kern_layer *(*layer_begin)(struct kern *k); /* the five of layers: only with `memory` */
+    void (*layer_end)(struct kern *k, struct kern_layer *l);
+    void (*layer_free)(struct kern *k, struct kern_layer *l);
+    void (*layer_fetch)(struct kern *k, struct kern_layer *l, struct tensor seat);
+    void (*layer_use)(struct kern *k, struct kern_layer *l);
     void (*copy)(struct kern *k, struct tensor out, struct tensor x);
     void (*gather)(struct kern *k, struct tensor out, const struct quant_matrix *table, struct tensor ids);
     void (*linear)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
@@ -70,6 +77,11 @@ struct kern_weight {
     int run_count;
     float *bias;  /* [n] or NULL */
     void *owner;  /* the backend's */
+    void *host;   /* of a weight in a layer: its values in host memory, in the backend's layout; else NULL */
+};
+
+struct kern_layer {
+    size_t bytes; /* of a seat */
 };
 
 /* kern_ops_frequency: exp(-ln(10000) i / half) as torch's exp on a CPU rounds it. That is to the nearest value but for two of

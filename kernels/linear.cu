@@ -11,6 +11,7 @@
  * Limit: FLOPs on tensor cores (f32: on CUDA cores) above some 200 rows, below that the bytes of the weight.
  * Expected, not measured, of the bf16 peak: our own kernels 65 to 70 % on sm_80 and 86, 70 % on sm_89, 40 % on sm_90;
  *     the library 80 to 85 % on sm_80, 86 and 89, 70 to 75 % on sm_90. */
+#include "cuda_layer.h"
 #include "gpu_gemm.h"
 #include "linear_blas.h"
 
@@ -78,6 +79,24 @@ template <class Source> bool send_rows(struct kern *k, struct kern_weight *w, co
     return !k->failed;
 }
 
+/* The rows of a weight in a layer, which is sent when it is needed. */
+template <class Source> bool keep_rows(struct kern *k, struct kern_weight *w, const Source &source)
+{
+    size_t row_bytes = (size_t)gemm_depth(w) * tensor_dtype_bytes(w->dtype);
+    char *host = (char *)cuda_layer_add(k, w);
+    for (int64_t r = 0; host && r < w->n && !k->is_dry; r++)
+        put_row(host + (size_t)r * row_bytes, w, source, r);
+    return host != NULL;
+}
+
+template <class Source> bool place_rows(struct kern *k, struct kern_weight *w, const Source &source)
+{
+    if (cuda_layer_is_open(k))
+        return keep_rows(k, w, source);
+    w->data = cuda_alloc(k, w->bytes);
+    return w->data && send_rows(k, w, source);
+}
+
 /* The bias is in the weight's dtype and added in f32. */
 bool send_bias(struct kern *k, struct kern_weight *w, const struct tensor &bias)
 {
@@ -98,7 +117,10 @@ void linear_weight_free_cuda(struct kern *k, struct kern_weight *w)
     if (!w)
         return;
     linear_blas_plan_free((struct linear_blas_plan *)w->owner);
-    cuda_free(k, w->data);
+    if (w->host)
+        cuda_layer_forget(w);
+    else
+        cuda_free(k, w->data);
     cuda_free(k, w->bias);
     free(w);
 }
@@ -116,8 +138,7 @@ static struct kern_weight *weight_of(struct kern *k, const struct kern_weight &d
     made->bytes = (size_t)(made->n * gemm_depth(made)) * tensor_dtype_bytes(made->dtype);
     if (made->dtype == TENSOR_BF16 && made->rank == 2 && !bias.data)
         made->owner = linear_blas_plan_new(cuda_blas(k), made->n, gemm_depth(made));
-    made->data = cuda_alloc(k, made->bytes);
-    if (made->data && send_rows(k, made, source) && (!bias.data || send_bias(k, made, bias)))
+    if (place_rows(k, made, source) && (!bias.data || send_bias(k, made, bias)))
         return made;
     linear_weight_free_cuda(k, made);
     return NULL;

@@ -156,15 +156,21 @@ static json_t *phase_json(const struct total *t, const char *name)
                      s->tensor_core_flops, "bytes", s->bytes, "product_bytes", s->product_bytes, "computed_s", s->seconds);
 }
 
+static size_t plan_bytes(const struct engine_info *info)
+{
+    return info->other_bytes + info->model_bytes + info->arena_bytes;
+}
+
 static void print_json(const struct dry *d, const struct figures *f, const struct engine_info *info)
 {
     const struct kern_dry_device *device = d->ledger->device();
     json_t *phases = json_array();
     for (int i = DRY_LOAD; i < DRY_IDLE; i++)
         json_array_append_new(phases, phase_json(&d->totals[i], phase_names[i]));
-    json_t *report = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:o}", "kind", "computed, not measured",
+    json_t *report = json_pack("{s:s,s:s,s:s,s:I,s:I,s:s,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:o}", "kind", "computed, not measured",
                                "device", device->full_name, "family", info->family, "memory_bytes", (json_int_t)device->memory_bytes,
-                               "context_bytes", (json_int_t)device->context_bytes, "peak_bytes", (json_int_t)f->peak, "fits", f->fits,
+                               "context_bytes", (json_int_t)device->context_bytes, "placement", engine_placement_name(info->placement), "plan_bytes",
+                               (json_int_t)plan_bytes(info), "peak_bytes", (json_int_t)f->peak, "fits", f->fits,
                                "computed_s", f->seconds, "tensor_core_share", f->tensor_core_share, "step_bytes_outside_products",
                                f->step_outside, "step_bytes_outside_products_least", f->step_least, "step_launches_min",
                                (json_int_t)d->launches_min, "step_launches_max", (json_int_t)d->launches_max,
@@ -202,8 +208,9 @@ static void print_page(const struct dry *d, const struct figures *f, const struc
     if (f->step_least > 0)
         printf("; least %.3f GB (one kernel between each two products), %.2f times that", f->step_least / 1e9,
                f->step_outside / f->step_least);
-    printf("\nmemory      peak %.2f GB with %.2f GB for the driver; the device has %.2f GB: %s\n", (double)f->peak / 1e9,
-           (double)device->context_bytes / 1e9, (double)device->memory_bytes / 1e9, f->fits ? "fits" : "does not fit");
+    printf("\nmemory      peak %.2f GB with %.2f GB for the driver; planned %.2f GB, placement %s; the device has %.2f GB: %s\n",
+           (double)f->peak / 1e9, (double)device->context_bytes / 1e9, (double)plan_bytes(info) / 1e9,
+           engine_placement_name(info->placement), (double)device->memory_bytes / 1e9, f->fits ? "fits" : "does not fit");
     printf("time        %.3f s without loading, at best: each launch as long as its FLOPs at the peak, its bytes at the bandwidth, or\n"
            "            %.1f us, whichever is longest; copies between host and device not counted\n", f->seconds, 1e6 * device->launch_s);
     printf("peaks       bf16 %.1f, fp8 %.1f, f32 %.1f TFLOP/s (dense, sums in f32), %.0f GB/s\n"

@@ -66,6 +66,9 @@ static const char usage_text[] =
     "  --dump FILE          tensors of the run as .safetensors (names: tests/golden/README.md); one batch only\n"
     "  --device D           where to run: cpu (default), cuda or cuda:N; dry:NAME renders nothing and reports what a GPU would do\n"
     "                       (memory, launches, FLOPs, time at best): h100, rtx4090, rtx3090, rtx4070ti; weights are not read\n"
+    "  --placement P        of weights on a GPU: resident; phases (the text encoder waits in host memory and its layers come while\n"
+    "                       prompts are encoded); streamed (blocks of the transformer, too, at each step); auto (default): the\n"
+    "                       first of these that fits. The pictures are the same. On the CPU: auto, resident\n"
     "  --trace FILE         with --device dry:NAME: a line of JSON for each launch, copy, allocation and wait\n"
     "  --precision P        f32 or bf16 (default)\n"
     "  --threads N          default: all\n"
@@ -89,6 +92,7 @@ struct options {
     bool has_seed, truncate, json;
     const char *images[ENGINE_REFERENCES_MAX];
     int image_count;
+    enum engine_placement placement;
     const char *mask;
     double strength; /* 0: not given */
 };
@@ -199,7 +203,7 @@ static bool parse_lora(char *text, struct lora *ret, char *why, size_t why_bytes
 
 enum option_id { OPT_MODEL = DAEMON_OPTIONS_OWN, OPT_TRANSFORMER, OPT_TEXT_ENCODER, OPT_VAE, OPT_TOKENIZER, OPT_DISTILLED, OPT_BASE, OPT_LORA, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_IMAGE, OPT_MASK, OPT_STRENGTH,
                  OPT_STEPS, OPT_GUIDANCE,
-                 OPT_TRUNCATE, OPT_BATCH, OPT_OUT, OPT_DUMP, OPT_DEVICE, OPT_TRACE, OPT_PRECISION, OPT_THREADS, OPT_JSON };
+                 OPT_TRUNCATE, OPT_BATCH, OPT_OUT, OPT_DUMP, OPT_DEVICE, OPT_PLACEMENT, OPT_TRACE, OPT_PRECISION, OPT_THREADS, OPT_JSON };
 
 static const struct option long_options[] = {
     {"model", required_argument, NULL, OPT_MODEL},         {"prompt", required_argument, NULL, OPT_PROMPT},
@@ -213,7 +217,7 @@ static const struct option long_options[] = {
     {"distilled", no_argument, NULL, OPT_DISTILLED},       {"base", no_argument, NULL, OPT_BASE},
     {"lora", required_argument, NULL, OPT_LORA},
     {"device", required_argument, NULL, OPT_DEVICE},       {"trace", required_argument, NULL, OPT_TRACE},
-    {"precision", required_argument, NULL, OPT_PRECISION},
+    {"precision", required_argument, NULL, OPT_PRECISION}, {"placement", required_argument, NULL, OPT_PLACEMENT},
     {"threads", required_argument, NULL, OPT_THREADS},     {"json", no_argument, NULL, OPT_JSON},
     {"image", required_argument, NULL, OPT_IMAGE},         {"mask", required_argument, NULL, OPT_MASK},
     {"strength", required_argument, NULL, OPT_STRENGTH},
@@ -290,6 +294,10 @@ static int take_option(struct options *o, int option, char *value)
         if (strcmp(value, "f32") != 0 && strcmp(value, "bf16") != 0)
             return refuse("--precision '%s': accepted: f32, bf16", value);
         o->precision = value;
+        break;
+    case OPT_PLACEMENT:
+        if (!engine_placement_of(value, &o->placement))
+            return refuse("--placement '%s': accepted: auto, resident, phases, streamed", value);
         break;
     case OPT_DEVICE:
         if (!worker_options_is_device(value) && !dry_is(value))
@@ -745,6 +753,19 @@ static int render_all(struct run *r)
     return code;
 }
 
+/* On the CPU there is nothing to place. */
+static void show_placement(const struct engine_info *info)
+{
+    if (info->device_bytes)
+        fprintf(stderr, "kiln-worker render: placement=%s model_bytes=%zu arena_bytes=%zu other_bytes=%zu device_bytes=%zu\n",
+                engine_placement_name(info->placement), info->model_bytes, info->arena_bytes, info->other_bytes, info->device_bytes);
+}
+
+static int smaller(int a, int b)
+{
+    return a < b ? a : b;
+}
+
 static int open_model(struct run *r)
 {
     const struct options *o = &r->options;
@@ -756,7 +777,9 @@ static int open_model(struct run *r)
                                      .vae = o->vae, .tokenizer = o->tokenizer, .variant = o->variant,
                                      .sha256 = weights_digest_file, .adapters = r->adapters,
                                      .adapter_count = o->lora_count, .threads = o->threads, .device = o->device,
-                                     .precision = strcmp(o->precision, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16};
+                                     .precision = strcmp(o->precision, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16,
+                                     .placement = o->placement, .plan_width = o->width, .plan_height = o->height,
+                                     .plan_count = smaller(o->batch, r->prompts.count)};
     if (dry_is(o->device) && !dry_open(&r->dry, o->trace, text, sizeof text))
         return refuse("%s", text);
     r->is_hashing = !r->dry && weights_digest_begin(&r->hashing, &r->model, text, sizeof text);
@@ -764,8 +787,9 @@ static int open_model(struct run *r)
         return refuse("%s", text);
     if (!engine_open(&r->engine, &r->model, &why)) {
         fprintf(stderr, "kiln-worker render: %s\n", why.text);
-        return why.fault == ENGINE_DEVICE ? LIFECYCLE_REFUSED : fault_code(why.fault);
+        return why.fault == ENGINE_DEVICE || why.fault == ENGINE_NO_MEMORY ? LIFECYCLE_REFUSED : fault_code(why.fault);
     }
+    show_placement(engine_info(r->engine));
     return 0;
 }
 

@@ -1,0 +1,176 @@
+/* engine_plan.c - the model once more, on a backend that only counts (kern_plan.h): loading it gives the bytes of weights, and
+ * a rehearsal of a batch, by the code that renders, the bytes of the arena. So no formula has to follow that code. */
+#include "engine_plan.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine_batch.h"
+#include "kern_plan.h"
+
+#define EXPECTED_SIDE 1024
+/* What the driver's allocator may add: it hands out pages. */
+#define WITH_MARGIN(bytes) ((bytes) + (bytes) / 50)
+
+struct engine_plan {
+    struct engine_model model;  /* its tokenizer is the true model's */
+    size_t rest, text, blocks;  /* bytes of weights: neither of the others; layers of the text encoder, of the transformer */
+    struct engine_batch batch;
+};
+
+/* --- the model without memory -------------------------------------------------------------------------------- */
+
+static struct weights begin(struct engine_plan *p, const struct model_parts *parts, enum tensor_names_part part)
+{
+    return (struct weights){.kern = p->model.kern, .pool = p->model.pool, .files = parts->files[part], .dtype = p->model.dtype,
+                            .part = model_parts_name(part), .is_streamed = true};
+}
+
+static size_t layer_bytes(struct kern_layer *const *layers, int count)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < count; i++)
+        bytes += kern_layer_bytes(layers[i]);
+    return bytes;
+}
+
+static bool load(struct engine_plan *p, const struct model_parts *parts, struct engine_error *why)
+{
+    struct engine_model *m = &p->model;
+    const struct transformer_config *c = &m->config.transformer;
+    struct weights vae = begin(p, parts, TENSOR_NAMES_VAE), encoder = vae;
+    struct weights transformer = begin(p, parts, TENSOR_NAMES_TRANSFORMER), text = begin(p, parts, TENSOR_NAMES_TEXT_ENCODER);
+    vae_load(&m->vae, &m->config.vae, &vae);
+    if (!weights_done(&vae, why))
+        return false;
+    transformer_load(&m->transformer, c, &transformer);
+    if (!weights_done(&transformer, why))
+        return false;
+    text_encoder_load(&m->text, &m->config.text, &text);
+    if (!weights_done(&text, why))
+        return false;
+    p->rest = kern_plan_weights(m->kern);
+    p->text = layer_bytes(m->text.streamed, TEXT_ENCODER_LAYERS);
+    p->blocks = layer_bytes(m->transformer.streamed, c->num_layers + c->num_single_layers);
+    encoder.pool = m->encoder_pool;
+    vae_load_encoder(&m->encoder, &m->config.vae, &encoder); /* missing: references are refused before they are planned */
+    return true;
+}
+
+bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, const struct model_parts *parts,
+                      struct engine_error *why)
+{
+    struct engine_plan *p = calloc(1, sizeof *p);
+    struct kern *k = kern_plan_open();
+    if (!p || !k) {
+        free(p);
+        kern_close(k);
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the plan of a model");
+    }
+    p->model = (struct engine_model){.config = m->config, .precision = m->precision, .dtype = m->dtype, .peers = m->peers, .kern = k,
+                                     .tokenizer = m->tokenizer, .pool = weights_pool_new(k), .encoder_pool = weights_pool_new(k)};
+    p->model.info.is_distilled = m->config.is_distilled;
+    bool ok = (p->model.pool && p->model.encoder_pool) || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
+    if (ok && load(p, parts, why)) {
+        *ret = p;
+        return true;
+    }
+    engine_plan_close(p);
+    return false;
+}
+
+void engine_plan_close(struct engine_plan *p)
+{
+    if (!p)
+        return;
+    p->model.tokenizer = NULL;
+    engine_model_close(&p->model);
+    free(p);
+}
+
+/* --- what a batch needs --------------------------------------------------------------------------------------- */
+
+/* Every step takes the same. */
+static bool rehearse(struct engine_plan *p, const struct engine_request *requests, int count, struct engine_error *why)
+{
+    struct engine_batch *b = &p->batch;
+    uint8_t *nowhere[ENGINE_BATCH_MAX] = {0};
+    return engine_batch_begin(b, &p->model, requests, count, NULL, why) && engine_batch_prompts(b, why) &&
+           engine_batch_noise(b, why) && engine_batch_references(b, why) && engine_batch_step(b, b->first_step, why) &&
+           engine_batch_decode(b, nowhere, why);
+}
+
+static bool need(struct engine_plan *p, enum engine_placement placement, const struct engine_request *requests, int count,
+                 struct engine_plan_need *ret, struct engine_error *why)
+{
+    struct engine_model *m = &p->model;
+    m->text.is_streamed = placement != ENGINE_RESIDENT;
+    m->transformer.is_streamed = placement == ENGINE_STREAMED;
+    bool ok = rehearse(p, requests, count, why);
+    kern_rewind(m->kern, 0);
+    ret->arena = kern_plan_arena(m->kern);
+    ret->weights = p->rest + (m->text.is_streamed ? 0 : p->text) + (m->transformer.is_streamed ? 0 : p->blocks);
+    return ok;
+}
+
+static double gb(size_t bytes)
+{
+    return (double)bytes / 1e9;
+}
+
+/* Different prompts, the dearer case. */
+static int expected(const struct engine_plan *p, const struct engine_options *o, struct engine_request *requests,
+                    char (*prompts)[8])
+{
+    int count = o->plan_count ? o->plan_count : 1;
+    for (int i = 0; i < count; i++) {
+        snprintf(prompts[i], sizeof prompts[i], "%d", i);
+        requests[i] = (struct engine_request){.prompt = prompts[i], .width = o->plan_width ? o->plan_width : EXPECTED_SIDE,
+                                              .height = o->plan_height ? o->plan_height : EXPECTED_SIDE, .steps = 4,
+                                              .guidance = p->model.info.is_distilled ? 1 : 4};
+    }
+    return count;
+}
+
+bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engine_options *o, enum engine_placement *ret,
+                        struct engine_plan_need *ret_need, struct engine_error *why)
+{
+    struct engine_request requests[ENGINE_BATCH_MAX];
+    char prompts[ENGINE_BATCH_MAX][8], figures[256] = "";
+    struct kern_space space;
+    int count = expected(p, o, requests, prompts);
+    if (!kern_memory(k, &space))
+        return engine_error_set(why, ENGINE_DEVICE, "%s", kern_error(k));
+    for (enum engine_placement at = ENGINE_RESIDENT; at <= ENGINE_STREAMED; at++) {
+        size_t used = strlen(figures);
+        if (o->placement != ENGINE_PLACEMENT_AUTO && o->placement != at)
+            continue;
+        if (!need(p, at, requests, count, ret_need, why))
+            return false;
+        *ret = at;
+        if (WITH_MARGIN(ret_need->weights + ret_need->arena) <= space.available)
+            return true;
+        snprintf(figures + used, sizeof figures - used, "%s%s %.2f GB (%.2f of weights)", used ? ", " : "", engine_placement_name(at),
+                 gb(ret_need->weights + ret_need->arena), gb(ret_need->weights));
+    }
+    return engine_error_set(why, ENGINE_NO_MEMORY,
+                            "no memory: the model with a batch of %d at %dx%d does not fit: %s needed; %s has %.2f GB left of %.2f", count,
+                            requests[0].width, requests[0].height, figures, kern_name(k), gb(space.available), gb(space.all));
+}
+
+bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count,
+                         struct engine_error *why)
+{
+    struct engine_plan_need n;
+    struct kern_space space;
+    if (!need(p, m->info.placement, requests, count, &n, why))
+        return false;
+    if (kern_memory(m->kern, &space) && n.arena > space.available + space.arena)
+        return engine_error_set(why, ENGINE_NO_MEMORY,
+                                "no memory: a batch of %d at %dx%d needs %.2f GB beside the weights; %s has %.2f left of %.2f, with "
+                                "placement %s", count, requests[0].width, requests[0].height, gb(n.arena), kern_name(m->kern),
+                                gb(space.available + space.arena), gb(space.all), engine_placement_name(m->info.placement));
+    kern_reserve(m->kern, n.arena);
+    return engine_model_sync(m, why);
+}

@@ -1,0 +1,33 @@
+/* engine_plan.h - does it fit? Where weights are kept, and how much device memory a batch takes, before either is touched.
+ * Inside engine/ only. Backends that work in the host's memory have no plan.
+ *
+ *   placement    on the device all the time                 in host memory, coming layer by layer (layer_stream.h)
+ *   resident     all
+ *   phases       transformer, VAE                           text encoder, while prompts are encoded
+ *   streamed     VAE, what the transformer has once         text encoder; blocks of the transformer, at each pass of each step
+ *
+ * Seats of the layers are arena memory, so those of the text encoder are where the transformer's activations are later. */
+#ifndef KILN_ENGINE_PLAN_H
+#define KILN_ENGINE_PLAN_H
+
+#include "engine_model.h"
+#include "model_parts.h"
+
+struct engine_plan;
+struct engine_plan_need { size_t weights, arena; }; /* bytes of the device */
+
+/* engine_plan_open checks all names and shapes of the parts on its way. m: configuration, dtype and tokenizer are there. */
+bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, const struct model_parts *parts,
+                      struct engine_error *why);
+void engine_plan_close(struct engine_plan *p); /* accepts NULL */
+
+/* engine_plan_choose: the placement asked for, or with AUTO the first of the table that fits what is available on the
+ * device with the batch the options expect. False: none fits, and why has the figures. */
+bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engine_options *o, enum engine_placement *ret,
+                        struct engine_plan_need *ret_need, struct engine_error *why);
+
+/* engine_plan_reserve makes the arena of a loaded model as large as this batch needs, or refuses the batch with the figures. */
+bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count,
+                         struct engine_error *why);
+
+#endif
