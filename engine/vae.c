@@ -55,7 +55,7 @@ static void load_batch_norm(struct vae_weights *ret, const struct vae_config *c,
     ret->std = weights_vector(w, n, "bn.running_var");
     if (w->failed)
         return;
-    float *value = malloc((size_t)n * sizeof *value);
+    float *value = calloc((size_t)n, sizeof *value); /* a dry backend has none to read */
     if (!value) {
         w->failed = true;
         engine_error_set(&w->why, ENGINE_NO_MEMORY, "no memory for %lld batch norm statistics", (long long)n);

@@ -14,25 +14,26 @@
 struct kern_dry_device {
     const char *name, *full_name;        /* "rtx4090", "NVIDIA GeForce RTX 4090" */
     double bf16_flops, fp8_flops, f32_flops; /* a second: tensor cores, dense, sums in f32; fp8 0: it has none; CUDA cores */
-    double memory_bytes_s, launch_s;     /* launch_s: from one launch to the next at best */
+    double memory_bytes_s, link_bytes_s, launch_s; /* link: from the host; launch_s: from one launch to the next at best */
     size_t memory_bytes, context_bytes;  /* context_bytes: what the driver is taken to keep of them */
-    const char *source, *launch_source;
+    const char *source, *link_source, *launch_source;
 };
 
 /* What happened since the last mark. Launches are kernels, library calls and copies inside the device; copies those between
- * host and device. Seconds: each launch takes the longest of FLOPs over peak, bytes over bandwidth, and
- * launch_s; copies are not in them. */
+ * host and device. Seconds: each launch takes the longest of FLOPs over peak, bytes over bandwidth, and launch_s; or all
+ * copies from the host over the link, if that takes longer than all launches, beside which they run. */
 struct kern_dry_sums {
     uint64_t launches, copies, allocations;
     uint64_t waits, stalls;              /* stalls: waits of the host with launches behind them, so that the device ran dry */
     double flops, tensor_core_flops;
+    double host_bytes;                   /* that came from the host */
     double bytes, product_bytes;         /* of device memory; product_bytes: those of matrix products, convolutions, attention */
     double seconds;
 };
 
 /* What the module shows, as the symbol kern_dry. */
 struct kern_dry {
-    struct kern *(*open)(const char *name, char *why, size_t why_bytes); /* name: a device's, without "dry:" */
+    struct kern *(*open)(const char *name, char *why, size_t why_bytes); /* name: a device's, without "dry:"; NAME:GB gives it so much memory */
     bool (*trace)(const char *path);     /* from now on a line of JSON for each operation; false: cannot be opened */
     void (*mark)(const char *phase);     /* begins a phase (the first, load, began with open): sums are 0 again, the trace gets a line with its name */
     struct kern_dry_sums (*sums)(void);

@@ -79,6 +79,7 @@ static void add(struct kern_dry_sums *to, const struct kern_dry_sums *s)
     to->stalls += s->stalls;
     to->flops += s->flops;
     to->tensor_core_flops += s->tensor_core_flops;
+    to->host_bytes += s->host_bytes;
     to->bytes += s->bytes;
     to->product_bytes += s->product_bytes;
     to->seconds += s->seconds;
@@ -150,10 +151,10 @@ static struct figures figures_of(const struct dry *d, double least)
 static json_t *phase_json(const struct total *t, const char *name)
 {
     const struct kern_dry_sums *s = &t->sums;
-    return json_pack("{s:s,s:i,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:f}", "phase", name, "runs", t->runs, "launches",
+    return json_pack("{s:s,s:i,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f}", "phase", name, "runs", t->runs, "launches",
                      (json_int_t)s->launches, "copies", (json_int_t)s->copies, "allocations", (json_int_t)s->allocations, "waits",
                      (json_int_t)s->waits, "stalls", (json_int_t)s->stalls, "flops", s->flops, "tensor_core_flops",
-                     s->tensor_core_flops, "bytes", s->bytes, "product_bytes", s->product_bytes, "computed_s", s->seconds);
+                     s->tensor_core_flops, "host_bytes", s->host_bytes, "bytes", s->bytes, "product_bytes", s->product_bytes, "computed_s", s->seconds);
 }
 
 static size_t plan_bytes(const struct engine_info *info)
@@ -183,14 +184,15 @@ static void print_json(const struct dry *d, const struct figures *f, const struc
 
 static void print_phases(const struct dry *d)
 {
-    printf("%-8s %5s %9s %7s %6s %6s %7s %9s %9s %11s\n", "each", "runs", "launches", "copies", "allocs", "waits", "stalls", "TFLOP",
-           "GB", "computed ms");
+    printf("%-8s %5s %9s %7s %6s %6s %7s %9s %9s %9s %11s\n", "each", "runs", "launches", "copies", "allocs", "waits", "stalls", "TFLOP",
+           "GB", "from host", "computed ms");
     for (int i = DRY_LOAD; i < DRY_IDLE; i++) {
         const struct kern_dry_sums *s = &d->totals[i].sums;
         double n = d->totals[i].runs ? d->totals[i].runs : 1;
-        printf("%-8s %5d %9.6g %7.6g %6.6g %6.6g %7.6g %9.3f %9.3f %11.3f\n", phase_names[i], d->totals[i].runs,
+        printf("%-8s %5d %9.6g %7.6g %6.6g %6.6g %7.6g %9.3f %9.3f %9.3f %11.3f\n", phase_names[i], d->totals[i].runs,
                (double)s->launches / n, (double)s->copies / n, (double)s->allocations / n, (double)s->waits / n,
-               (double)s->stalls / n, s->flops / n / 1e12, s->bytes / n / 1e9, 1e3 * s->seconds / n);
+               (double)s->stalls / n, s->flops / n / 1e12, s->bytes / n / 1e9,
+               s->host_bytes / n / 1e9, 1e3 * s->seconds / n);
     }
 }
 
@@ -212,10 +214,11 @@ static void print_page(const struct dry *d, const struct figures *f, const struc
            (double)f->peak / 1e9, (double)device->context_bytes / 1e9, (double)plan_bytes(info) / 1e9,
            engine_placement_name(info->placement), (double)device->memory_bytes / 1e9, f->fits ? "fits" : "does not fit");
     printf("time        %.3f s without loading, at best: each launch as long as its FLOPs at the peak, its bytes at the bandwidth, or\n"
-           "            %.1f us, whichever is longest; copies between host and device not counted\n", f->seconds, 1e6 * device->launch_s);
-    printf("peaks       bf16 %.1f, fp8 %.1f, f32 %.1f TFLOP/s (dense, sums in f32), %.0f GB/s\n"
-           "            %s; launch: %s\n", device->bf16_flops / 1e12, device->fp8_flops / 1e12, device->f32_flops / 1e12,
-           device->memory_bytes_s / 1e9, device->source, device->launch_source);
+           "            %.1f us, whichever is longest; or what comes from the host meanwhile over the link, if that takes longer\n",
+           f->seconds, 1e6 * device->launch_s);
+    printf("peaks       bf16 %.1f, fp8 %.1f, f32 %.1f TFLOP/s (dense, sums in f32), %.0f GB/s, from the host %.1f GB/s\n"
+           "            %s; link: %s; launch: %s\n", device->bf16_flops / 1e12, device->fp8_flops / 1e12, device->f32_flops / 1e12,
+           device->memory_bytes_s / 1e9, device->link_bytes_s / 1e9, device->source, device->link_source, device->launch_source);
 }
 
 /* 0 with references or a mask, whose rows and copies the least figure does not know. */

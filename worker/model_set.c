@@ -51,8 +51,8 @@ static bool close_one(struct model_set *s, const struct model *keep)
 static bool open_engine(struct model_set *s, struct model *m, const struct engine_adapter *adapters, int adapter_count,
                         struct engine_error *why)
 {
-    struct engine_options options = {.model_dir = m->dir, .precision = s->precision, .threads = s->threads,
-                                     .device = s->device, .sha256 = weights_digest_file, .adapters = adapters, .adapter_count = adapter_count};
+    struct engine_options options = s->common;
+    options.model_dir = m->dir, options.adapters = adapters, options.adapter_count = adapter_count;
     double start_s = clock_s();
     log_event(LOG_INFO, "model_opening", "model=%s dir=%s adapters=%d", log_quote(m->name), log_quote(m->dir), adapter_count);
     bool ok;
@@ -68,8 +68,10 @@ static bool open_engine(struct model_set *s, struct model *m, const struct engin
     if (!ok)
         return engine_error_at(why, "model '%s' (%s)", m->name, m->dir);
     m->info = *engine_info(m->engine);
-    log_event(LOG_INFO, "model_open", "model=%s family=%s licence=%s device=%s seconds=%.1f", log_quote(m->name),
-              m->info.family, log_quote(m->info.licence), log_quote(m->info.device), clock_s() - start_s);
+    log_event(LOG_INFO, "model_open", "model=%s family=%s licence=%s device=%s seconds=%.1f placement=%s model_bytes=%zu arena_bytes=%zu "
+              "other_bytes=%zu device_bytes=%zu", log_quote(m->name), m->info.family, log_quote(m->info.licence),
+              log_quote(m->info.device), clock_s() - start_s, engine_placement_name(m->info.placement), m->info.model_bytes,
+              m->info.arena_bytes, m->info.other_bytes, m->info.device_bytes);
     return true;
 }
 
@@ -153,12 +155,11 @@ static bool open_and_hash(struct model_set *s, struct model *m, struct engine_er
 }
 
 bool model_set_prepare(struct model_set *s, const struct model_source *sources, int count,
-                       enum engine_precision precision, int threads, const char *device, struct engine_error *why)
+                       const struct engine_options *common, struct engine_error *why)
 {
     memset(s, 0, sizeof *s);
-    s->precision = precision;
-    s->threads = threads;
-    s->device = device;
+    s->common = *common;
+    s->common.sha256 = weights_digest_file;
     for (int i = 0; i < count; i++) {
         struct model *m = &s->models[i];
         snprintf(m->name, sizeof m->name, "%s", sources[i].name);
@@ -190,7 +191,7 @@ struct model *model_set_find(struct model_set *s, const char *name)
 void model_set_describe(const struct model_set *s, struct msg_hello *ret)
 {
     ret->device = s->count ? s->models[0].info.device : "";
-    ret->precision = s->precision == ENGINE_F32 ? "f32" : "bf16";
+    ret->precision = s->common.precision == ENGINE_F32 ? "f32" : "bf16";
     ret->model_count = (uint32_t)s->count;
     for (int i = 0; i < s->count; i++) {
         const struct model *m = &s->models[i];

@@ -26,16 +26,15 @@ struct model {
 };
 
 struct model_set {
-    enum engine_precision precision;
-    const char *device;
-    int threads, count;
+    struct engine_options common; /* without a model and adapters */
+    int count;
     struct model models[MSG_MODELS_MAX];
     uint64_t uses;
 };
 
 /* model_set_prepare opens, warms up and hashes all. False: why is the sentence of the one that cannot be used. */
 bool model_set_prepare(struct model_set *s, const struct model_source *sources, int count,
-                       enum engine_precision precision, int threads, const char *device, struct engine_error *why);
+                       const struct engine_options *common, struct engine_error *why);
 void model_set_close(struct model_set *s);
 
 struct model *model_set_find(struct model_set *s, const char *name); /* NULL: not one of ours */

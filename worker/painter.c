@@ -360,8 +360,7 @@ static void *painter_main(void *context)
 {
     struct painter *p = context;
     struct engine_error why = {0};
-    if (!model_set_prepare(&p->models, p->options.sources, p->options.source_count, p->options.precision,
-                           p->options.threads, p->options.device, &why)) {
+    if (!model_set_prepare(&p->models, p->options.sources, p->options.source_count, &p->options.engine, &why)) {
         snprintf(p->why, sizeof p->why, "%s", why.text);
         change_state(p, PAINTER_FAILED);
         return NULL;

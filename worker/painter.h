@@ -15,9 +15,8 @@ enum painter_state { PAINTER_LOADING, PAINTER_READY, PAINTER_FAILED };
 struct painter_options {
     const struct model_source *sources; /* borrowed */
     int source_count;
-    enum engine_precision precision;
-    int threads, batch_max;
-    const char *device;
+    struct engine_options engine; /* what all of them are opened with */
+    int batch_max;
     struct mailbox *outcomes; /* woken when the state changes */
     struct writer *writer;
 };

@@ -99,8 +99,10 @@ static bool worker_open(struct worker *w, const struct worker_options *o, char *
     if (!writer_open(&w->writer, &writing, why, why_bytes))
         return false;
     struct painter_options painting = {
-        .sources = o->models, .source_count = o->model_count, .precision = o->precision, .threads = o->threads,
-        .device = o->device, .batch_max = o->batch_max, .outcomes = &w->outcomes, .writer = w->writer};
+        .sources = o->models, .source_count = o->model_count, .batch_max = o->batch_max,
+        .engine = {.precision = o->precision, .threads = o->threads, .device = o->device, .placement = o->placement,
+                   .plan_count = o->batch_max},
+        .outcomes = &w->outcomes, .writer = w->writer};
     return painter_open(&w->painter, &painting, why, why_bytes);
 }
 

@@ -21,6 +21,7 @@ struct worker_options {
     enum engine_precision precision;
     int threads;                       /* 0: all */
     const char *device;                /* see engine.h; NULL: the CPU */
+    enum engine_placement placement;
     int batch_max;                     /* images rendered at once, 1 .. ENGINE_BATCH_MAX */
     int credit;                        /* un-acknowledged images at most; 0: twice batch_max */
     int metrics_port;                  /* -1: none; 0: any */

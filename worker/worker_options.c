@@ -22,6 +22,7 @@ static const char help[] =
     "  --connect ENDPOINT   the coordinator: tcp://127.0.0.1:PORT, tcp://[::1]:PORT or ipc:///PATH\n"
     "  --model NAME=DIR     a model in diffusers layout (parts may be files: transformer.gguf) and the name campaigns use for it\n"
     "  --device D           what it renders on: cpu (default), cuda or cuda:N\n"
+    "  --placement P        of weights on a GPU: auto (default), resident, phases, streamed; see render --help\n"
     "  --threads N          default: all cores\n"
     "  --precision P        bf16 (default) or f32\n"
     "  --batch N            images rendered at once, 1 to 64; default 4\n"
@@ -38,6 +39,7 @@ enum option_word {
     OPTION_CONNECT = DAEMON_OPTIONS_OWN,
     OPTION_MODEL,
     OPTION_DEVICE,
+    OPTION_PLACEMENT,
     OPTION_THREADS,
     OPTION_PRECISION,
     OPTION_BATCH,
@@ -50,6 +52,7 @@ static const struct option words[] = {
     {"connect", required_argument, NULL, OPTION_CONNECT},
     {"model", required_argument, NULL, OPTION_MODEL},
     {"device", required_argument, NULL, OPTION_DEVICE},
+    {"placement", required_argument, NULL, OPTION_PLACEMENT},
     {"threads", required_argument, NULL, OPTION_THREADS},
     {"precision", required_argument, NULL, OPTION_PRECISION},
     {"batch", required_argument, NULL, OPTION_BATCH},
@@ -126,6 +129,11 @@ static bool read_word(void *context, int word, const char *text, char *why, size
         if (worker_options_is_device(text))
             return true;
         snprintf(why, why_bytes, "--device '%s', accepted: " WORKER_OPTIONS_DEVICES, text);
+        return false;
+    case OPTION_PLACEMENT:
+        if (engine_placement_of(text, &w->placement))
+            return true;
+        snprintf(why, why_bytes, "--placement '%s', accepted: auto, resident, phases, streamed", text);
         return false;
     case OPTION_THREADS: return daemon_options_number("--threads", text, 1, 4096, &w->threads, why, why_bytes);
     case OPTION_PRECISION:

@@ -14,13 +14,19 @@
 #define MODEL "tests/golden/models/pocket"
 #define IMAGES 3
 
-static struct engine *open_engine(enum engine_precision precision)
+static struct engine *open_placed(enum engine_precision precision, enum engine_placement placement)
 {
     struct engine *e;
     struct engine_error why;
-    if (!engine_open(&e, &(struct engine_options){.model_dir = MODEL, .precision = precision, .device = "cuda"}, &why))
+    if (!engine_open(&e, &(struct engine_options){.model_dir = MODEL, .precision = precision, .device = "cuda", .placement = placement},
+                     &why))
         fail_msg("%s", why.text);
     return e;
+}
+
+static struct engine *open_engine(enum engine_precision precision)
+{
+    return open_placed(precision, ENGINE_PLACEMENT_AUTO);
 }
 
 static void paint(struct engine *e, const struct engine_request *r, int count, struct engine_image *images)
@@ -68,6 +74,27 @@ static void a_picture_depends_neither_on_its_batch_nor_on_the_run(void **state)
     }
 }
 
+static void a_picture_does_not_depend_on_where_weights_are_kept(void **state)
+{
+    static const enum engine_placement placements[] = {ENGINE_RESIDENT, ENGINE_PHASES, ENGINE_STREAMED};
+    struct engine_image first[IMAGES], image[IMAGES];
+    (void)state;
+    for (int p = 0; p < 3; p++) {
+        struct engine *e = open_placed(ENGINE_BF16, placements[p]);
+        struct engine_request r[IMAGES];
+        requests_of(e, r);
+        assert_int_equal(engine_info(e)->placement, placements[p]);
+        paint(e, r, IMAGES, p ? image : first);
+        for (int i = 0; i < IMAGES && p; i++) {
+            same_picture(&first[i], &image[i], engine_placement_name(placements[p]), i);
+            engine_image_done(&image[i]);
+        }
+        engine_close(e);
+    }
+    for (int i = 0; i < IMAGES; i++)
+        engine_image_done(&first[i]);
+}
+
 static void the_engine_says_what_it_runs_on(void **state)
 {
     (void)state;
@@ -80,6 +107,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_picture_depends_neither_on_its_batch_nor_on_the_run),
+        cmocka_unit_test(a_picture_does_not_depend_on_where_weights_are_kept),
         cmocka_unit_test(the_engine_says_what_it_runs_on),
     };
     return cmocka_run_group_tests_name("cuda_engine", tests, NULL, NULL);

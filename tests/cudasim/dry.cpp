@@ -2,6 +2,7 @@
  *
  * Peaks are what the vendor publishes: dense, sums in f32. A real kernel reaches a part of them (its file says which part
  * is expected), so the times are a lower bound of the device's work, not a forecast. */
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -24,16 +25,21 @@ constexpr double LAUNCH_S = 3.8e-6;
 const char *const LAUNCH_SOURCE = "NVIDIA, Getting Started with CUDA Graphs: short kernels on one stream, 3.8 us each";
 const char *const ADA = "NVIDIA Ada GPU architecture white paper";
 
+constexpr double PCIE4 = 16 * 16e9 * 128 / 130 / 8, PCIE5 = 2 * PCIE4; /* 16 lanes, 128b/130b */
+const char *const LINK_SOURCE = "16 lanes of PCI Express 4.0 (H100: 5.0)";
+
 const struct kern_dry_device devices[] = {
-    {"h100", "", 989.4e12, 1978.9e12, 66.9e12, 3.35e12, LAUNCH_S, 0, 0, "NVIDIA H100 (SXM5) data sheet", LAUNCH_SOURCE},
-    {"rtx4090", "", 165.2e12, 330.3e12, 82.6e12, 1008e9, LAUNCH_S, 0, 0, ADA, LAUNCH_SOURCE},
-    {"rtx3090", "", 71.0e12, 0, 35.6e12, 936e9, LAUNCH_S, 0, 0, "NVIDIA Ampere GA102 GPU architecture white paper", LAUNCH_SOURCE},
-    {"rtx4070ti", "", 80.2e12, 160.4e12, 40.1e12, 504e9, LAUNCH_S, 0, 0,
-     "60 SMs at 2.61 GHz with the rates of an SM in the Ada white paper; 504 GB/s: NVIDIA's product page", LAUNCH_SOURCE},
+    {"h100", "", 989.4e12, 1978.9e12, 66.9e12, 3.35e12, PCIE5, LAUNCH_S, 0, 0, "NVIDIA H100 (SXM5) data sheet", LINK_SOURCE, LAUNCH_SOURCE},
+    {"rtx4090", "", 165.2e12, 330.3e12, 82.6e12, 1008e9, PCIE4, LAUNCH_S, 0, 0, ADA, LINK_SOURCE, LAUNCH_SOURCE},
+    {"rtx3090", "", 71.0e12, 0, 35.6e12, 936e9, PCIE4, LAUNCH_S, 0, 0, "NVIDIA Ampere GA102 GPU architecture white paper", LINK_SOURCE,
+     LAUNCH_SOURCE},
+    {"rtx4070ti", "", 80.2e12, 160.4e12, 40.1e12, 504e9, PCIE4, LAUNCH_S, 0, 0,
+     "60 SMs at 2.61 GHz with the rates of an SM in the Ada white paper; 504 GB/s: NVIDIA's product page", LINK_SOURCE, LAUNCH_SOURCE},
 };
 
 std::mutex &mutex = *new std::mutex; /* guards what follows */
 struct kern_dry_device chosen;
+std::string &chosen_by = *new std::string; /* the word that named it */
 struct kern_dry_sums seen; /* launches and what they cost */
 uint64_t device_copies;
 
@@ -62,10 +68,20 @@ void see(const cudasim_launch *l)
     seen.seconds += longer > chosen.launch_s ? longer : chosen.launch_s;
 }
 
-const struct kern_dry_device *find(const char *name)
+/* NAME or NAME:GB; gb 0: the device's own memory. */
+const struct kern_dry_device *find(const std::string &word, int *gb)
 {
+    size_t colon = word.find(':');
+    char *end = nullptr;
+    *gb = 0;
+    if (colon != std::string::npos) {
+        long value = strtol(word.c_str() + colon + 1, &end, 10);
+        if (*end || value < 1 || value > 1024)
+            return nullptr;
+        *gb = static_cast<int>(value);
+    }
     for (const struct kern_dry_device &d : devices)
-        if (!strcmp(d.name, name))
+        if (word.substr(0, colon) == d.name)
             return &d;
     return nullptr;
 }
@@ -76,25 +92,31 @@ bool refuse(char *why, size_t why_bytes, const char *name)
     for (const struct kern_dry_device &d : devices)
         if (used > 0 && static_cast<size_t>(used) < why_bytes)
             used += snprintf(why + used, why_bytes - static_cast<size_t>(used), " dry:%s", d.name);
+    if (used > 0 && static_cast<size_t>(used) < why_bytes)
+        snprintf(why + used, why_bytes - static_cast<size_t>(used), ", or with another memory, 1 to 1024 GB: dry:%s:16", devices[0].name);
     return false;
 }
 
 /* The simulator reads its environment at its first use, once. */
 bool choose(const char *name, char *why, size_t why_bytes)
 {
-    const struct kern_dry_device *d = find(name);
+    int gb;
+    const struct kern_dry_device *d = find(name, &gb);
     if (!d)
         return refuse(why, why_bytes, name);
-    if (chosen.name && chosen.name != d->name) {
-        snprintf(why, why_bytes, "dry device '%s': this process has %s already", name, chosen.name);
+    if (chosen.name) {
+        snprintf(why, why_bytes, "dry device '%s': this process has %s already", name, chosen_by.c_str());
         return false;
     }
     setenv("CUDASIM_MODE", "dry", 1);
     setenv("CUDASIM_OVERBOOK", "1", 1);
-    setenv("CUDASIM_DEVICE", name, 1);
+    setenv("CUDASIM_DEVICE", d->name, 1);
+    if (gb)
+        setenv("CUDASIM_VRAM_MB", std::to_string(gb * 1024).c_str(), 1);
     setenv("CUDASIM_CONTEXT_MB", std::to_string(CONTEXT_MB).c_str(), 0);
     const cudasim::Device *device = cudasim::device_at(0);
     chosen = *d;
+    chosen_by = name;
     chosen.full_name = device->profile->full_name;
     chosen.memory_bytes = device->capacity_bytes;
     chosen.context_bytes = device->used_bytes;
@@ -105,8 +127,7 @@ bool choose(const char *name, char *why, size_t why_bytes)
 
 struct kern *open_device(const char *name, char *why, size_t why_bytes)
 {
-    bool is_chosen = chosen.name && !strcmp(chosen.name, name);
-    if (!is_chosen && !choose(name, why, why_bytes))
+    if (chosen_by != name && !choose(name, why, why_bytes))
         return nullptr;
     struct kern_cuda_options options = {0, true};
     return kern_cuda_open(&options, why, why_bytes);
@@ -129,6 +150,8 @@ struct kern_dry_sums sums()
     struct kern_dry_sums s = seen;
     s.copies = c.copies - device_copies;
     s.allocations = c.allocations;
+    s.host_bytes = static_cast<double>(c.host_to_device_bytes);
+    s.seconds = std::max(s.seconds, s.host_bytes / chosen.link_bytes_s);
     s.waits = c.host_waits;
     s.stalls = c.host_stalls;
     return s;
