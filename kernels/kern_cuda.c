@@ -3,9 +3,9 @@
  * Everything is queued on one stream and nothing waits but sync, read and has_nan. So memory may be used again as soon as
  * the host says so: whoever writes it next is behind its last reader in the stream.
  *
- * Arena: a chain of blocks with one bump pointer over all. A pass over a new shape adds blocks; when the pointer is back
- * at 0 (between batches), several blocks become one of the size that was needed, and from then on that shape allocates
- * nothing. A block that cannot be had is "no memory"; what is there stays there.
+ * Arena: a chain of blocks with one bump pointer over all; one block where what is needed was reserved. Where it was not, a
+ * pass over a new shape adds blocks; when the pointer is back at 0 (between batches), several blocks become one of the size
+ * that was needed, and from then on that shape allocates nothing. A block that cannot be had is "no memory"; what is there stays there.
  *
  *   block 0   |#########....|   block 1   |##########......|      # given out, in order; the tail of block 0 was too
  *   base 0                       base 9                             short for the next piece and is left out
@@ -186,7 +186,7 @@ static void drop_blocks(struct cuda *c, int first)
 static bool add_block(struct cuda *c, size_t bytes)
 {
     int at = c->block_count ? c->block + 1 : 0;
-    size_t want = bytes > BLOCK_BYTES_MIN ? bytes : BLOCK_BYTES_MIN, dropped = 0;
+    size_t want = bytes, dropped = 0;
     for (int i = at; i < c->block_count; i++)
         dropped += c->blocks[i].bytes;
     if (dropped > want)
@@ -213,18 +213,24 @@ static bool join_blocks(struct cuda *c)
     return add_block(c, c->peak);
 }
 
+/* A block for what was not reserved: more is likely to follow. */
+static bool grow(struct cuda *c, size_t bytes)
+{
+    return add_block(c, bytes > BLOCK_BYTES_MIN ? bytes : BLOCK_BYTES_MIN);
+}
+
 /* Makes a block with room for `bytes` the one in use. */
 static bool make_room(struct cuda *c, size_t bytes)
 {
     if (c->used == 0 && c->block_count > 1 && !join_blocks(c))
         return false;
-    if (c->block_count == 0 && !add_block(c, bytes))
+    if (c->block_count == 0 && !grow(c, bytes))
         return false;
     struct block *b = &c->blocks[c->block];
     if (c->used - b->base + bytes <= b->bytes)
         return true;
     if (c->block + 1 == c->block_count || c->blocks[c->block + 1].bytes < bytes) {
-        if (!add_block(c, bytes))
+        if (!grow(c, bytes))
             return false;
     }
     c->block++;
