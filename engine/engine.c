@@ -3,7 +3,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "engine_batch.h"
 #include "engine_edit.h"
@@ -15,25 +14,34 @@ struct engine {
     struct engine_batch batch; /* of the call that runs; kept here so that no call allocates it */
 };
 
-static const char *const placement_names[] = {"auto", "resident", "phases", "streamed"};
-
-const char *engine_placement_name(enum engine_placement placement)
+static bool check_size(const struct engine_request *r, struct engine_error *why)
 {
-    return placement_names[placement];
+    const char *wrong = NULL;
+    if (r->width < ENGINE_SIDE_MIN || r->height < ENGINE_SIDE_MIN)
+        wrong = "a side is below 64";
+    else if (r->width % ENGINE_SIDE_MULTIPLE || r->height % ENGINE_SIDE_MULTIPLE)
+        wrong = "a side is not a multiple of 16";
+    else if ((int64_t)r->width * r->height > ENGINE_PIXELS_MAX)
+        wrong = "more than 4194304 pixels";
+    if (!wrong)
+        return true;
+    return engine_error_set(why, ENGINE_BAD_REQUEST,
+                            "size %dx%d: %s; accepted: multiples of %d, at least %d, at most %d pixels in all", r->width,
+                            r->height, wrong, ENGINE_SIDE_MULTIPLE, ENGINE_SIDE_MIN, ENGINE_PIXELS_MAX);
 }
 
-bool engine_placement_of(const char *name, enum engine_placement *ret)
+/* The batch that a model is opened for. */
+static bool check_planned(const struct engine_options *o, struct engine_error *why)
 {
-    for (int i = ENGINE_PLACEMENT_AUTO; i <= ENGINE_STREAMED; i++)
-        if (strcmp(name, placement_names[i]) == 0) {
-            *ret = (enum engine_placement)i;
-            return true;
-        }
-    return false;
+    struct engine_request r = {.width = o->plan_width, .height = o->plan_height, .references = o->plan_references,
+                               .reference_count = o->plan_reference_count};
+    return engine_edit_check(&r, why) && ((!r.width && !r.height) || check_size(&r, why));
 }
 
 bool engine_open(struct engine **ret, const struct engine_options *options, struct engine_error *why)
 {
+    if (!check_planned(options, why))
+        return false;
     struct engine *e = calloc(1, sizeof *e);
     if (!e)
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for an engine");
@@ -80,22 +88,6 @@ bool engine_reference_size(int width, int height, int *ret_width, int *ret_heigh
     *ret_width = layout.width;
     *ret_height = layout.height;
     return true;
-}
-
-static bool check_size(const struct engine_request *r, struct engine_error *why)
-{
-    const char *wrong = NULL;
-    if (r->width < ENGINE_SIDE_MIN || r->height < ENGINE_SIDE_MIN)
-        wrong = "a side is below 64";
-    else if (r->width % ENGINE_SIDE_MULTIPLE || r->height % ENGINE_SIDE_MULTIPLE)
-        wrong = "a side is not a multiple of 16";
-    else if ((int64_t)r->width * r->height > ENGINE_PIXELS_MAX)
-        wrong = "more than 4194304 pixels";
-    if (!wrong)
-        return true;
-    return engine_error_set(why, ENGINE_BAD_REQUEST,
-                            "size %dx%d: %s; accepted: multiples of %d, at least %d, at most %d pixels in all", r->width,
-                            r->height, wrong, ENGINE_SIDE_MULTIPLE, ENGINE_SIDE_MIN, ENGINE_PIXELS_MAX);
 }
 
 static bool check_guidance(const struct engine *e, const struct engine_request *r, struct engine_error *why)

@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "engine_error.h"
+#include "engine_placement.h"
 #include "tensor.h"
 
 enum engine_precision { ENGINE_F32, ENGINE_BF16 };
@@ -28,10 +29,11 @@ struct engine_adapter { const char *file; float strength; }; /* a LoRA file (lor
 
 enum engine_variant { ENGINE_VARIANT_OF_FILES, ENGINE_DISTILLED, ENGINE_BASE };
 
-/* Where weights are, on a device with its own memory (engine_plan.h). AUTO: resident if that fits, else phases, else streamed. */
-enum engine_placement { ENGINE_PLACEMENT_AUTO, ENGINE_RESIDENT, ENGINE_PHASES, ENGINE_STREAMED };
-const char *engine_placement_name(enum engine_placement placement); /* "auto", "resident", "phases", "streamed" */
-bool engine_placement_of(const char *name, enum engine_placement *ret);
+/* A reference image, upright: at least 64 pixels a side, one side at most 8 times the other (reference.h). */
+struct engine_reference {
+    int width, height;
+    const uint8_t *rgb;   /* height * width * 3 */
+};
 
 struct engine_options {
     const char *model_dir;            /* diffusers layout; parts may be files in it (model_parts.h); NULL: each part below is given */
@@ -46,7 +48,9 @@ struct engine_options {
     const char *isa;                  /* see kern_cpu.h; NULL: best */
     const char *device;               /* "cpu", "cuda", "cuda:1", "dry:rtx4090" (kern_dry.h); NULL: cpu */
     enum engine_placement placement;  /* the CPU accepts AUTO and RESIDENT */
-    int plan_width, plan_height, plan_count; /* the largest batch that is expected and must fit as well; 0: one of 1024x1024 */
+    /* The largest batch that is expected and must fit as well, with these references; 0: one picture of 1024x1024 */
+    int plan_width, plan_height, plan_count, plan_reference_count;
+    const struct engine_reference *plan_references;
 };
 
 #define ENGINE_SIDE_MIN 64
@@ -56,12 +60,6 @@ struct engine_options {
 #define ENGINE_TOKENS_MAX 512
 #define ENGINE_BATCH_MAX 64
 #define ENGINE_REFERENCES_MAX 10
-
-/* A reference image, upright: at least 64 pixels a side, one side at most 8 times the other (reference.h). */
-struct engine_reference {
-    int width, height;
-    const uint8_t *rgb;   /* height * width * 3 */
-};
 
 struct engine_request {
     const char *prompt;   /* UTF-8 */

@@ -15,7 +15,8 @@
 
 struct engine_plan {
     struct engine_model model;  /* its tokenizer is the true model's */
-    size_t rest, text, blocks;  /* bytes of weights: neither of the others; layers of the text encoder, of the transformer */
+    size_t rest, text, blocks;  /* bytes of weights: none of the others; layers of the text encoder, of the transformer */
+    size_t encoder;             /* of the VAE, which references need */
     struct engine_batch batch;
 };
 
@@ -54,7 +55,8 @@ static bool load(struct engine_plan *p, const struct model_parts *parts, struct 
     p->text = layer_bytes(m->text.streamed, TEXT_ENCODER_LAYERS);
     p->blocks = layer_bytes(m->transformer.streamed, c->num_layers + c->num_single_layers);
     encoder.pool = m->encoder_pool;
-    vae_load_encoder(&m->encoder, &m->config.vae, &encoder); /* missing: references are refused before they are planned */
+    vae_load_encoder(&m->encoder, &m->config.vae, &encoder); /* missing: references will be refused when it is asked for */
+    p->encoder = kern_plan_weights(m->kern) - p->rest;
     return true;
 }
 
@@ -110,7 +112,7 @@ static bool need(struct engine_plan *p, enum engine_placement placement, const s
     bool ok = rehearse(p, requests, count, why);
     kern_rewind(m->kern, 0);
     ret->arena = kern_plan_arena(m->kern);
-    ret->weights = p->rest + (m->text.is_streamed ? 0 : p->text) + (m->transformer.is_streamed ? 0 : p->blocks);
+    ret->weights = p->rest + (requests[0].reference_count ? p->encoder : 0) + (m->text.is_streamed ? 0 : p->text) + (m->transformer.is_streamed ? 0 : p->blocks);
     return ok;
 }
 
@@ -123,12 +125,16 @@ static double gb(size_t bytes)
 static int expected(const struct engine_plan *p, const struct engine_options *o, struct engine_request *requests,
                     char (*prompts)[8])
 {
-    int count = o->plan_count ? o->plan_count : 1;
+    int count = o->plan_count ? o->plan_count : 1, width = o->plan_width, height = o->plan_height;
+    struct engine_error never; /* the references were checked */
+    if (!width && o->plan_reference_count)
+        engine_reference_size(o->plan_references[0].width, o->plan_references[0].height, &width, &height, &never);
     for (int i = 0; i < count; i++) {
         snprintf(prompts[i], sizeof prompts[i], "%d", i);
-        requests[i] = (struct engine_request){.prompt = prompts[i], .width = o->plan_width ? o->plan_width : EXPECTED_SIDE,
-                                              .height = o->plan_height ? o->plan_height : EXPECTED_SIDE, .steps = 4,
-                                              .guidance = p->model.info.is_distilled ? 1 : 4};
+        requests[i] = (struct engine_request){.prompt = prompts[i], .width = width ? width : EXPECTED_SIDE,
+                                              .height = height ? height : EXPECTED_SIDE, .steps = 4,
+                                              .guidance = p->model.info.is_distilled ? 1 : 4,
+                                              .references = o->plan_references, .reference_count = o->plan_reference_count};
     }
     return count;
 }

@@ -771,6 +771,8 @@ static int open_model(struct run *r)
     const struct options *o = &r->options;
     struct engine_error why;
     char text[512];
+    struct engine_request planned = {0};
+    inputs_into(&r->inputs, &planned);
     for (int i = 0; i < o->lora_count; i++)
         r->adapters[i] = (struct engine_adapter){o->loras[i].file, (float)o->loras[i].scale};
     r->model = (struct engine_options){.model_dir = o->model, .transformer = o->transformer, .text_encoder = o->text_encoder,
@@ -779,7 +781,8 @@ static int open_model(struct run *r)
                                      .adapter_count = o->lora_count, .threads = o->threads, .device = o->device,
                                      .precision = strcmp(o->precision, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16,
                                      .placement = o->placement, .plan_width = o->width, .plan_height = o->height,
-                                     .plan_count = smaller(o->batch, r->prompts.count)};
+                                     .plan_count = smaller(o->batch, r->prompts.count),
+                                     .plan_references = planned.references, .plan_reference_count = planned.reference_count};
     if (dry_is(o->device) && !dry_open(&r->dry, o->trace, text, sizeof text))
         return refuse("%s", text);
     r->is_hashing = !r->dry && weights_digest_begin(&r->hashing, &r->model, text, sizeof text);

@@ -222,6 +222,13 @@ class FullSize(unittest.TestCase):
         report = self.look("h100", "klein-4b")[1] # a copy waits for the one two before it
         self.assertLess(next(p for p in report["phases"] if p["phase"] == "prompt")["copies"], 20)
 
+    def test_references_are_planned_as_well(self):
+        reference = ROOT / "tests/golden/edit-two/reference-0.png"
+        for placement in ("resident", "streamed"):
+            report = self.look("h100", "klein-4b", "1024x1024", "--placement", placement, "--image", reference, "--image", reference)[1]
+            self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"])
+            self.assertGreaterEqual(report["peak_bytes"], report["plan_bytes"] / MARGIN)
+
     def test_what_fits_where(self):
         for device, family, size, placement in (
                 ("rtx4090:16", "klein-4b", "1024x1024", "resident"), ("rtx4070ti", "klein-4b", "1024x1024", "phases"),
