@@ -174,9 +174,11 @@ bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const st
         return false;
     if (kern_memory(m->kern, &space) && n.arena > space.available + space.arena)
         return engine_error_set(why, ENGINE_NO_MEMORY,
-                                "no memory: a batch of %d at %dx%d needs %.2f GB beside the weights; %s has %.2f left of %.2f, with "
-                                "placement %s", count, requests[0].width, requests[0].height, gb(n.arena), kern_name(m->kern),
-                                gb(space.available + space.arena), gb(space.all), engine_placement_name(m->info.placement));
+                                "no memory: a batch of %d at %dx%d needs %.2f GB beside the weights; %s has %.2f left for it of %.2f%s%s",
+                                count, requests[0].width, requests[0].height, gb(n.arena), kern_name(m->kern),
+                                gb(space.available + space.arena), gb(space.all),
+                                m->info.placement == ENGINE_STREAMED ? "" : ", and more with another placement than ",
+                                m->info.placement == ENGINE_STREAMED ? "" : engine_placement_name(m->info.placement));
     kern_reserve(m->kern, n.arena);
     return engine_model_sync(m, why);
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints the table of kernels/README.md: klein-4B and 9B in bf16 on GPUs, computed by dry runs, beside published times.
+"""Prints the tables of kernels/README.md: klein-4B and 9B in bf16 on GPUs, computed by dry runs, beside published times.
 
     cmake --preset sim && cmake --build --preset sim && tests/bench/dry_table.py [build/sim/bin/kiln-worker]
 
@@ -8,6 +8,8 @@ import json, pathlib, subprocess, sys, tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAMILIES, SIZES = ("klein-4b", "klein-9b"), (512, 1024, 1536)
+PLACEMENTS = {"resident": "", "phases": " p", "streamed": " s"} # with the mark of the table
+MEMORIES = (6, 8, 12, 16, 24)
 DEVICES = {"h100": "H100", "rtx4090": "RTX 4090", "rtx3090": "RTX 3090", "rtx4070ti": "RTX 4070 Ti"}
 # seconds a picture, as published by others; how they were measured (text encoder, decoder, number format) is not said there
 PUBLISHED = {
@@ -19,19 +21,19 @@ PUBLISHED = {
 }
 
 
-def ledger(worker, folder, device, size):
+def ledger(worker, folder, device, size, *words):
     done = subprocess.run([worker, "render", "--device", "dry:" + device, "--model", folder, "--prompt", "a red fox", "--seed", "1",
-                           "--size", f"{size}x{size}", "--json"], capture_output=True, text=True)
+                           "--size", f"{size}x{size}", "--json", *words], capture_output=True, text=True)
     if not done.stdout:
         sys.exit(done.stderr)
     return json.loads(done.stdout)
 
 
-def model_line(family, size, reports):
-    any_report = next(iter(reports.values()))
+def model_line(family, size, placed):
+    any_report = placed["resident"]
     step = next(p for p in any_report["phases"] if p["phase"] == "step")
     outside, least = any_report["step_bytes_outside_products"], any_report["step_bytes_outside_products_least"]
-    cells = [family, f"{size}²", f"{any_report['peak_bytes'] / 1e9:.1f}", str(any_report["step_launches_max"]),
+    cells = [family, f"{size}²", " / ".join(f"{placed[p]['peak_bytes'] / 1e9:.1f}" for p in PLACEMENTS), str(any_report["step_launches_max"]),
              f"{any_report['step_late_stalls']} / {any_report['step_late_allocations']}", f"{step['flops'] / step['runs'] / 1e12:.2f}",
              f"{100 * any_report['tensor_core_share']:.2f}", f"{outside / 1e9:.1f} / {least / 1e9:.1f} = {outside / least:.2f}"]
     return "| " + " | ".join(cells) + " |"
@@ -41,23 +43,35 @@ def time_line(family, size, reports):
     cells = []
     for device, report in reports.items():
         published = PUBLISHED.get((device, family, size))
-        cells.append(f"{report['computed_s']:.3f}" + ("" if report["fits"] else " †") + (f" ({published:g})" if published else ""))
+        cells.append(f"{report['computed_s']:.3f}" + PLACEMENTS[report["placement"]] + (f" ({published:g})" if published else ""))
+    return f"| {family} | {size}² | " + " | ".join(cells) + " |"
+
+
+def fit_line(worker, folder, family, size):
+    cells = []
+    for gb in MEMORIES:
+        report = ledger(worker, folder, f"rtx4090:{gb}", size)
+        cells.append(f"{report['placement']} {report['peak_bytes'] / 1e9:.1f}")
     return f"| {family} | {size}² | " + " | ".join(cells) + " |"
 
 
 def main():
     worker = sys.argv[1] if len(sys.argv) > 1 else ROOT / "build/sim/bin/kiln-worker"
-    models, times = [], []
+    models, fits, times = [], [], []
     with tempfile.TemporaryDirectory() as place:
         for family in FAMILIES:
             folder = pathlib.Path(place, family)
             subprocess.run([ROOT / "tests/bench/hollow_klein.py", folder, "--family", family], check=True, stdout=subprocess.DEVNULL)
             for size in SIZES:
                 reports = {device: ledger(worker, folder, device, size) for device in DEVICES}
-                models.append(model_line(family, size, reports))
+                placed = {p: ledger(worker, folder, "h100", size, "--placement", p) for p in PLACEMENTS}
+                models.append(model_line(family, size, placed))
+                fits.append(fit_line(worker, folder, family, size))
                 times.append(time_line(family, size, reports))
-    print("| bf16 | size | peak GB | launches a step | stalls / allocations behind the first step | TFLOP a step | % on tensor cores | "
+    print("| bf16 | size | peak GB: resident / phases / streamed | launches a step | stalls / allocations behind the first step | TFLOP a step | % on tensor cores | "
           "GB a step outside products / least |\n" + "| --- " * 8 + "|\n" + "\n".join(models) + "\n")
+    print("| placement, peak GB | size | " + " | ".join(f"{gb} GB" for gb in MEMORIES) + " |\n" + "| --- " * (2 + len(MEMORIES)) + "|\n" +
+          "\n".join(fits) + "\n")
     print("| s a picture, computed (published) | size | " + " | ".join(DEVICES.values()) + " |\n" + "| --- " * 6 + "|\n" + "\n".join(times))
 
 

@@ -243,6 +243,19 @@ class FullSize(unittest.TestCase):
         self.assertEqual((code, report), (2, None))
         self.assertRegex(said, r"resident \S+ GB .* phases \S+ GB .* streamed \S+ GB .* left of 2.15")
 
+    def test_the_text_encoder_comes_once_for_a_batch_of_prompts(self):
+        model, came = pathlib.Path(self.folder.name, "klein-4b"), []
+        for count in (1, 16):
+            with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompts:
+                prompts.write("".join(f"prompt {i}\n" for i in range(count)))
+                prompts.flush()
+                done = subprocess.run([worker, "render", "--device", "dry:rtx4070ti", "--model", model, "--prompt-file", prompts.name, "--seed", "1",
+                                       "--size", "512x512", "--batch", "16", "--json"], capture_output=True, text=True)
+            report = json.loads(done.stdout)
+            self.assertEqual(report["placement"], "phases")
+            came.append(next(p for p in report["phases"] if p["phase"] == "prompt")["host_bytes"])
+        self.assertLess(came[1], 1.03 * came[0]) # embeddings of tokens, noise
+
     def test_layers_come_from_the_host_once_a_pass(self):
         streamed = self.look("h100", "klein-9b", "1024x1024", "--placement", "streamed")[1]
         resident = self.look("h100", "klein-9b", "1024x1024", "--placement", "resident")[1]
