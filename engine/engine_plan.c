@@ -16,7 +16,8 @@
 struct engine_plan {
     struct engine_model model;  /* its tokenizer is the true model's */
     size_t rest, text, blocks;  /* bytes of weights: none of the others; layers of the text encoder, of the transformer */
-    size_t encoder;             /* of the VAE, which references need */
+    size_t encoder;             /* and the encoder of the VAE, for references */
+    bool has_encoder;           /* without it they will be refused when it is asked for */
     struct engine_batch batch;
 };
 
@@ -40,6 +41,7 @@ static bool load(struct engine_plan *p, const struct model_parts *parts, struct 
 {
     struct engine_model *m = &p->model;
     const struct transformer_config *c = &m->config.transformer;
+    struct engine_error ignored;
     struct weights vae = begin(p, parts, TENSOR_NAMES_VAE), encoder = vae;
     struct weights transformer = begin(p, parts, TENSOR_NAMES_TRANSFORMER), text = begin(p, parts, TENSOR_NAMES_TEXT_ENCODER);
     vae_load(&m->vae, &m->config.vae, &vae);
@@ -55,7 +57,8 @@ static bool load(struct engine_plan *p, const struct model_parts *parts, struct 
     p->text = layer_bytes(m->text.streamed, TEXT_ENCODER_LAYERS);
     p->blocks = layer_bytes(m->transformer.streamed, c->num_layers + c->num_single_layers);
     encoder.pool = m->encoder_pool;
-    vae_load_encoder(&m->encoder, &m->config.vae, &encoder); /* missing: references will be refused when it is asked for */
+    vae_load_encoder(&m->encoder, &m->config.vae, &encoder);
+    p->has_encoder = weights_done(&encoder, &ignored);
     p->encoder = kern_plan_weights(m->kern) - p->rest;
     return true;
 }
@@ -134,7 +137,8 @@ static int expected(const struct engine_plan *p, const struct engine_options *o,
         requests[i] = (struct engine_request){.prompt = prompts[i], .width = width ? width : EXPECTED_SIDE,
                                               .height = height ? height : EXPECTED_SIDE, .steps = 4,
                                               .guidance = p->model.info.is_distilled ? 1 : 4,
-                                              .references = o->plan_references, .reference_count = o->plan_reference_count};
+                                              .references = o->plan_references,
+                                              .reference_count = p->has_encoder ? o->plan_reference_count : 0};
     }
     return count;
 }

@@ -42,7 +42,7 @@ struct kern_space {
 bool kern_memory(struct kern *k, struct kern_space *ret);
 
 /* The arena. kern_temp gives uninitialised memory (64-byte aligned) that lives until kern_rewind to
- * an earlier mark. The arena grows at the first pass over a shape and not after that. */
+ * an earlier mark. The arena grows at the first pass over a shape, unless that was reserved, and not after that. */
 struct tensor kern_temp(struct kern *k, enum tensor_dtype dtype, int rank, const int64_t *shape);
 size_t kern_mark(struct kern *k);
 void kern_rewind(struct kern *k, size_t mark);
@@ -81,8 +81,8 @@ size_t kern_weight_bytes(const struct kern_weight *w); /* of a kept one: the fil
  *
  *   fetch 0;  for each i:  use i;  fetch i + 1 into the other seat;  compute with i
  *
- * A layer that was fetched is used once; weights are valid until their seat is fetched into or rewound. The weights are freed
- * before the layer. kern_layer_begin gives NULL after a failure. */
+ * A layer that was fetched is used once; weights are valid until their seat is fetched into or rewound. Weights and layer
+ * are freed in any order. kern_layer_begin gives NULL after a failure. */
 struct kern_layer *kern_layer_begin(struct kern *k);
 void kern_layer_end(struct kern *k, struct kern_layer *l);
 void kern_layer_free(struct kern *k, struct kern_layer *l);

@@ -705,6 +705,37 @@ static void the_model_describes_itself(void **state)
     engine_close(e);
 }
 
+/* On the CPU there is one memory: nothing to place and nothing planned. */
+static void the_cpu_takes_a_placement_that_means_something_there(void **state)
+{
+    (void)state;
+    struct engine *e;
+    struct engine_error why;
+    assert_true(engine_open(&e, &(struct engine_options){.model_dir = DISTILLED, .placement = ENGINE_RESIDENT}, &why));
+    assert_int_equal(engine_info(e)->placement, ENGINE_RESIDENT);
+    assert_int_equal(engine_info(e)->device_bytes, 0);
+    engine_close(e);
+    for (enum engine_placement p = ENGINE_PHASES; p <= ENGINE_STREAMED; p++) {
+        assert_false(engine_open(&e, &(struct engine_options){.model_dir = DISTILLED, .placement = p}, &why));
+        assert_int_equal(why.fault, ENGINE_BAD_REQUEST);
+        assert_non_null(strstr(why.text, engine_placement_name(p)));
+        assert_non_null(strstr(why.text, "accepted: auto, resident"));
+    }
+}
+
+static void what_could_never_be_rendered_is_no_plan(void **state)
+{
+    static const struct engine_reference tiny = {.width = 8, .height = 8, .rgb = (const uint8_t *)""};
+    (void)state;
+    struct engine *e;
+    struct engine_error why;
+    assert_false(engine_open(&e, &(struct engine_options){.model_dir = DISTILLED, .plan_width = 100, .plan_height = 64}, &why));
+    assert_int_equal(why.fault, ENGINE_BAD_REQUEST);
+    assert_non_null(strstr(why.text, "100x64"));
+    assert_false(engine_open(&e, &(struct engine_options){.model_dir = DISTILLED, .plan_references = &tiny, .plan_reference_count = 1}, &why));
+    assert_int_equal(why.fault, ENGINE_BAD_REQUEST);
+}
+
 static void a_folder_that_is_no_model_is_refused(void **state)
 {
     (void)state;
@@ -746,6 +777,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_cancelled_batch_ends_between_steps_and_the_next_is_whole),
         cmocka_unit_test(a_picture_of_nan_is_an_error),
         cmocka_unit_test(the_model_describes_itself),
+        cmocka_unit_test(the_cpu_takes_a_placement_that_means_something_there),
+        cmocka_unit_test(what_could_never_be_rendered_is_no_plan),
         cmocka_unit_test(a_folder_that_is_no_model_is_refused),
     };
     bool is_quick = argc > 1 && strcmp(argv[1], "quick") == 0;
