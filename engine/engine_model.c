@@ -124,11 +124,34 @@ static bool load_transformer(struct engine_model *m, const struct engine_options
 static bool load_text_encoder(struct engine_model *m, struct model_parts *p, struct engine_error *why)
 {
     struct weights w = begin(m, p->files[TENSOR_NAMES_TEXT_ENCODER], TENSOR_NAMES_TEXT_ENCODER);
-    w.is_streamed = m->info.placement != ENGINE_RESIDENT;
-    text_encoder_load(&m->text, &m->config.text, &w);
     m->text_files = p->files[TENSOR_NAMES_TEXT_ENCODER];
     p->files[TENSOR_NAMES_TEXT_ENCODER] = NULL;
+    m->text_pool = w.pool = weights_pool_new(m->kern);
+    if (!w.pool)
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
+    w.is_streamed = m->info.placement != ENGINE_RESIDENT;
+    text_encoder_load(&m->text, &m->config.text, &w);
     return end(m, &w, why);
+}
+
+bool engine_model_to_phases(struct engine_model *m, struct engine_error *why)
+{
+    struct text_encoder_weights text = {0};
+    struct weights w = begin(m, m->text_files, TENSOR_NAMES_TEXT_ENCODER);
+    w.pool = weights_pool_new(m->kern);
+    if (!w.pool)
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
+    w.is_streamed = true;
+    text_encoder_load(&text, &m->config.text, &w);
+    if (!weights_done(&w, why)) {
+        weights_pool_free(w.pool);
+        return engine_error_at(why, "moving the text encoder to host memory");
+    }
+    weights_pool_free(m->text_pool);
+    m->text_pool = w.pool;
+    m->text = text;
+    m->info.placement = ENGINE_PHASES;
+    return true;
 }
 
 /* Where the weights go, before any is loaded. */
@@ -137,6 +160,7 @@ static bool place(struct engine_model *m, const struct engine_options *o, const 
     struct kern_space space;
     struct engine_plan_need need;
     m->info.placement = ENGINE_RESIDENT;
+    m->may_move = o->placement == ENGINE_PLACEMENT_AUTO;
     if (!kern_memory(m->kern, &space)) {
         if (o->placement <= ENGINE_RESIDENT)
             return true;
@@ -190,6 +214,7 @@ void engine_model_close(struct engine_model *m)
     engine_plan_close(m->plan);
     transformer_unload(&m->transformer);
     weights_pool_free(m->encoder_pool);
+    weights_pool_free(m->text_pool);
     weights_pool_free(m->pool);
     weight_files_close(m->vae_files);
     weight_files_close(m->text_files);

@@ -30,7 +30,7 @@ struct engine_model {
     enum tensor_dtype dtype;            /* of weights and activations: the compute precision */
     struct peers peers;                 /* a team of one */
     struct kern *kern;
-    struct weights_pool *pool;
+    struct weights_pool *pool, *text_pool; /* text_pool: of the text encoder, which may move */
     struct tokenizer *tokenizer;
     struct weight_files *transformer_files; /* stay open: quantised weights are read from their mappings, */
     struct weight_files *text_files;        /* and embedding rows */
@@ -42,6 +42,7 @@ struct engine_model {
     struct weights_pool *encoder_pool;  /* NULL: no reference image was rendered yet */
     struct context_cache *contexts;
     struct engine_plan *plan;           /* NULL: the backend works in the host's memory */
+    bool may_move;                      /* nobody asked for this placement */
     struct engine_rope rope;
     double load_s;
 };
@@ -60,6 +61,10 @@ bool engine_model_rope(struct engine_model *m, const struct transformer_grid *gr
 
 /* engine_model_encoder loads the encoder of the VAE at the first call: from the file that was there when the model was opened. */
 bool engine_model_encoder(struct engine_model *m, struct engine_error *why);
+
+/* engine_model_to_phases moves a resident text encoder into host memory, for a batch that needs the room. On failure nothing
+ * has changed. */
+bool engine_model_to_phases(struct engine_model *m, struct engine_error *why);
 
 /* engine_model_has_kv: keys and values of references are kept (klein-9b-kv). */
 bool engine_model_has_kv(const struct engine_model *m);

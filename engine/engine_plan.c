@@ -115,7 +115,8 @@ static bool need(struct engine_plan *p, enum engine_placement placement, const s
     bool ok = rehearse(p, requests, count, why);
     kern_rewind(m->kern, 0);
     ret->arena = kern_plan_arena(m->kern);
-    ret->weights = p->rest + (requests[0].reference_count ? p->encoder : 0) + (m->text.is_streamed ? 0 : p->text) + (m->transformer.is_streamed ? 0 : p->blocks);
+    ret->weights = p->rest + (requests[0].reference_count ? p->encoder : 0) + (m->text.is_streamed ? 0 : p->text) +
+                   (m->transformer.is_streamed ? 0 : p->blocks);
     return ok;
 }
 
@@ -169,6 +170,12 @@ bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engi
                             requests[0].width, requests[0].height, figures, kern_name(k), gb(space.available), gb(space.all));
 }
 
+/* Is there room on the device for this batch, with what would be given up for it? */
+static bool has_room(struct engine_model *m, const struct engine_plan_need *n, size_t given_up, struct kern_space *ret)
+{
+    return kern_memory(m->kern, ret) && n->arena <= ret->available + ret->arena + given_up;
+}
+
 bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count,
                          struct engine_error *why)
 {
@@ -176,13 +183,20 @@ bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const st
     struct kern_space space;
     if (!need(p, m->info.placement, requests, count, &n, why))
         return false;
-    if (kern_memory(m->kern, &space) && n.arena > space.available + space.arena)
+    bool fits = has_room(m, &n, 0, &space);
+    if (!fits && m->may_move && m->info.placement == ENGINE_RESIDENT && need(p, ENGINE_PHASES, requests, count, &n, why) &&
+        has_room(m, &n, p->text, &space)) {
+        if (!engine_model_to_phases(m, why))
+            return false;
+        m->info.model_bytes = n.weights;
+        fits = has_room(m, &n, 0, &space);
+    }
+    if (!fits)
         return engine_error_set(why, ENGINE_NO_MEMORY,
-                                "no memory: a batch of %d at %dx%d needs %.2f GB beside the weights; %s has %.2f left for it of %.2f%s%s",
-                                count, requests[0].width, requests[0].height, gb(n.arena), kern_name(m->kern),
-                                gb(space.available + space.arena), gb(space.all),
-                                m->info.placement == ENGINE_STREAMED ? "" : ", and more with another placement than ",
-                                m->info.placement == ENGINE_STREAMED ? "" : engine_placement_name(m->info.placement));
+                                "no memory: a batch of %d at %dx%d needs %.2f GB beside the weights; %s has %.2f left for it of %.2f, "
+                                "with placement %s", count, requests[0].width, requests[0].height, gb(n.arena), kern_name(m->kern),
+                                gb(space.available + space.arena), gb(space.all), engine_placement_name(m->info.placement));
+    m->info.arena_bytes = n.arena > m->info.arena_bytes ? n.arena : m->info.arena_bytes;
     kern_reserve(m->kern, n.arena);
     return engine_model_sync(m, why);
 }

@@ -26,7 +26,8 @@ void engine_plan_close(struct engine_plan *p); /* accepts NULL */
 bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engine_options *o, enum engine_placement *ret,
                         struct engine_plan_need *ret_need, struct engine_error *why);
 
-/* engine_plan_reserve makes the arena of a loaded model as large as this batch needs, or refuses the batch with the figures. */
+/* engine_plan_reserve makes the arena of a loaded model as large as this batch needs, if need be by moving a resident text
+ * encoder whose placement was left open; or refuses the batch with the figures. */
 bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count,
                          struct engine_error *why);
 

@@ -48,6 +48,24 @@ static bool close_one(struct model_set *s, const struct model *keep)
     return true;
 }
 
+static void log_placement(const struct model *m)
+{
+    const struct engine_info *i = &m->info;
+    log_event(LOG_INFO, "model_placed", "model=%s placement=%s model_bytes=%zu arena_bytes=%zu other_bytes=%zu device_bytes=%zu",
+              log_quote(m->name), engine_placement_name(i->placement), i->model_bytes, i->arena_bytes, i->other_bytes, i->device_bytes);
+}
+
+void model_set_look(struct model *m)
+{
+    const struct engine_info *now = engine_info(m->engine);
+    if (now->placement == m->info.placement)
+        return;
+    m->info.placement = now->placement; /* other threads may read the rest */
+    m->info.model_bytes = now->model_bytes;
+    m->info.arena_bytes = now->arena_bytes;
+    log_placement(m);
+}
+
 static bool open_engine(struct model_set *s, struct model *m, const struct engine_adapter *adapters, int adapter_count,
                         struct engine_error *why)
 {
@@ -68,10 +86,10 @@ static bool open_engine(struct model_set *s, struct model *m, const struct engin
     if (!ok)
         return engine_error_at(why, "model '%s' (%s)", m->name, m->dir);
     m->info = *engine_info(m->engine);
-    log_event(LOG_INFO, "model_open", "model=%s family=%s licence=%s device=%s seconds=%.1f placement=%s model_bytes=%zu arena_bytes=%zu "
-              "other_bytes=%zu device_bytes=%zu", log_quote(m->name), m->info.family, log_quote(m->info.licence),
-              log_quote(m->info.device), clock_s() - start_s, engine_placement_name(m->info.placement), m->info.model_bytes,
-              m->info.arena_bytes, m->info.other_bytes, m->info.device_bytes);
+    log_event(LOG_INFO, "model_open", "model=%s family=%s licence=%s device=%s seconds=%.1f", log_quote(m->name),
+              m->info.family, log_quote(m->info.licence), log_quote(m->info.device), clock_s() - start_s);
+    if (m->info.device_bytes)
+        log_placement(m);
     return true;
 }
 

@@ -44,6 +44,9 @@ struct model *model_set_find(struct model_set *s, const char *name); /* NULL: no
 bool model_set_open(struct model_set *s, struct model *m, const struct task_inputs *in, struct failure *f);
 void model_set_describe(const struct model_set *s, struct msg_hello *ret);
 
+/* model_set_look logs when a batch has moved the model's weights (engine_placement.h). */
+void model_set_look(struct model *m);
+
 /* model_set_is_unchanged: are the files still those of the digest? Weights are mapped, so a file that is written over under way
  * changes images that would carry the old digest. Files that cannot be looked at (a server away) count as unchanged. */
 bool model_set_is_unchanged(const struct model *m);

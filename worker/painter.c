@@ -125,7 +125,9 @@ static bool render(struct painter *p, const struct group *g, struct engine_image
     for (uint32_t i = 0; i < g->count; i++)
         request_of(g, g->index[i], &requests[i]);
     atomic_fetch_add(&p->step_counter, 1);
-    return !fault_wanted(why) && engine_generate(g->model->engine, requests, (int)g->count, images, &watch, why);
+    bool ok = !fault_wanted(why) && engine_generate(g->model->engine, requests, (int)g->count, images, &watch, why);
+    model_set_look(g->model);
+    return ok;
 }
 
 static void hand_over(struct painter *p, const struct group *g, struct engine_image *images, double render_s)

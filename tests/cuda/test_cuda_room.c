@@ -1,0 +1,115 @@
+/* test_cuda_room.c - a device with room for the model and the batch it was opened for, and not much more. If this breaks, a
+ * campaign of larger pictures fails on a card that could render it, or a picture that does not fit takes the next with it.
+ *
+ * The simulated device has 36 MiB, 32 of them the library's: 4.2 MB are left (CMakeLists.txt). The model's weights are 1.9 MB, 0.6 of
+ * them the text encoder's; a picture takes 0.1 KB a pixel. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "engine.h"
+
+#define MODEL "tests/golden/models/pocket"
+
+enum { AS_PLANNED = 64, LARGER = 160, TOO_LARGE = 256 };
+
+static struct engine *open_engine(enum engine_placement placement, int side)
+{
+    struct engine *e;
+    struct engine_error why;
+    if (!engine_open(&e, &(struct engine_options){.model_dir = MODEL, .precision = ENGINE_BF16, .device = "cuda", .placement = placement,
+                                                  .plan_width = side, .plan_height = side}, &why))
+        fail_msg("%s", why.text);
+    return e;
+}
+
+static bool paint(struct engine *e, int side, struct engine_image *image, struct engine_error *why)
+{
+    struct engine_request r = {.prompt = "a fox", .width = side, .height = side, .steps = 1, .seed = 5};
+    engine_request_defaults(e, &r);
+    return engine_generate(e, &r, 1, image, NULL, why);
+}
+
+static void paint_or_fail(struct engine *e, int side, struct engine_image *image)
+{
+    struct engine_error why;
+    if (!paint(e, side, image, &why))
+        fail_msg("%dx%d: %s", side, side, why.text);
+}
+
+static void assert_same(const struct engine_image *a, const struct engine_image *b)
+{
+    assert_memory_equal(a->rgb, b->rgb, (size_t)a->width * (size_t)a->height * 3);
+}
+
+static void a_larger_picture_sends_the_text_encoder_away(void **state)
+{
+    (void)state;
+    struct engine_image small, large, again, planned;
+    struct engine *e = open_engine(ENGINE_PLACEMENT_AUTO, AS_PLANNED);
+    assert_int_equal(engine_info(e)->placement, ENGINE_RESIDENT);
+    paint_or_fail(e, AS_PLANNED, &small);
+    size_t before = engine_info(e)->model_bytes;
+    paint_or_fail(e, LARGER, &large);
+    assert_int_equal(engine_info(e)->placement, ENGINE_PHASES);
+    assert_true(engine_info(e)->model_bytes < before);
+    paint_or_fail(e, AS_PLANNED, &again);
+    assert_same(&small, &again);
+    engine_close(e);
+
+    e = open_engine(ENGINE_PHASES, LARGER);
+    paint_or_fail(e, LARGER, &planned);
+    assert_same(&large, &planned);
+    engine_close(e);
+    engine_image_done(&small);
+    engine_image_done(&large);
+    engine_image_done(&again);
+    engine_image_done(&planned);
+}
+
+static void a_placement_that_was_asked_for_stays(void **state)
+{
+    (void)state;
+    struct engine_image image;
+    struct engine_error why;
+    struct engine *e = open_engine(ENGINE_RESIDENT, AS_PLANNED);
+    assert_false(paint(e, LARGER, &image, &why));
+    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
+    assert_non_null(strstr(why.text, "160x160"));
+    assert_non_null(strstr(why.text, "placement resident"));
+    assert_int_equal(engine_info(e)->placement, ENGINE_RESIDENT);
+    engine_close(e);
+}
+
+static void what_fits_nowhere_is_refused_and_the_next_is_rendered(void **state)
+{
+    (void)state;
+    struct engine_image image;
+    struct engine_error why;
+    struct engine *e = open_engine(ENGINE_PLACEMENT_AUTO, AS_PLANNED);
+    assert_false(paint(e, TOO_LARGE, &image, &why));
+    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
+    assert_non_null(strstr(why.text, "256x256"));
+    assert_int_equal(engine_info(e)->placement, ENGINE_RESIDENT);
+    paint_or_fail(e, AS_PLANNED, &image);
+    engine_image_done(&image);
+    engine_close(e);
+    assert_false(engine_open(&e, &(struct engine_options){.model_dir = MODEL, .precision = ENGINE_BF16, .device = "cuda", .plan_width = 512,
+                                                          .plan_height = 512}, &why));
+    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
+    assert_non_null(strstr(why.text, "streamed"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_larger_picture_sends_the_text_encoder_away),
+        cmocka_unit_test(a_placement_that_was_asked_for_stays),
+        cmocka_unit_test(what_fits_nowhere_is_refused_and_the_next_is_rendered),
+    };
+    return cmocka_run_group_tests_name("cuda_room", tests, NULL, NULL);
+}
