@@ -90,6 +90,22 @@ void digest_stop_when(const atomic_bool *flag)
     stop_flag = flag;
 }
 
+/* Opens a regular file; anything else may hang, or never end. -1: a sentence. */
+static int open_file(const char *path, char *why, size_t why_bytes)
+{
+    struct stat info;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe without a writer must not hang */
+    if (fd < 0 || fstat(fd, &info) != 0)
+        snprintf(why, why_bytes, "%s: cannot be read: %s", path, strerror(errno));
+    else if (!S_ISREG(info.st_mode))
+        snprintf(why, why_bytes, "%s: cannot be read: not a file", path);
+    else
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
 /* Feeds a whole file; `expected` (or -1) is the size that was promised, so that a file that grows or shrinks
  * while it is read is an error and not a digest of something that never existed. */
 static bool add_file(struct digest *d, const char *path, int64_t expected, uint64_t *ret_bytes, char *why, size_t why_bytes)
@@ -97,9 +113,11 @@ static bool add_file(struct digest *d, const char *path, int64_t expected, uint6
     bool ok = false;
     uint64_t total = 0;
     char *buffer = malloc(READ_BYTES);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || !buffer) {
-        snprintf(why, why_bytes, "%s: cannot be read: %s", path, strerror(fd < 0 ? errno : ENOMEM));
+    int fd = open_file(path, why, why_bytes);
+    if (fd < 0)
+        goto done;
+    if (!buffer) {
+        snprintf(why, why_bytes, "%s: no memory to read it", path);
         goto done;
     }
     posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);

@@ -17,6 +17,7 @@ bool digest_done(struct digest *d, uint8_t ret[32]); /* and frees */
 void digest_hex(const uint8_t *bytes, size_t count, char *ret); /* 2 * count + 1 */
 bool digest_bytes(const void *data, size_t bytes, uint8_t ret[32]);
 bool digest_of(const void *data, size_t bytes, char ret_hex[65]);
+/* digest_file: of a regular file; a pipe, a device or a folder is refused before anything is read. */
 bool digest_file(const char *path, char ret_hex[65], uint64_t *ret_bytes, char *why, size_t why_bytes);
 /* digest_stop_when: a file that this thread hashes is given up, with a sentence, once *flag is set; NULL: never. */
 void digest_stop_when(const atomic_bool *flag);

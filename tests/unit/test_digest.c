@@ -93,6 +93,21 @@ static void file_gives_digest_and_size_and_a_missing_one_a_sentence(void **state
     assert_false(digest_file(folder, hex, NULL, why, sizeof why)); /* a folder is no file */
 }
 
+/* A pipe without a writer and a device without an end are never read to their end. */
+static void what_is_no_file_is_refused_and_not_read(void **state)
+{
+    (void)state;
+    char hex[65], path[512], why[256] = "";
+    snprintf(path, sizeof path, "%s/pipe", folder);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    alarm(20); /* a program that hangs here fails */
+    assert_false(digest_file(path, hex, NULL, why, sizeof why));
+    assert_non_null(strstr(why, "not a file"));
+    assert_false(digest_file("/dev/zero", hex, NULL, why, sizeof why));
+    assert_non_null(strstr(why, "not a file"));
+    alarm(0);
+}
+
 /* A model digest must see content, names and parts, and nothing else. */
 static void model_digest_sees_every_change_of_weights_and_no_other(void **state)
 {
@@ -184,6 +199,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(published_vectors_hold),
         cmocka_unit_test_setup_teardown(file_gives_digest_and_size_and_a_missing_one_a_sentence, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_is_no_file_is_refused_and_not_read, set_up, tear_down),
         cmocka_unit_test_setup_teardown(model_digest_sees_every_change_of_weights_and_no_other, set_up, tear_down),
         cmocka_unit_test_setup_teardown(hashing_is_given_up_when_told_so, set_up, tear_down),
         cmocka_unit_test_setup_teardown(model_digest_knows_where_files_end, set_up, tear_down),
