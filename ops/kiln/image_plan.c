@@ -213,7 +213,7 @@ bool image_plan_row(struct image_plan *p, const struct prompt_row *row, const st
     }
     p->row++;
     if (!write_inputs(p, inputs)) {
-        snprintf(why, why_bytes, "the names of its files are no UTF-8 text, or there is no memory for them");
+        snprintf(why, why_bytes, "no memory for what it is made from");
         return false;
     }
     struct task_row image = settings_of(p, row, inputs);

@@ -94,6 +94,10 @@ static bool find_file(struct row_inputs *r, struct task_inputs_file *ret, const 
         snprintf(why, why_bytes, "%s '%.200s': cannot be read: %s", what, name, strerror(errno));
         return false;
     }
+    if (json_text_utf8_fault(ret->path, strlen(ret->path)) != strlen(ret->path)) { /* a link or a folder above it */
+        snprintf(why, why_bytes, "%s '%.200s': its real path is no UTF-8 text", what, name);
+        return false;
+    }
     if (look_up(r, ret, strcmp(what, "lora") != 0, text, sizeof text))
         return true;
     snprintf(why, why_bytes, "%s %s", what, text);
@@ -114,6 +118,20 @@ static bool find_lora(struct row_inputs *r, struct task_inputs_lora *ret, const 
     return find_file(r, &ret->file, "lora", folder, name, why, why_bytes);
 }
 
+/* The database and the wire take a text of so many bytes. */
+static bool text_fits(const struct task_inputs *in, char *why, size_t why_bytes)
+{
+    struct json_text text = {0};
+    task_inputs_text(&text, in);
+    bool ok = !text.failed && text.length <= TASK_INPUTS_TEXT_MAX;
+    if (text.failed)
+        no_memory(why, why_bytes);
+    else if (!ok)
+        snprintf(why, why_bytes, "the paths of its files are %zu bytes as JSON: accepted are at most %u", text.length, TASK_INPUTS_TEXT_MAX);
+    json_text_done(&text);
+    return ok;
+}
+
 bool row_inputs_of(struct row_inputs *r, const struct prompt_row *row, struct task_inputs *ret, char *why, size_t why_bytes)
 {
     const struct prompt_inputs *in = &row->inputs, *o = &r->options;
@@ -126,7 +144,7 @@ bool row_inputs_of(struct row_inputs *r, const struct prompt_row *row, struct ta
         ok = find_file(r, &ret->mask, "mask", masks == in ? r->folder : NULL, masks->mask, why, why_bytes);
     for (int i = 0; ok && i < loras->lora_count; ret->lora_count = ++i)
         ok = find_lora(r, &ret->loras[i], loras == in ? r->folder : NULL, loras->loras[i], why, why_bytes);
-    if (ok && task_inputs_ok(ret, why, why_bytes))
+    if (ok && task_inputs_ok(ret, why, why_bytes) && text_fits(ret, why, why_bytes))
         return true;
     task_inputs_done(ret);
     return false;

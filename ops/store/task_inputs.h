@@ -18,7 +18,7 @@
 
 #define TASK_INPUTS_IMAGES_MAX 10
 #define TASK_INPUTS_LORAS_MAX 16
-#define TASK_INPUTS_TEXT_MAX (160u << 10) /* 27 paths of 4 KiB, each byte at most one escape */
+#define TASK_INPUTS_TEXT_MAX (160u << 10) /* 27 paths of 4 KiB; those with many escapes may be more, which is refused */
 #define TASK_INPUTS_PATH_MAX 4096
 #define TASK_INPUTS_SCALE_MAX 100
 

@@ -507,6 +507,45 @@ static void files_that_are_missing_or_no_pictures_are_named(void **state)
     drop_folder();
 }
 
+/* A refused submission leaves nothing behind: the database would say no when the campaign is made already. */
+static void files_whose_names_cannot_be_written_down_are_refused(void **state)
+{
+    (void)state;
+    struct row_inputs r;
+    struct task_inputs in;
+    struct prompt_inputs row = {.image_count = 1, .images = {"link.png"}};
+    char path[200], target[200], title[100], deep[4000];
+    make_folder();
+    snprintf(title, sizeof title, "%s/prompts.csv", folder);
+    snprintf(path, sizeof path, "%s/link.png", folder);
+    snprintf(target, sizeof target, "%s/\xff.png", folder);
+    put_image("\xff.png", 64, 64, 1);
+    assert_int_equal(symlink(target, path), 0);
+    assert_true(row_inputs_begin(&r, title, &(struct prompt_inputs){0}));
+    assert_false(inputs_of(&r, &row, &in));
+    assert_non_null(strstr(why, "image 'link.png'"));
+    assert_non_null(strstr(why, "no UTF-8"));
+    int used = snprintf(deep, sizeof deep, "%s", folder); /* a control character is six in JSON */
+    for (int i = 0; i < 14; i++) {
+        deep[used] = '/';
+        memset(deep + used + 1, 1, 240);
+        used += 241;
+        deep[used] = 0;
+        assert_int_equal(mkdir(deep, 0700), 0);
+    }
+    snprintf(deep + used, sizeof deep - (size_t)used, "/a.png");
+    snprintf(path, sizeof path, "%s/a.png", folder);
+    assert_int_equal(link(path, deep), 0);
+    row = (struct prompt_inputs){.image_count = 10, .images = {deep, deep, deep, deep, deep, deep, deep, deep, deep, deep}};
+    assert_false(inputs_of(&r, &row, &in));
+    assert_non_null(strstr(why, "the paths of its files"));
+    row.image_count = 5;
+    assert_true(inputs_of(&r, &row, &in));
+    task_inputs_done(&in);
+    row_inputs_done(&r);
+    drop_folder();
+}
+
 static struct image one_image(const struct image_plan_defaults *d, const struct task_inputs *in)
 {
     struct images list = {0};
@@ -561,6 +600,7 @@ int main(void)
         cmocka_unit_test(seeds_and_keys_are_those_of_the_first_release),
         cmocka_unit_test(files_of_a_row_are_beside_the_prompt_file_and_read_once),
         cmocka_unit_test(files_that_are_missing_or_no_pictures_are_named),
+        cmocka_unit_test(files_whose_names_cannot_be_written_down_are_refused),
         cmocka_unit_test(inputs_are_part_of_the_content_key_and_give_the_size),
         cmocka_unit_test(every_setting_is_part_of_the_key_and_names_are_not),
         cmocka_unit_test(rows_are_checked_together_with_the_defaults),
