@@ -105,7 +105,19 @@ static bool list_adapters(const struct task_inputs *in, struct engine_adapter *r
     return true;
 }
 
-/* Opens the model anew; what does not fit a model that was open before is the adapter, everywhere. */
+/* Which of the two is to blame? What does not fit a model that was open before is the adapter, everywhere. */
+static struct failure failure_to_open(struct model *m, const struct task_inputs *in, const char *loras, const struct engine_error *why)
+{
+    if (!in->lora_count || why->fault != ENGINE_BAD_MODEL)
+        return failure_of_engine(why);
+    free(m->misfit);
+    m->misfit = strdup(loras);
+    snprintf(m->misfit_why, sizeof m->misfit_why, "%s", why->text);
+    return failure_refuse("%s", why->text);
+}
+
+/* Opens the model anew. The adapters are looked at before, so that one that is away closes nothing, and again behind it: one that
+ * was replaced between is in the weights now, or is what did not fit. */
 static bool open_with(struct model_set *s, struct model *m, const struct task_inputs *in, const char *loras, struct failure *f)
 {
     struct engine_adapter adapters[TASK_INPUTS_LORAS_MAX];
@@ -113,18 +125,15 @@ static bool open_with(struct model_set *s, struct model *m, const struct task_in
     if (!list_adapters(in, adapters, f))
         return false;
     close_model(m);
-    if (open_engine(s, m, adapters, in->lora_count, &why)) {
-        m->loras = strdup(loras);
-        return true;
+    bool is_open = open_engine(s, m, adapters, in->lora_count, &why);
+    if (!model_set_is_unchanged(m)) {
+        *f = model_set_changed(m);
+    } else if (list_adapters(in, adapters, f)) {
+        if (is_open && (m->loras = strdup(loras)))
+            return true;
+        *f = is_open ? failure_retry("no memory for the names of the adapters") : failure_to_open(m, in, loras, &why);
     }
-    if (in->lora_count && why.fault == ENGINE_BAD_MODEL) {
-        free(m->misfit);
-        m->misfit = strdup(loras);
-        snprintf(m->misfit_why, sizeof m->misfit_why, "%s", why.text);
-        *f = failure_refuse("%s", why.text);
-    } else {
-        *f = failure_of_engine(&why);
-    }
+    close_model(m);
     return false;
 }
 
@@ -222,6 +231,14 @@ bool model_set_is_unchanged(const struct model *m)
 {
     char now[65], ignored[512];
     return !digest_model_look(m->dir, now, ignored, sizeof ignored) || strcmp(now, m->look) == 0;
+}
+
+struct failure model_set_changed(const struct model *m)
+{
+    struct failure f = failure_released("model '%s': its files in %s changed while they were in use", m->name, m->dir);
+    f.is_last = true;
+    log_event(LOG_WARN, "model_changed", "model=%s dir=%s", log_quote(m->name), log_quote(m->dir));
+    return f;
 }
 
 bool model_set_allows(const struct model *m, const char *use, char *why, size_t why_bytes)

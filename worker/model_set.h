@@ -51,6 +51,10 @@ void model_set_look(struct model *m);
  * changes images that would carry the old digest. Files that cannot be looked at (a server away) count as unchanged. */
 bool model_set_is_unchanged(const struct model *m);
 
+/* model_set_changed logs that they are others and gives the failure of the tasks under way: they go back, and this process ends.
+ * The next one hashes and opens what is there now. */
+struct failure model_set_changed(const struct model *m);
+
 /* model_set_allows: may this model be used so? The sentence says which licence stands against it. */
 bool model_set_allows(const struct model *m, const char *use, char *why, size_t why_bytes);
 

@@ -178,15 +178,6 @@ static void paint_failed(struct painter *p, const struct group *g, const struct 
     fail_group(p, g, &f);
 }
 
-/* Whatever was rendered may be of other weights than its digest says. The next process hashes and opens what is there now. */
-static void give_back_changed(struct painter *p, const struct group *g)
-{
-    struct failure f = failure_released("model '%s': its files in %s changed while they were in use", g->model->name, g->model->dir);
-    f.is_last = true;
-    log_event(LOG_WARN, "model_changed", "model=%s dir=%s", log_quote(g->model->name), log_quote(g->model->dir));
-    fail_group(p, g, &f);
-}
-
 static void without_cancelled(struct painter *p, const struct group *g, struct group *ret)
 {
     struct failure cancelled = failure_released("cancelled");
@@ -209,10 +200,11 @@ static void paint_group(struct painter *p, const struct group *all)
         return;
     double start_s = clock_s();
     bool ok = render(p, &wanted, images, &why);
-    if (!model_set_is_unchanged(wanted.model)) {
+    if (!model_set_is_unchanged(wanted.model)) { /* whatever was rendered may be of other weights than its digest says */
+        struct failure f = model_set_changed(wanted.model);
         for (uint32_t i = 0; ok && i < wanted.count; i++)
             engine_image_done(&images[i]);
-        give_back_changed(p, &wanted);
+        fail_group(p, &wanted, &f);
         return;
     }
     if (!ok) {

@@ -2,10 +2,13 @@
 
 If one of these breaks, an image is made from other files than its row says, or a farm mixes what must not be in one batch."""
 
+import ctypes
 import json
+import os
 import random
 import shutil
 import subprocess
+import threading
 
 from PIL import Image
 
@@ -139,6 +142,57 @@ def test_an_adapter_that_does_not_fit_fails_its_rows_and_no_other(new_loose_farm
     farm.wait_for("mixed", done=6, failed=6)
     assert {f["kind"] for f in farm.lines("failures", "mixed")} == {"refuse"}
     assert farm.log("w1").count("model_opening model=tiny") <= 3  # at the start, with the adapter, without
+
+
+def test_a_model_that_changed_is_not_blamed_on_the_adapter(new_loose_farm):
+    """The rows would be refused for good, for what the worker's own files have come to."""
+    farm = prepared(new_loose_farm)
+    mine = farm.root / "mine"
+    shutil.copytree(TINY, mine)
+    farm.model = f"tiny={mine}"
+    farm.coordinator()
+    farm.worker("w1")
+    farm.submit("before", "fox\n")
+    farm.wait_done("before")
+    weights = mine / "vae/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    farm.submit("after", "fox\nowl\n", "--lora", farm.root / "lora-bfl.safetensors")
+    assert farm.wait_end("w1") == 75
+    assert farm.log("w1").count("model_changed") == 1
+    shutil.copy(TINY / "vae/diffusion_pytorch_model.safetensors", weights)
+    farm.start_again("w1")
+    farm.wait_done("after")
+    farm.assert_whole("after", 2)
+
+
+class SwapOnClose(threading.Thread):
+    """Puts another file in the place of `path` when somebody has read it for the first time."""
+
+    def __init__(self, path, other):
+        super().__init__(daemon=True)
+        self.path, self.other, self.libc = path, other, ctypes.CDLL(None)
+        self.fd = self.libc.inotify_init()
+        self.libc.inotify_add_watch(self.fd, bytes(path), 0x10)  # IN_CLOSE_NOWRITE
+
+    def run(self):
+        os.read(self.fd, 4096)
+        os.rename(self.other, self.path)
+        os.close(self.fd)
+
+
+def test_an_adapter_that_is_replaced_behind_its_check_makes_no_picture(new_loose_farm):
+    """It is hashed, then opened: what is opened must be what was hashed."""
+    farm = prepared(new_loose_farm)
+    farm.coordinator()
+    lora, other = farm.root / "lora-bfl.safetensors", farm.root / "lora-peft.safetensors"
+    farm.submit("swap", "fox\n", "--lora", lora)
+    swap = SwapOnClose(lora, other)
+    swap.start()
+    farm.worker("w1")
+    farm.wait_done("swap")
+    swap.join()
+    (failure,) = farm.lines("failures", "swap")
+    assert failure["kind"] == "refuse" and "has changed since it was submitted" in failure["reason"]
 
 
 def test_bad_inputs_are_refused_by_line(new_loose_farm):
