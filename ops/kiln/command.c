@@ -17,10 +17,14 @@
 
 /* --- sentences ------------------------------------------------------------------------------------------- */
 
+/* A sentence is one line, and names of files that it quotes may hold anything: no control character goes to the terminal. */
 static int say(const struct command_call *call, int code, const char *format, va_list args)
 {
     char text[8192];
     vsnprintf(text, sizeof text, format, args);
+    for (unsigned char *c = (unsigned char *)text; *c; c++)
+        if (*c < 0x20 || *c == 0x7f)
+            *c = '?';
     fprintf(stderr, "kiln %s: %s\n", call->command->name, text);
     return code;
 }

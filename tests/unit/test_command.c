@@ -115,6 +115,7 @@ static void what_is_not_understood_is_refused_with_a_sentence(void **state)
         {{"--seeds", "99999999999999999999"}, "whole number"},
         {{"a", "b"}, "'b' is one word too many"},
         {{"a", "--home="}, "--home is empty"},
+        {{"a", "new\nline \x1b[31m"}, "'new?line ?[31m' is one word too many"}, /* one line, and no orders for the terminal */
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct given g;
