@@ -43,17 +43,19 @@ static bool is_folder(const char *path)
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
-/* DIR/transformer.safetensors or .gguf into ret; "" when there is none. Both: which one is meant? */
+/* DIR/transformer.safetensors or .gguf into ret; "" when there is none. Both: which one is meant? A link counts wherever it leads:
+ * one that leads nowhere is to be named, not passed over. */
 static bool find_file(char ret[MODEL_FILE_PATH_MAX], const char *dir, const char *part, struct engine_error *why)
 {
     static const char *const endings[] = {"safetensors", "gguf"};
     char name[64], path[MODEL_FILE_PATH_MAX];
+    struct stat st;
     ret[0] = 0;
     for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
         snprintf(name, sizeof name, "%s.%s", part, endings[i]);
         if (!model_file_path(path, dir, name, why))
             return false;
-        if (access(path, F_OK) != 0)
+        if (lstat(path, &st) != 0)
             continue;
         if (ret[0])
             return engine_error_set(why, ENGINE_BAD_MODEL, "%s: %s.safetensors and %s.gguf: one of the two is too many", dir, part, part);
@@ -73,10 +75,10 @@ static bool find_files(struct source *s, struct engine_error *why)
             continue;
         if (!model_file_path(folder, o->model_dir, kinds[part].name, why))
             return false;
-        if (is_folder(folder))
-            continue;
         if (!find_file(s->paths[part], o->model_dir, kinds[part].name, why))
             return false;
+        if (s->paths[part][0] && is_folder(folder))
+            return engine_error_set(why, ENGINE_BAD_MODEL, "%s and a folder %s: one of the two is too many", s->paths[part], kinds[part].name);
         *given[part] = s->paths[part][0] ? s->paths[part] : NULL;
     }
     return true;

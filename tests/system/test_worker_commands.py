@@ -209,9 +209,16 @@ def test_parts_of_a_model_folder_may_be_links_to_files(tmp_path):
     (folder / "transformer.safetensors").unlink()
     after = json.loads(worker("inspect", "--model", folder, "--json").stdout)  # what a file is, its first bytes say
     assert after["variant"] == "distilled" and after["sha256"] != before["sha256"]
+    (folder / "transformer").symlink_to(TINY / "transformer")
+    run = worker("render", "--model", folder, *words, "--out", linked)
+    assert run.returncode == 2 and "one of the two is too many" in run.stderr
+    (folder / "transformer").unlink()
     (folder / "transformer.gguf").unlink()
     run = worker("render", "--model", folder, *words, "--out", linked)
     assert run.returncode == 2 and "a model is a folder in the diffusers layout" in run.stderr
+    (folder / "transformer.gguf").symlink_to(tmp_path / "gone.gguf")  # the sentence names the link, not a folder nobody spoke of
+    run = worker("render", "--model", folder, *words, "--out", linked)
+    assert run.returncode == 2 and "transformer.gguf: No such file" in run.stderr
 
 
 def test_adapters_change_the_picture_by_their_scale_and_foreign_keys_are_listed(tmp_path):
