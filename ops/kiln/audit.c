@@ -351,4 +351,4 @@ static int audit_run(struct command_call *call)
     return code;
 }
 
-const struct command audit_command = {"audit", "[NAME] [--json]", "do rows and files agree?", usage, audit_run};
+const struct command audit_command = {"audit", "[NAME] [--json]", "see whether rows and files agree", usage, audit_run};

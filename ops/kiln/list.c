@@ -201,6 +201,15 @@ static int status_run(struct command_call *call)
 
 /* --- images ------------------------------------------------------------------------------------------- */
 
+/* A member that the database holds as JSON; left out where there is none. */
+static void put_object(struct json_text *t, const char *name, const char *json)
+{
+    if (!json)
+        return;
+    json_text_format(t, ",\"%s\":", name);
+    json_text_put(t, json);
+}
+
 static bool image_json(void *context, const struct image_row *r)
 {
     struct json_text *t = &((struct listing *)context)->line;
@@ -220,10 +229,8 @@ static bool image_json(void *context, const struct image_row *r)
     put_text(t, "worker", r->worker);
     put_int(t, "attempt", r->attempt);
     put_double(t, "render_s", r->render_s);
-    if (r->inputs) { /* the database holds it as JSON */
-        json_text_put(t, ",\"inputs\":");
-        json_text_put(t, r->inputs);
-    }
+    put_object(t, "labels", r->labels_json);
+    put_object(t, "inputs", r->inputs);
     return print_object(t);
 }
 
@@ -437,7 +444,8 @@ const struct command list_status_command = {
 const struct command list_images_command = {
     "images", "NAME [--json]", "what was rendered: file, seed, prompt",
     "  --json   {\"task\",\"campaign\",\"row\",\"variation\",\"path\",\"sha256\",\"bytes\",\"width\",\"height\",\"seed\",\"prompt\",\n"
-    "            \"model\",\"worker\",\"attempt\",\"render_s\"}, in the order of the file\n", images_run};
+    "            \"model\",\"worker\",\"attempt\",\"render_s\"}, and \"labels\" and\n"
+    "            \"inputs\" where there are any; in the order of the rows. render_s: a batch's time, shared by its images\n", images_run};
 const struct command list_failures_command = {
     "failures", "NAME [--json]", "what failed, and why",
     "  --json   {\"task\",\"campaign\",\"row\",\"variation\",\"prompt\",\"kind\",\"reason\",\"worker\",\"attempt\"}\n", failures_run};

@@ -25,11 +25,13 @@
 #define CHUNK (256u << 10)
 #define COLUMN_NAME_MAX 256
 #define MODEL_MAX 128
+#define LABELS_NOTED 32
 
 enum column {
     COLUMN_PROMPT,
     COLUMN_NEGATIVE,
     COLUMN_SEED,
+    COLUMN_SIZE,
     COLUMN_WIDTH,
     COLUMN_HEIGHT,
     COLUMN_STEPS,
@@ -42,7 +44,7 @@ enum column {
     COLUMN_NAME,
     COLUMN_LABEL,
 };
-static const char *const column_names[COLUMN_LABEL] = {"prompt", "negative", "seed", "width", "height", "steps",
+static const char *const column_names[COLUMN_LABEL] = {"prompt", "negative", "seed", "size", "width", "height", "steps",
                                                        "guidance", "model", "image", "mask", "strength",
                                                        "lora", "name"};
 
@@ -184,6 +186,20 @@ bool prompt_file_read_guidance(const char *text, double *ret, char *why, size_t 
     return true;
 }
 
+bool prompt_file_read_size(const char *text, int *ret_width, int *ret_height, char *why, size_t why_bytes)
+{
+    int width = 0, height = 0, used = 0;
+    char part[48];
+    bool digits = strspn(text, "0123456789xX") == strlen(text) && strlen(text) < 16;
+    if (!digits || sscanf(text, "%6d%*1[xX]%6d%n", &width, &height, &used) != 2 || text[used])
+        return refuse(why, why_bytes, "size '%s': accepted is WIDTHxHEIGHT, as 512x768", shown(text, part));
+    if (!prompt_file_size_ok(width, height, why, why_bytes))
+        return false;
+    *ret_width = width;
+    *ret_height = height;
+    return true;
+}
+
 static bool read_side(const char *text, const char *what, int *ret, char *why, size_t why_bytes)
 {
     char part[48];
@@ -272,9 +288,18 @@ static bool add_inputs(struct prompt_inputs *in, enum column column, char *text,
     return ok;
 }
 
+/* Either says how large a picture is; which one was meant is not guessed. */
+static bool sides_ok(const struct prompt_row *row, enum column column, char *why, size_t why_bytes)
+{
+    bool is_clash = column == COLUMN_SIZE ? row->width || row->height : (column == COLUMN_WIDTH || column == COLUMN_HEIGHT) && row->has_size;
+    return !is_clash || refuse(why, why_bytes, "'size' beside 'width' or 'height'; accepted is one or the other");
+}
+
 /* Sets one known column. Empty cells of csv and nulls of JSON never come here: they are "not given". */
 static bool set_column(struct prompt_row *row, enum column column, char *text, char *why, size_t why_bytes)
 {
+    if (!sides_ok(row, column, why, why_bytes))
+        return false;
     switch (column) {
     case COLUMN_PROMPT:
         row->prompt = text;
@@ -286,6 +311,9 @@ static bool set_column(struct prompt_row *row, enum column column, char *text, c
     case COLUMN_SEED:
         row->has_seed = true;
         return prompt_file_read_seed(text, &row->seed, why, why_bytes);
+    case COLUMN_SIZE:
+        row->has_size = true;
+        return prompt_file_read_size(without_blanks(text), &row->width, &row->height, why, why_bytes);
     case COLUMN_WIDTH: return read_side(text, "width", &row->width, why, why_bytes);
     case COLUMN_HEIGHT: return read_side(text, "height", &row->height, why, why_bytes);
     case COLUMN_STEPS: return prompt_file_read_steps(text, &row->steps, why, why_bytes);
@@ -297,6 +325,7 @@ static bool set_column(struct prompt_row *row, enum column column, char *text, c
         row->name = text;
         return name_ok(text, why, why_bytes);
     case COLUMN_MASK:
+        text = without_blanks(text);
         row->inputs.mask = *text ? text : NULL;
         return true;
     case COLUMN_STRENGTH: return task_inputs_read_strength(without_blanks(text), &row->inputs.strength, why, why_bytes);
@@ -789,6 +818,20 @@ static int write_label(const char *data, size_t bytes, void *context)
     return 0;
 }
 
+/* Names of members that are labels, for prompt_file_labels; a few will do. */
+static bool note_label(struct prompt_file *f, const char *name)
+{
+    for (int i = 0; i < f->column_count; i++)
+        if (strcmp(f->labels[i], name) == 0)
+            return true;
+    if (f->column_count == LABELS_NOTED)
+        return true;
+    if (!f->labels && !(f->labels = calloc(LABELS_NOTED, sizeof *f->labels)))
+        return false;
+    f->labels[f->column_count] = strdup(name);
+    return f->labels[f->column_count] && ++f->column_count;
+}
+
 /* Known members become columns and leave the object; what stays are the labels. */
 static bool set_members(struct prompt_file *f, struct prompt_row *row, char *why, size_t why_bytes)
 {
@@ -803,7 +846,9 @@ static bool set_members(struct prompt_file *f, struct prompt_row *row, char *why
         enum column column = column_of(key);
         if (!ok)
             break;
-        if (column == COLUMN_LABEL)
+        if (column == COLUMN_LABEL && !note_label(f, key))
+            ok = refuse(why, why_bytes, "no memory for the labels");
+        else if (column == COLUMN_LABEL)
             ok = json_object_set(labels, key, value) == 0 || refuse(why, why_bytes, "no memory for the labels");
         else if (seen[column])
             ok = refuse(why, why_bytes, "two members are named '%s'; accepted is each name once", column_names[column]);
@@ -954,6 +999,16 @@ enum prompt_next prompt_file_next(struct prompt_file *f, struct prompt_row *ret,
     if (found == PROMPT_ROW)
         *ret = row;
     return found;
+}
+
+void prompt_file_labels(const struct prompt_file *f, char *ret, size_t bytes)
+{
+    char part[48];
+    size_t used = 0;
+    ret[0] = 0;
+    for (int i = 0; i < f->column_count && used < bytes; i++)
+        if (!f->columns || f->columns[i] == COLUMN_LABEL)
+            used += (size_t)snprintf(ret + used, bytes - used, "%s%s", used ? ", " : "", shown(f->labels[i], part));
 }
 
 void prompt_file_close(struct prompt_file *f)

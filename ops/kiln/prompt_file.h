@@ -5,7 +5,7 @@
  *   tsv     the same with tabs; a field in quotes that goes on after them ("Hi" written in red) is taken as it is written
  *   jsonl   an object a line
  *
- * Columns (case does not matter): prompt negative seed width height steps guidance model name image mask strength lora;
+ * Columns (case does not matter): prompt negative seed size (WxH) width height steps guidance model name image mask strength lora;
  * the rest travels as labels. image and lora may name several files: in a cell with ';' between them, in jsonl as a list of
  * strings. A file is read as a stream: a million
  * lines need no more memory than one, except 24 bytes for each name. Accepted at the start: a UTF-8 byte order mark; at line
@@ -43,6 +43,7 @@ struct prompt_row { /* texts live until the next call */
     bool has_seed;
     uint64_t seed;
     int width, height, steps;   /* 0: not given */
+    bool has_size;              /* column size was given: both sides are from it */
     double guidance;            /* NaN: not given */
     struct prompt_inputs inputs;
     const char *labels_json;    /* an object, or NULL when there are none */
@@ -58,12 +59,15 @@ bool prompt_file_open(struct prompt_file **ret, int fd, const char *title, enum 
 bool prompt_file_open_memory(struct prompt_file **ret, const void *data, size_t bytes, const char *title,
                              enum prompt_format format, char *why, size_t why_bytes);
 enum prompt_next prompt_file_next(struct prompt_file *f, struct prompt_row *ret, char *why, size_t why_bytes);
+/* prompt_file_labels lists the names of labels seen so far, "shelf, sede": what is misspelt is among them. */
+void prompt_file_labels(const struct prompt_file *f, char *ret, size_t bytes);
 void prompt_file_close(struct prompt_file *f);
 
 bool prompt_file_format_of(const char *name, enum prompt_format *ret); /* "txt" "csv" "tsv" "jsonl" */
 
 /* The rules of a row's settings, for options of the same meaning. Each writes a sentence without a place. */
 bool prompt_file_size_ok(int64_t width, int64_t height, char *why, size_t why_bytes);
+bool prompt_file_read_size(const char *text, int *ret_width, int *ret_height, char *why, size_t why_bytes);
 bool prompt_file_read_seed(const char *text, uint64_t *ret, char *why, size_t why_bytes);
 bool prompt_file_read_steps(const char *text, int *ret, char *why, size_t why_bytes);
 bool prompt_file_read_guidance(const char *text, double *ret, char *why, size_t why_bytes);

@@ -40,6 +40,7 @@ struct submit {
     struct image_plan_defaults defaults;
     struct prompt_inputs input_options;
     struct row_inputs inputs;
+    char labels[512];          /* names of what is no column of kiln's */
     enum prompt_format prompt_format;
     const char *title;         /* of the file in messages */
     int fd;
@@ -56,7 +57,7 @@ struct submit {
 
 static const char usage[] =
     "  FILE is txt (a prompt a line), csv, tsv (with a header) or jsonl; - is standard input. Columns: prompt negative seed\n"
-    "  width height steps guidance model name image mask strength lora; others travel as labels. Several images or adapters\n"
+    "  size (WxH) width height steps guidance model name image mask strength lora; others travel as labels. Several images or adapters\n"
     "  of one row stand with ';' between them (in jsonl as a list); names are relative to FILE. Submitting again adds only\n"
     "  what is missing.\n"
     "\n"
@@ -108,21 +109,6 @@ bool submit_campaign_ok(const char *name, char *why, size_t why_bytes)
     return false;
 }
 
-bool submit_read_size(const char *text, int *ret_width, int *ret_height, char *why, size_t why_bytes)
-{
-    int width = 0, height = 0, used = 0;
-    bool digits = strspn(text, "0123456789xX") == strlen(text) && strlen(text) < 16;
-    if (!digits || sscanf(text, "%6d%*1[xX]%6d%n", &width, &height, &used) != 2 || text[used]) {
-        snprintf(why, why_bytes, "size '%.40s': accepted is WIDTHxHEIGHT, as 512x768", text);
-        return false;
-    }
-    if (!prompt_file_size_ok(width, height, why, why_bytes))
-        return false;
-    *ret_width = width;
-    *ret_height = height;
-    return true;
-}
-
 static bool is_one_of(const char *word, const char *const *list)
 {
     for (; *list; list++)
@@ -170,7 +156,7 @@ static int read_words(struct submit *s)
                         strlen(s->negative) > PROMPT_FILE_PROMPT_MAX))
         return command_refuse(call, "--negative: accepted is UTF-8 text of at most %d bytes", PROMPT_FILE_PROMPT_MAX);
     if (!submit_campaign_ok(s->campaign, why, sizeof why) ||
-        (s->size && !submit_read_size(s->size, &d->width, &d->height, why, sizeof why)) ||
+        (s->size && !prompt_file_read_size(s->size, &d->width, &d->height, why, sizeof why)) ||
         (s->steps && !prompt_file_read_steps(s->steps, &d->steps, why, sizeof why)) ||
         (s->guidance && !prompt_file_read_guidance(s->guidance, &d->guidance, why, sizeof why)) ||
         (s->seed && !prompt_file_read_seed(s->seed, &d->base_seed, why, sizeof why)) || !read_input_words(s, why, sizeof why))
@@ -397,6 +383,7 @@ static int each_row(struct submit *s, int (*each)(struct submit *, void *, const
         return command_refuse(s->call, "%s; %s", why, outcome);
     while (code == COMMAND_DONE && (next = prompt_file_next(file, &row, why, sizeof why)) == PROMPT_ROW)
         code = each(s, context, &row);
+    prompt_file_labels(file, s->labels, sizeof s->labels);
     if (code == COMMAND_DONE && next == PROMPT_BAD)
         code = command_refuse(s->call, "%s; %s", why, outcome);
     prompt_file_close(file);
@@ -589,6 +576,8 @@ static void report(const struct submit *s, const struct task_submitted *sent)
                sent->present, sent->added + sent->present);
     else
         printf("campaign %s: %" PRId64 " added, %" PRId64 " already present\n", s->campaign, sent->added, sent->present);
+    if (!s->json && s->labels[0]) /* a misspelt column is one of them */
+        printf("labels: %s\n", s->labels);
     fflush(stdout);
 }
 

@@ -16,6 +16,5 @@ extern const struct command submit_command;
 
 /* The rules of words on the command line, each with a sentence. */
 bool submit_campaign_ok(const char *name, char *why, size_t why_bytes);
-bool submit_read_size(const char *text, int *ret_width, int *ret_height, char *why, size_t why_bytes); /* "512x768" */
 
 #endif

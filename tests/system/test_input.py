@@ -46,6 +46,17 @@ FILES = [
     ("an-image", "csv", b"prompt,image\nfox,cat.png\n", ["an-image.csv:2", "image"]),
 ]
 
+def test_what_is_no_column_is_named_as_a_label_and_comes_back(farm):
+    """A misspelt column is one of them: it must be seen before a night is over."""
+    path = farm.file("labels.csv", "prompt,size,shelf,sede\nfox,64x64,upper,7\n")
+    run = farm.run("submit", path, "--campaign", "labels", "--steps", "1", "--wait")
+    assert "labels: shelf, sede" in run.stdout
+    (image,) = farm.assert_whole("labels", 1)
+    assert image["labels"] == {"shelf": "upper", "sede": "7"} and (image["width"], image["height"]) == (64, 64)
+    rows = farm.file("labels.jsonl", '{"prompt":"fox","tag":1}\n{"prompt":"owl","tag":2,"x":null}\n')
+    assert "labels: tag, x" in farm.run("submit", rows, "--campaign", "labels", "--dry-run").stdout
+
+
 OPTIONS = [
     (["--size", "100x64"], "100"), (["--size", "64"], "64"), (["--size", "32x32"], "32"), (["--size", "8192x8192"], "8192"),
     (["--steps", "0"], "0"), (["--steps", "1001"], "1001"), (["--guidance", "-1"], "-1"), (["--seed", "18446744073709551616"], "18446744073709551616"),

@@ -186,12 +186,12 @@ static void submitting_again_adds_only_what_is_missing(void **state)
     (void)state;
     const char *path = file_of("a.csv", "prompt,name,Note\nfox,f,x\nowl,,\n\"a \"\"red\"\" cat\",,\n");
     EXPECT(0, submit_command, path, "--campaign", "adds", "--model", "m", "--seeds", "2", "--size", "64x64");
-    assert_string_equal(out, "campaign adds: 6 added, 0 already present\n");
+    assert_string_equal(out, "campaign adds: 6 added, 0 already present\nlabels: Note\n");
     EXPECT(0, submit_command, path, "--campaign", "adds", "--model", "m", "--seeds", "2", "--size", "64x64", "--json");
     assert_string_equal(out, "{\"campaign\":\"adds\",\"added\":0,\"present\":6,\"total\":6}\n");
     path = file_of("a.csv", "prompt,name,Note\nnew,,\nfox,f,x\nowl,,\nowl,,\n\"a \"\"red\"\" cat\",,\n");
     EXPECT(0, submit_command, path, "--campaign", "adds", "--model", "m", "--seeds", "2", "--size", "64x64");
-    assert_string_equal(out, "campaign adds: 4 added, 6 already present\n");
+    assert_string_equal(out, "campaign adds: 4 added, 6 already present\nlabels: Note\n");
     EXPECT(0, list_status_command, "adds", "--json");
     json_t *line = line_json(0);
     assert_int_equal(json_integer_value(json_object_get(line, "total")), 10);

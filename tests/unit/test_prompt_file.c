@@ -113,7 +113,7 @@ static void rows_name_the_files_they_are_made_from(void **state)
     (void)state;
     assert_string_equal(ROWS("a.csv", "prompt,image,Mask,strength,lora\nfox,a b.png; c;,,,\n"), "!a.csv:2: 'image' names a file without a name; "
                         "accepted is a file, or several with ';' between them");
-    assert_string_equal(ROWS("a.csv", "prompt,image,Mask,strength,lora\nfox, a b.png ;c.jpg,m.png, 0.5 ,x.safetensors:-0.5;y:z\nowl,,,,\n"),
+    assert_string_equal(ROWS("a.csv", "prompt,image,Mask,strength,lora\nfox, a b.png ;c.jpg, m.png , 0.5 ,x.safetensors:-0.5;y:z\nowl,,,,\n"),
                         "2|fox|||0x0|0|||| image=a b.png image=c.jpg mask=m.png strength=0.5 lora=x.safetensors:-0.5 lora=y:z;3|owl|||0x0|0||||;");
     assert_string_equal(ROWS("a.jsonl", "{\"prompt\":\"fox\",\"image\":[\"a;b.png\",\"c\"],\"mask\":\"\",\"lora\":\"x:2\",\"strength\":0.25}"),
                         "1|fox|||0x0|0|||| image=a;b.png image=c strength=0.25 lora=x:2;");
@@ -227,6 +227,10 @@ static void values_out_of_range_are_refused_with_what_is_accepted(void **state)
         snprintf(text, sizeof text, "prompt,%s\nfox,%s\n", cases[i].column, cases[i].value);
         expect_refusal("a.csv", text, strlen(text), (const char *const[]){"a.csv:2:", cases[i].word, NULL});
     }
+    REFUSED("a.csv", "prompt,size\nfox,64\n", "a.csv:2:", "WIDTHxHEIGHT");
+    REFUSED("a.csv", "prompt,size,height\nfox,64x64,64\n", "a.csv:2:", "one or the other");
+    REFUSED("a.jsonl", "{\"prompt\":\"fox\",\"width\":64,\"size\":\"64x64\"}", "a.jsonl:1:", "one or the other");
+    assert_string_equal(ROWS("a.csv", "prompt,Size\nfox, 64x128 \nowl,\n"), "2|fox|||64x128|0||||;3|owl|||0x0|0||||;");
     REFUSED("a.csv", "prompt,width,height\nfox,2048,2064\n", "a.csv:2:", "2048x2064", "4194304");
     assert_string_equal(ROWS("a.csv", "prompt,width,height,seed,guidance\nfox,2048,2048, 7 ,0\n"), "2|fox||7|2048x2048|0|0|||;");
     assert_string_equal(ROWS("a.csv", "prompt,width\nfox,65536\n"), "2|fox|||65536x0|0||||;");

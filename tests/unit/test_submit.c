@@ -237,14 +237,14 @@ static void sizes_are_two_numbers_within_the_rules(void **state)
 {
     (void)state;
     int width = 0, height = 0;
-    assert_true(submit_read_size("512x768", &width, &height, why, sizeof why));
+    assert_true(prompt_file_read_size("512x768", &width, &height, why, sizeof why));
     assert_true(width == 512 && height == 768);
-    assert_true(submit_read_size("64X64", &width, &height, why, sizeof why));
+    assert_true(prompt_file_read_size("64X64", &width, &height, why, sizeof why));
     static const char *const bad[] = {"", "512", "512x", "x512", "512x512x512", "512 x 512", "-64x64", "100x100", "48x64",
                                       "4096x4096", "99999999999x64", "512x512 ", "0x0", "0x40x40"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         why[0] = 0;
-        if (submit_read_size(bad[i], &width, &height, why, sizeof why))
+        if (prompt_file_read_size(bad[i], &width, &height, why, sizeof why))
             fail_msg("'%s' was accepted", bad[i]);
         assert_true(why[0] != 0);
     }
