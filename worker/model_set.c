@@ -13,13 +13,13 @@
 #include "weights_digest.h"
 
 /* The first image pays for page faults, thread start and packed weights; a campaign's first should not. */
-static bool warm_up(struct model *m, struct engine_error *why)
+static bool warm_up(struct model *m, bool has_adapters, struct engine_error *why)
 {
     struct engine_request r = {.prompt = "warm-up", .width = ENGINE_SIDE_MIN, .height = ENGINE_SIDE_MIN, .steps = 1, .guidance = NAN};
     struct engine_image image;
     engine_request_defaults(m->engine, &r);
     if (!engine_generate(m->engine, &r, 1, &image, NULL, why))
-        return engine_error_at(why, "warm-up image");
+        return engine_error_at(why, has_adapters ? "warm-up image with the adapters" : "warm-up image");
     engine_image_done(&image);
     return true;
 }
@@ -79,7 +79,7 @@ static bool open_engine(struct model_set *s, struct model *m, const struct engin
         if (!ok)
             m->engine = NULL;
     } while (!ok && why->fault == ENGINE_NO_MEMORY && close_one(s, m));
-    if (ok && !warm_up(m, why)) {
+    if (ok && !warm_up(m, adapter_count > 0, why)) {
         close_model(m);
         ok = false;
     }
@@ -105,10 +105,11 @@ static bool list_adapters(const struct task_inputs *in, struct engine_adapter *r
     return true;
 }
 
-/* Which of the two is to blame? What does not fit a model that was open before is the adapter, everywhere. */
+/* Which of the two is to blame? What does not fit a model that was open before, or makes no picture with it, is the adapter,
+ * everywhere. */
 static struct failure failure_to_open(struct model *m, const struct task_inputs *in, const char *loras, const struct engine_error *why)
 {
-    if (!in->lora_count || why->fault != ENGINE_BAD_MODEL)
+    if (!in->lora_count || (why->fault != ENGINE_BAD_MODEL && why->fault != ENGINE_BAD_RESULT))
         return failure_of_engine(why);
     free(m->misfit);
     m->misfit = strdup(loras);

@@ -20,7 +20,7 @@ struct model {
     struct engine_info info;
     struct engine *engine; /* NULL: closed */
     char *loras;           /* adapters in its weights, as task_inputs_loras writes them; owned; NULL: none */
-    char *misfit;          /* adapters that do not fit the model, in the same words; owned; NULL: none known */
+    char *misfit;          /* adapters that do not fit the model or make no picture with it, in the same words; owned; NULL: none known */
     char misfit_why[1024]; /* the engine's sentence about them */
     uint64_t used;         /* higher: used later */
 };

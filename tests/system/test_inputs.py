@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import struct
 import subprocess
 import threading
 
@@ -141,6 +142,28 @@ def test_an_adapter_that_does_not_fit_fails_its_rows_and_no_other(new_loose_farm
     farm.worker("w1")
     farm.wait_for("mixed", done=6, failed=6)
     assert {f["kind"] for f in farm.lines("failures", "mixed")} == {"refuse"}
+    assert farm.log("w1").count("model_opening model=tiny") <= 3  # at the start, with the adapter, without
+
+
+def with_values(path, other, value):
+    """A BF16 adapter of the same tensors, all values the same."""
+    data = path.read_bytes()
+    body = 8 + int.from_bytes(data[:8], "little")
+    other.write_bytes(data[:body] + struct.pack("<f", value)[2:] * ((len(data) - body) // 2))
+    return other
+
+
+def test_an_adapter_that_makes_no_picture_opens_the_model_once(new_loose_farm):
+    """Opening takes as long as many pictures; attempts of many rows would take the night."""
+    farm = prepared(new_loose_farm)
+    farm.coordinator()
+    with_values(farm.root / "lora-bfl.safetensors", farm.root / "hot.safetensors", 1e15)
+    rows = [{"prompt": f"{i}", **({"lora": "hot.safetensors"} if i % 2 else {})} for i in range(12)]
+    farm.submit("hot", "".join(json.dumps(row) + "\n" for row in rows), suffix="jsonl")
+    farm.worker("w1")
+    farm.wait_for("hot", done=6, failed=6)
+    failures = farm.lines("failures", "hot")
+    assert {f["kind"] for f in failures} == {"refuse"} and "adapters" in failures[0]["reason"] and "NaN" in failures[0]["reason"]
     assert farm.log("w1").count("model_opening model=tiny") <= 3  # at the start, with the adapter, without
 
 
