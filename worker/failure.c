@@ -25,9 +25,14 @@ void failure_make_sendable(char *text)
 static struct failure make(enum msg_failure kind, const char *format, va_list list)
 {
     struct failure f = {.kind = kind};
-    vsnprintf(f.reason, sizeof f.reason, format, list);
-    if (strlen(f.reason) == sizeof f.reason - 1)
-        memcpy(f.reason + sizeof f.reason - 4, "...", 3);
+    const size_t part = sizeof f.reason / 2 - 4;
+    char text[8192]; /* a path and sentences */
+    vsnprintf(text, sizeof text, format, list);
+    size_t length = strlen(text);
+    if (length < sizeof f.reason)
+        memcpy(f.reason, text, length + 1);
+    else /* places stand in front, the cause at the end */
+        snprintf(f.reason, sizeof f.reason, "%.*s...%s", (int)part, text, text + length - part);
     failure_make_sendable(f.reason);
     return f;
 }

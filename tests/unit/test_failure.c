@@ -57,15 +57,18 @@ static void reasons_are_text_whatever_they_quote(void **state)
     }
 }
 
-static void long_reasons_say_that_they_are_cut(void **state)
+/* Places stand in front and the cause at the end: a long path must not push out what is wrong with it. */
+static void long_reasons_are_cut_in_the_middle_and_say_so(void **state)
 {
     (void)state;
-    char text[5000];
+    char text[4000];
     memset(text, 'x', sizeof text);
-    text[4999] = 0;
-    struct failure f = failure_refuse("%s", text);
+    text[3999] = 0;
+    struct failure f = failure_refuse("file '%s': has changed", text);
     assert_true(strlen(f.reason) <= MSG_REASON_MAX);
-    assert_string_equal(f.reason + strlen(f.reason) - 4, "x...");
+    assert_int_equal(strncmp(f.reason, "file 'xxx", 9), 0);
+    assert_non_null(strstr(f.reason, "x...x"));
+    assert_string_equal(f.reason + strlen(f.reason) - 15, "x': has changed");
     assert_int_equal(f.kind, MSG_FAILURE_REFUSE);
     assert_int_equal(failure_released("x").kind, MSG_FAILURE_RELEASED);
 }
@@ -75,7 +78,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_engine_fault_has_its_kind),
         cmocka_unit_test(reasons_are_text_whatever_they_quote),
-        cmocka_unit_test(long_reasons_say_that_they_are_cut),
+        cmocka_unit_test(long_reasons_are_cut_in_the_middle_and_say_so),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
