@@ -8,8 +8,12 @@
 Same tensors, shapes and files as the published folder; the text encoder in two shards. Values are windows into one block of
 1,048,573 normal numbers (a prime, so that no two rows of a matrix are equal), scaled so that activations stay near one all the
 way through: no NaN, and a picture that is noise. Time does not depend on values. The same seed gives the same bytes.
+
+With --quantised FORMAT two files are added to such a folder and nothing else is written: DIR/transformer-FORMAT.safetensors and
+DIR/text_encoder-FORMAT.safetensors, for --transformer and --text-encoder, with the linears of their blocks in fp8 or nvfp4.
+
 Standard library only; about a minute."""
-import argparse, array, base64, json, math, pathlib, random, struct, sys, zlib
+import argparse, array, base64, bisect, json, math, pathlib, random, struct, sys, zlib
 
 TEMPLATE = pathlib.Path(__file__).resolve().parents[1] / "golden/models/pocket/tokenizer/chat_template.jinja"
 BLOCK = 1_048_573
@@ -18,7 +22,7 @@ WIDTH, INNER, LAYERS, VOCAB, QUERY, KEY = 2560, 9728, 36, 151936, 4096, 1024    
 LEVELS, LATENT = (128, 256, 512, 512), 32                                           # VAE
 SHARD_BYTES = 5_000_000_000
 
-# name: (shape, mean, std)
+# name: (shape, mean, std[, dtype]); mean None is an I64 of zero
 
 
 def matrix(out, name, rows, columns, gain=1.0):
@@ -136,27 +140,77 @@ def vae():
 # --- values and files ---------------------------------------------------------------------------------------------------
 
 
+E4M3 = [m / 512 for m in range(8)] + [(8 + m % 8) * 2.0 ** (m // 8 - 9) for m in range(119)]
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+FP8_STD, NVFP4_STD = 64.0, 2.0 # of codes, before the scale of the tensor
+BYTES = {"I64": 8, "F32": 4, "BF16": 2, "F8_E4M3": 1, "U8": 1}
+
+
+def code(table, value):
+    """Sign and nearest of the table's values, the last one at most."""
+    at = min(bisect.bisect(table, abs(value)), len(table) - 1)
+    if at and abs(value) - table[at - 1] < table[at] - abs(value):
+        at -= 1
+    return at + (len(table) + len(table) % 2 if value < 0 else 0)
+
+
+def quantised(tensors, format):
+    """The linears of the blocks in fp8 or nvfp4, with their scales beside them."""
+    out = {}
+    for name, (shape, mean, std) in tensors.items():
+        if len(shape) != 2 or "blocks." not in name and "layers." not in name:
+            out[name] = (shape, mean, std)
+        elif format == "fp8":
+            out[name] = (shape, 0.0, FP8_STD, "F8_E4M3")
+            out[name + "_scale"] = ((), std / FP8_STD, 0.0, "F32")
+        else:
+            out[name] = ((shape[0], shape[1] // 2), 0.0, NVFP4_STD, "U8")
+            out[name + "_scale"] = ((-(-shape[0] // 128) * 128, -(-shape[1] // 64) * 4), 1.0, 0.0, "F8_E4M3") # swizzled
+            out[name + "_scale_2"] = ((), std / NVFP4_STD, 0.0, "F32")
+    return out
+
+
+def dtype_of(entry):
+    return entry[3] if len(entry) > 3 else "BF16" if entry[1] is not None else "I64"
+
+
 class Values:
-    """The block of normal numbers, in every scale that was asked for, as bf16 bytes."""
+    """The block of normal numbers, in every scale and dtype that was asked for, as bytes."""
 
     def __init__(self, seed):
         draw = random.Random(seed).gauss
         self.normal = [draw(0.0, 1.0) for _ in range(BLOCK)]
         self.scaled = {}
 
-    def block(self, mean, std):
-        key = (mean, float(f"{std:.2g}"))
+    def block(self, mean, std, dtype):
+        key = (mean, float(f"{std:.2g}"), dtype)
         if key not in self.scaled:
-            bits = array.array("I", array.array("f", [mean + key[1] * v for v in self.normal]).tobytes())
-            self.scaled[key] = array.array("H", [(b + 0x7FFF + ((b >> 16) & 1)) >> 16 for b in bits]).tobytes()
+            values = [mean + key[1] * v for v in self.normal]
+            self.scaled[key] = getattr(self, "as_" + dtype.lower())(values)
         return self.scaled[key]
 
-    def write(self, file, name, shape, mean, std):
-        if mean is None:
-            file.write(bytes(8))
+    @staticmethod
+    def as_bf16(values):
+        bits = array.array("I", array.array("f", values).tobytes())
+        return array.array("H", [(b + 0x7FFF + ((b >> 16) & 1)) >> 16 for b in bits]).tobytes()
+
+    @staticmethod
+    def as_f8_e4m3(values):
+        return bytes(code(E4M3, v) for v in values)
+
+    @staticmethod
+    def as_u8(values):
+        codes = [code(E2M1, v) for v in values]
+        return bytes(high << 4 | low for high, low in zip(codes, codes[1:] + codes[:1]))
+
+    def write(self, file, name, entry):
+        shape, mean, std = entry[:3]
+        dtype, left = dtype_of(entry), size_of(entry)
+        if mean is None or dtype == "F32":
+            file.write(struct.pack("<f", mean) if dtype == "F32" else bytes(8))
             return
-        block, left = memoryview(self.block(mean, std)), 2 * math.prod(shape)
-        at = 2 * (zlib.crc32(name.encode()) % BLOCK)
+        block = memoryview(self.block(mean, std, dtype))
+        at = BYTES[dtype] * (zlib.crc32(name.encode()) % BLOCK)
         while left:
             part = block[at:at + left]
             file.write(part)
@@ -165,16 +219,15 @@ class Values:
 
 
 def size_of(entry):
-    return 8 if entry[1] is None else 2 * math.prod(entry[0])
+    return BYTES[dtype_of(entry)] * math.prod(entry[0])
 
 
 def write_safetensors(path, tensors, values):
     head, at = {"__metadata__": {"format": "pt"}}, 0
-    names = sorted(tensors, key=lambda n: (tensors[n][1] is not None, n)) # the 8-byte scalar first, as the format aligns
+    names = sorted(tensors, key=lambda n: (-BYTES[dtype_of(tensors[n])], n)) # the widest first, as the format aligns
     for name in names:
-        shape, mean, _ = tensors[name]
         end = at + size_of(tensors[name])
-        head[name] = {"dtype": "I64" if mean is None else "BF16", "shape": shape, "data_offsets": [at, end]}
+        head[name] = {"dtype": dtype_of(tensors[name]), "shape": tensors[name][0], "data_offsets": [at, end]}
         at = end
     text = json.dumps(head, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -182,7 +235,7 @@ def write_safetensors(path, tensors, values):
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
-            values.write(file, name, *tensors[name])
+            values.write(file, name, tensors[name])
     print(f"{path}: {len(names)} tensors, {at:,} bytes", flush=True)
 
 
@@ -293,16 +346,24 @@ def check(part, tensors, count, values):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--tiktoken", type=pathlib.Path, required=True)
+    parser.add_argument("--tiktoken", type=pathlib.Path)
+    parser.add_argument("--quantised", choices=["fp8", "nvfp4"])
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    if not args.tiktoken and not args.quantised:
+        parser.error("--tiktoken is needed for the folder")
     parts = {"vae": check("vae", vae(), 251, 84_046_372),
              "transformer": check("transformer", transformer(), 169, 3_875_544_576),
              "text_encoder": check("text_encoder", text_encoder(), 398, 4_022_468_096)}
+    values = Values(args.seed)
+    if args.quantised:
+        for part in ("transformer", "text_encoder"):
+            path = args.folder / f"{part}-{args.quantised}.safetensors"
+            write_safetensors(path, quantised(parts[part], args.quantised), values)
+        return
     for name, config in CONFIGS.items():
         write_json(args.folder / name, config)
     write_tokenizer(args.folder / "tokenizer", args.tiktoken)
-    values = Values(args.seed)
     for part in ("vae", "transformer"):
         write_safetensors(args.folder / part / "diffusion_pytorch_model.safetensors", parts[part], values)
     write_shards(args.folder / "text_encoder", parts["text_encoder"], values)
