@@ -13,6 +13,8 @@
  *   byte 8..11  low nibble: bits 0-3 of s4..s7, high nibble: of t4..t7 */
 #include "dequant.h"
 
+#include <assert.h>
+
 #include "vec.h"
 
 #ifdef __AVX2__
@@ -22,9 +24,14 @@
 #define ROWS_AHEAD 6    /* fetched from memory before their turn */
 #define SPAN_VALUES 512 /* decoded at once on the way to bf16; whole blocks of every format */
 
-static float read_f16(const uint8_t *p)
+VEC_INLINE float read_f16(const uint8_t *p)
 {
-    return quant_f32_of_f16((uint16_t)(p[0] | p[1] << 8));
+    uint16_t h = (uint16_t)(p[0] | p[1] << 8);
+#ifdef __AVX512F__
+    return _mm512_cvtss_f32(_mm512_cvtph_ps(_mm256_castsi128_si256(_mm_cvtsi32_si128(h)))); /* the same, exact */
+#else
+    return quant_f32_of_f16(h);
+#endif
 }
 
 static uint32_t read_u32(const uint8_t *p)
@@ -34,26 +41,38 @@ static uint32_t read_u32(const uint8_t *p)
 
 /* --- blocks of one value ------------------------------------------------------------------------------- */
 
-static void decode_f32(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_f32(void *values, enum tensor_dtype dtype, const uint8_t *restrict b, int64_t blocks)
 {
+    float *restrict to = values;
+    assert(dtype == TENSOR_F32);
+    (void)dtype;
     for (int64_t i = 0; i < blocks; i++)
         to[i] = quant_f32_of_bits(read_u32(b + 4 * i));
 }
 
-static void decode_f16(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_f16(void *values, enum tensor_dtype dtype, const uint8_t *restrict b, int64_t blocks)
 {
+    float *restrict to = values;
+    assert(dtype == TENSOR_F32);
+    (void)dtype;
     for (int64_t i = 0; i < blocks; i++)
         to[i] = read_f16(b + 2 * i);
 }
 
-static void decode_bf16(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_bf16(void *values, enum tensor_dtype dtype, const uint8_t *restrict b, int64_t blocks)
 {
+    float *restrict to = values;
+    assert(dtype == TENSOR_F32);
+    (void)dtype;
     for (int64_t i = 0; i < blocks; i++)
         to[i] = tensor_f32_of((uint16_t)(b[2 * i] | b[2 * i + 1] << 8));
 }
 
-static void decode_fp8(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_fp8(void *values, enum tensor_dtype dtype, const uint8_t *restrict b, int64_t blocks)
 {
+    float *restrict to = values;
+    assert(dtype == TENSOR_F32);
+    (void)dtype;
     for (int64_t i = 0; i < blocks; i++)
         to[i] = quant_f32_of_e4m3(b[i]);
 }
@@ -72,86 +91,102 @@ VEC_INLINE vf numbers_of(const uint8_t *codes)
 #endif
 }
 
-/* to = scale * (code - zero) - least. code - zero is exact, and nothing changes where least is 0. */
-VEC_INLINE void spread(float *to, const uint8_t *codes, int count, float zero, float scale, float least)
+/* to[at..] = scale * (code - zero) - least, in f32 or rounded to bf16. code - zero is exact, and nothing changes where least
+ * is 0. f16 numbers times small integers are 0 or at least 2^-24, so that the quicker rounding is exact. */
+VEC_INLINE void spread(void *to, enum tensor_dtype dtype, int64_t at, const uint8_t *codes, int count, float zero, float scale,
+                       float least)
 {
     for (int i = 0; i < count; i += VEC) {
         vf q = numbers_of(codes + i) - vec_splat(zero);
         vf value = vec_splat(scale) * q - vec_splat(least);
-        memcpy(to + i, &value, sizeof value);
+        vh half = vec_narrow(value);
+        if (dtype == TENSOR_F32)
+            memcpy((float *)to + at + i, &value, sizeof value);
+        else
+            memcpy((uint16_t *)to + at + i, &half, sizeof half);
     }
 }
 
-#define EACH_BYTE UINT64_C(0x0101010101010101)
+/* Sixteen codes at a time everywhere: what is loaded in larger pieces than it was stored waits for the cache. */
+typedef uint8_t sixteen __attribute__((vector_size(16)));
+#define UNROLL _Pragma("GCC unroll 8") /* so that shifts are constants */
 
-/* `count` bytes are nibbles of twice as many codes: first the low ones. Eight at a time. */
+VEC_INLINE sixteen load(const uint8_t *bytes)
+{
+    sixteen v;
+    return memcpy(&v, bytes, sizeof v), v;
+}
+
+VEC_INLINE void store(uint8_t *bytes, sixteen v)
+{
+    memcpy(bytes, &v, sizeof v);
+}
+
+/* `count` bytes are nibbles of twice as many codes: first the low ones. */
 VEC_INLINE void nibbles(uint8_t *codes, const uint8_t *bytes, int count)
 {
-    for (int i = 0; i < count; i += 8) {
-        uint64_t eight, low, high;
-        memcpy(&eight, bytes + i, 8);
-        low = eight & 15 * EACH_BYTE, high = eight >> 4 & 15 * EACH_BYTE;
-        memcpy(codes + i, &low, 8);
-        memcpy(codes + count + i, &high, 8);
+    for (int i = 0; i < count; i += 16) {
+        store(codes + i, load(bytes + i) & 15);
+        store(codes + count + i, load(bytes + i) >> 4);
     }
 }
 
-/* A bit more for 32 codes. Bit i of a byte goes to byte i of eight: there it is alone, and adding 127 makes it bit 7. */
+/* 16 more if bit i of 32 is set; `bytes` are 16, of which these bits are the first four. */
 VEC_INLINE void fifth_bits(uint8_t *codes, const uint8_t *bytes)
 {
-    for (int i = 0; i < 4; i++) {
-        uint64_t eight, bits = bytes[i] * EACH_BYTE & UINT64_C(0x8040201008040201);
-        memcpy(&eight, codes + 8 * i, 8);
-        eight |= ((bits + 127 * EACH_BYTE) & 128 * EACH_BYTE) >> 3;
-        memcpy(codes + 8 * i, &eight, 8);
+    const sixteen bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const sixteen low = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+    for (int i = 0; i < 2; i++) {
+        sixteen is_set = (sixteen)((__builtin_shuffle(load(bytes), low + (uint8_t)(2 * i)) & bit) != 0);
+        store(codes + 16 * i, load(codes + 16 * i) | (is_set & 16));
     }
 }
 
-static void decode_q8_0(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_q8_0(void *to, enum tensor_dtype dtype, const uint8_t *b, int64_t blocks)
 {
     uint8_t codes[32];
-    for (; blocks > 0; blocks--, to += 32, b += 34) {
-        for (int i = 0; i < 32; i++)
-            codes[i] = b[2 + i] ^ 0x80; /* signed bytes, 128 more */
-        spread(to, codes, 32, 128, read_f16(b), 0);
+    for (int64_t at = 0; at < 32 * blocks; at += 32, b += 34) {
+        for (int i = 0; i < 32; i += 16)
+            store(codes + i, load(b + 2 + i) ^ 0x80); /* signed bytes, 128 more */
+        spread(to, dtype, at, codes, 32, 128, read_f16(b), 0);
     }
 }
 
-static void decode_q4_0(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_q4_0(void *to, enum tensor_dtype dtype, const uint8_t *b, int64_t blocks)
 {
     uint8_t codes[32];
-    for (; blocks > 0; blocks--, to += 32, b += 18) {
+    for (int64_t at = 0; at < 32 * blocks; at += 32, b += 18) {
         nibbles(codes, b + 2, 16);
-        spread(to, codes, 32, 8, read_f16(b), 0);
+        spread(to, dtype, at, codes, 32, 8, read_f16(b), 0);
     }
 }
 
-static void decode_q4_1(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_q4_1(void *to, enum tensor_dtype dtype, const uint8_t *b, int64_t blocks)
 {
     uint8_t codes[32];
-    for (; blocks > 0; blocks--, to += 32, b += 20) {
+    for (int64_t at = 0; at < 32 * blocks; at += 32, b += 20) {
         nibbles(codes, b + 4, 16);
-        spread(to, codes, 32, 0, read_f16(b), -read_f16(b + 2));
+        spread(to, dtype, at, codes, 32, 0, read_f16(b), -read_f16(b + 2));
     }
 }
 
-static void decode_q5_0(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_q5_0(void *to, enum tensor_dtype dtype, const uint8_t *b, int64_t blocks)
 {
     uint8_t codes[32];
-    for (; blocks > 0; blocks--, to += 32, b += 22) {
+    for (int64_t at = 0; at < 32 * blocks; at += 32, b += 22) {
         nibbles(codes, b + 6, 16);
         fifth_bits(codes, b + 2);
-        spread(to, codes, 32, 16, read_f16(b), 0);
+        spread(to, dtype, at, codes, 32, 16, read_f16(b), 0);
     }
 }
 
-static void decode_q5_1(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_q5_1(void *to, enum tensor_dtype dtype, const uint8_t *b, int64_t blocks)
 {
     uint8_t codes[32];
-    for (; blocks > 0; blocks--, to += 32, b += 24) {
+    for (int64_t at = 0; at < 32 * blocks; at += 32, b += 24) {
         nibbles(codes, b + 8, 16);
         fifth_bits(codes, b + 4);
-        spread(to, codes, 32, 0, read_f16(b), -read_f16(b + 2));
+        spread(to, dtype, at, codes, 32, 0, read_f16(b), -read_f16(b + 2));
     }
 }
 
@@ -160,39 +195,41 @@ static void decode_q5_1(float *restrict to, const uint8_t *restrict b, int64_t b
 /* Two-bit numbers of 128 codes: 32 bytes, four numbers a byte, 32 codes apart; they are the bits from `place` on. */
 VEC_INLINE void two_bits(uint8_t *restrict codes, const uint8_t *restrict bytes, int place)
 {
-    for (int part = 0; part < 4; part++)
-        for (int i = 0; i < 32; i++)
-            codes[32 * part + i] |= (uint8_t)((bytes[i] >> (2 * part) & 3) << place);
+    UNROLL for (int part = 0; part < 4; part++)
+        for (int i = 0; i < 32; i += 16) {
+            uint8_t *at = codes + 32 * part + i;
+            store(at, load(at) | (load(bytes + i) >> (uint8_t)(2 * part) & 3) << (uint8_t)place);
+        }
 }
 
 /* scales[16] (s low, t high nibble), q[64], d, dmin */
-static void decode_q2_k(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_q2_k(void *to, enum tensor_dtype dtype, const uint8_t *b, int64_t blocks)
 {
-    for (; blocks > 0; blocks--, b += 84) {
+    for (int64_t at = 0; at < 256 * blocks; b += 84) {
         uint8_t codes[256] = {0};
         float d = read_f16(b + 80), dmin = read_f16(b + 82);
         two_bits(codes, b + 16, 0);
         two_bits(codes + 128, b + 48, 0);
-        for (int g = 0; g < 16; g++, to += 16)
-            spread(to, codes + 16 * g, 16, 0, d * (float)(b[g] & 15), dmin * (float)(b[g] >> 4));
+        for (int g = 0; g < 16; g++, at += 16)
+            spread(to, dtype, at, codes + 16 * g, 16, 0, d * (float)(b[g] & 15), dmin * (float)(b[g] >> 4));
     }
 }
 
 /* high[32] (bit v / 32 of byte v % 32 for value v), q[64], scales[12], d. A high bit that is off takes 4 away. */
-static void decode_q3_k(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_q3_k(void *to, enum tensor_dtype dtype, const uint8_t *b, int64_t blocks)
 {
-    for (; blocks > 0; blocks--, b += 110) {
+    for (int64_t at = 0; at < 256 * blocks; b += 110) {
         uint8_t codes[256];
         const uint8_t *s = b + 96;
         float d = read_f16(b + 108);
-        for (int part = 0; part < 8; part++)
-            for (int i = 0; i < 32; i++)
-                codes[32 * part + i] = (uint8_t)((b[i] >> part & 1) << 2);
+        UNROLL for (int part = 0; part < 8; part++)
+            for (int i = 0; i < 32; i += 16)
+                store(codes + 32 * part + i, (load(b + i) >> (uint8_t)part & 1) << 2);
         two_bits(codes, b + 32, 0);
         two_bits(codes + 128, b + 64, 0);
-        for (int g = 0; g < 16; g++, to += 16) {
+        for (int g = 0; g < 16; g++, at += 16) {
             int low = g < 8 ? s[g] & 15 : s[g - 8] >> 4, high = s[8 + g % 4] >> (g / 4 * 2) & 3;
-            spread(to, codes + 16 * g, 16, 4, d * (float)((low | high << 4) - 32), 0);
+            spread(to, dtype, at, codes + 16 * g, 16, 4, d * (float)((low | high << 4) - 32), 0);
         }
     }
 }
@@ -217,62 +254,64 @@ VEC_INLINE struct groups groups_of(const uint8_t *b)
 }
 
 /* d, dmin, scales[12], q[128]: two groups share 32 bytes, low nibbles first */
-static void decode_q4_k(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_q4_k(void *to, enum tensor_dtype dtype, const uint8_t *b, int64_t blocks)
 {
     uint8_t codes[64];
-    for (; blocks > 0; blocks--, b += 144) {
+    for (int64_t at = 0; at < 256 * blocks; b += 144) {
         struct groups groups = groups_of(b);
-        for (int g = 0; g < 8; g += 2, to += 64) {
+        for (int g = 0; g < 8; g += 2, at += 64) {
             nibbles(codes, b + 16 + g * 16, 32);
-            spread(to, codes, 32, 0, groups.scale[g], groups.least[g]);
-            spread(to + 32, codes + 32, 32, 0, groups.scale[g + 1], groups.least[g + 1]);
+            spread(to, dtype, at, codes, 32, 0, groups.scale[g], groups.least[g]);
+            spread(to, dtype, at + 32, codes + 32, 32, 0, groups.scale[g + 1], groups.least[g + 1]);
         }
     }
 }
 
 /* d, dmin, scales[12], fifth[32] (bit g of byte i), q[128] */
-static void decode_q5_k(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_q5_k(void *to, enum tensor_dtype dtype, const uint8_t *b, int64_t blocks)
 {
     uint8_t codes[64];
-    for (; blocks > 0; blocks--, b += 176) {
+    for (int64_t at = 0; at < 256 * blocks; b += 176) {
         struct groups groups = groups_of(b);
-        for (int g = 0; g < 8; g += 2, to += 64) {
+        UNROLL for (int g = 0; g < 8; g += 2, at += 64) {
             nibbles(codes, b + 48 + g * 16, 32);
-            for (int i = 0; i < 32; i++) {
-                codes[i] |= (uint8_t)((b[16 + i] >> g & 1) << 4);
-                codes[32 + i] |= (uint8_t)((b[16 + i] >> (g + 1) & 1) << 4);
-            }
-            spread(to, codes, 32, 0, groups.scale[g], groups.least[g]);
-            spread(to + 32, codes + 32, 32, 0, groups.scale[g + 1], groups.least[g + 1]);
+            for (int i = 0; i < 64; i += 16)
+                store(codes + i, load(codes + i) | (load(b + 16 + i % 32) >> (uint8_t)(g + i / 32) & 1) << 4);
+            spread(to, dtype, at, codes, 32, 0, groups.scale[g], groups.least[g]);
+            spread(to, dtype, at + 32, codes + 32, 32, 0, groups.scale[g + 1], groups.least[g + 1]);
         }
     }
 }
 
 /* low[128] (halves of 128 values share 64 bytes of nibbles), high[64], scales[16] (signed), d */
-static void decode_q6_k(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_q6_k(void *to, enum tensor_dtype dtype, const uint8_t *b, int64_t blocks)
 {
     uint8_t codes[128];
-    for (; blocks > 0; blocks--, b += 210) {
+    for (int64_t at = 0; at < 256 * blocks; b += 210) {
         float d = read_f16(b + 208);
         for (int half = 0; half < 2; half++) {
             nibbles(codes, b + 64 * half, 64);
             two_bits(codes, b + 128 + 32 * half, 4);
-            for (int g = 0; g < 8; g++, to += 16)
-                spread(to, codes + 16 * g, 16, 32, d * (float)(int8_t)b[192 + 8 * half + g], 0);
+            for (int g = 0; g < 8; g++, at += 16)
+                spread(to, dtype, at, codes + 16 * g, 16, 32, d * (float)(int8_t)b[192 + 8 * half + g], 0);
         }
     }
 }
 
 /* High nibble first. */
-static void decode_nvfp4(float *restrict to, const uint8_t *restrict b, int64_t blocks)
+static void decode_nvfp4(void *values, enum tensor_dtype dtype, const uint8_t *restrict b, int64_t blocks)
 {
+    float *restrict to = values;
+    assert(dtype == TENSOR_F32);
+    (void)dtype;
     for (int64_t i = 0; i < 8 * blocks; i++) {
         to[2 * i] = quant_f32_of_e2m1((uint8_t)(b[i] >> 4));
         to[2 * i + 1] = quant_f32_of_e2m1(b[i]);
     }
 }
 
-static void (*const decoders[QUANT_FORMAT_COUNT])(float *restrict to, const uint8_t *restrict b, int64_t blocks) = {
+/* To bf16 only formats of several values: the others have a scale outside their blocks, or need the exact rounding. */
+static void (*const decoders[QUANT_FORMAT_COUNT])(void *to, enum tensor_dtype dtype, const uint8_t *b, int64_t blocks) = {
     [QUANT_F32] = decode_f32,   [QUANT_F16] = decode_f16,   [QUANT_BF16] = decode_bf16, [QUANT_Q8_0] = decode_q8_0,
     [QUANT_Q4_0] = decode_q4_0, [QUANT_Q4_1] = decode_q4_1, [QUANT_Q5_0] = decode_q5_0, [QUANT_Q5_1] = decode_q5_1,
     [QUANT_Q2_K] = decode_q2_k, [QUANT_Q3_K] = decode_q3_k, [QUANT_Q4_K] = decode_q4_k, [QUANT_Q5_K] = decode_q5_k,
@@ -302,23 +341,18 @@ static void scale_nvfp4(float *to, const struct quant_matrix *m, int64_t row, in
 
 static void span_to_f32(float *to, const struct quant_matrix *m, int64_t row, int64_t first, int64_t count)
 {
-    decoders[m->format](to, data_at(m, row, first), count / quant_info(m->format)->values);
+    decoders[m->format](to, TENSOR_F32, data_at(m, row, first), count / quant_info(m->format)->values);
     if (m->format == QUANT_NVFP4)
         scale_nvfp4(to, m, row, first, count);
     for (int64_t i = 0; m->format == QUANT_FP8_E4M3 && i < count; i++)
         to[i] *= m->scale;
 }
 
-/* Blocks of f16 numbers times small integers are 0 or at least 2^-24, so the quicker rounding is exact for them. */
 static void span_to_bf16(uint16_t *to, const struct quant_matrix *m, int64_t row, int64_t first, int64_t count)
 {
     float values[SPAN_VALUES];
-    int64_t i = 0;
     span_to_f32(values, m, row, first, count);
-    if (quant_info(m->format)->values >= 2 * VEC)
-        for (; i < count; i += 2 * VEC)
-            vec_narrow_pair(to + i, vec_load(values, TENSOR_F32, i, VEC), vec_load(values, TENSOR_F32, i + VEC, VEC));
-    for (; i < count; i += VEC)
+    for (int64_t i = 0; i < count; i += VEC)
         vec_store(to, TENSOR_BF16, i, count - i, vec_load(values, TENSOR_F32, i, count - i));
 }
 
@@ -405,6 +439,8 @@ static void row_to_bf16(uint16_t *to, const struct quant_matrix *m, int64_t row,
         look_up_fp8(to, m->codes, data_at(m, row, first), count);
     } else if (m->codes) {
         look_up_nvfp4(to, m, row, first, count);
+    } else if (quant_info(m->format)->values >= 32) {
+        decoders[m->format](to, TENSOR_BF16, data_at(m, row, first), count / quant_info(m->format)->values);
     } else {
         for (int64_t i = 0; i < count; i += SPAN_VALUES)
             span_to_bf16(to + i, m, row, first + i, count - i < SPAN_VALUES ? count - i : SPAN_VALUES);
