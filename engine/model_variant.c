@@ -139,7 +139,7 @@ bool model_variant_tell(struct model_variant *ret, const char *path, model_varia
                                 "it the other; say which with --distilled or --base", path);
     if (!has_name && !has_index)
         return engine_error_set(why, ENGINE_BAD_MODEL, "%s: distilled or base? Their files look alike, and neither the name nor "
-                                "a model_index.json beside it tells; say which with --distilled or --base", path);
+                                "a model_index.json beside it tells; say which with --distilled or --base, or put the model's index there", path);
     *ret = has_index ? index : name;
     return true;
 }

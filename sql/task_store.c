@@ -188,7 +188,7 @@ static bool is_same(const struct campaign *old, const struct campaign_spec *spec
         return pg_error_set(why, PG_REFUSED, "campaign '%s' has format %s, not %s: leave --format away or take another name",
                             old->name, old->format, spec->format);
     if (strcmp(old->use, use) != 0)
-        return pg_error_set(why, PG_REFUSED, "campaign '%s' has use '%s', not '%s': leave --use away or take another name",
+        return pg_error_set(why, PG_REFUSED, "campaign '%s' was made with use '%s' ('': none), not '%s': leave --use away or take another name",
                             old->name, old->use, use);
     if (old->base_seed != spec->base_seed)
         return pg_error_set(why, PG_REFUSED, "campaign '%s' has seed %llu, not %llu: leave --seed away or take another name",

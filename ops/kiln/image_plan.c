@@ -54,7 +54,7 @@ bool image_plan_check(const struct image_plan *p, const struct prompt_row *row, 
     int width, height;
     picture_size(p, row, inputs, &width, &height);
     if (!image_plan_model(p, row)) {
-        snprintf(why, why_bytes, "the row names no model, and --model was not given");
+        snprintf(why, why_bytes, "the row names no model, and --model was not given (left out, it is the model that kiln is up with here, if that is one)");
         return false;
     }
     if (row->has_seed && row->seed > UINT64_MAX - (uint64_t)(p->defaults.variations - 1)) {

@@ -56,7 +56,8 @@ struct submit {
 };
 
 static const char usage[] =
-    "  FILE is txt (a prompt a line), csv, tsv (with a header) or jsonl; - is standard input. Columns: prompt negative seed\n"
+    "  FILE is txt (a prompt a line), csv, tsv (with a header) or jsonl; - is standard input (txt, or jsonl where it begins\n"
+    "  with '{', unless --input-format says it). Columns: prompt negative seed\n"
     "  size (WxH) width height steps guidance model name image mask strength lora; others travel as labels. Several images or adapters\n"
     "  of one row stand with ';' between them (in jsonl as a list); names are relative to FILE. Submitting again adds only\n"
     "  what is missing.\n"
