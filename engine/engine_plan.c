@@ -170,10 +170,28 @@ bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engi
                             requests[0].width, requests[0].height, figures, kern_name(k), gb(space.available), gb(space.all));
 }
 
-/* Is there room on the device for this batch, with what would be given up for it? */
-static bool has_room(struct engine_model *m, const struct engine_plan_need *n, size_t given_up, struct kern_space *ret)
+/* Is there room for the arena on the device, with what would be given up for it? */
+static bool has_room(const struct kern_space *s, const struct engine_plan_need *n, size_t given_up)
 {
-    return kern_memory(m->kern, ret) && n->arena <= ret->available + ret->arena + given_up;
+    return n->arena <= s->available + s->arena + given_up;
+}
+
+/* Moves the text encoder if that makes room and may be done; *n and *space follow. */
+static bool make_room(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count,
+                      struct engine_plan_need *n, struct kern_space *space, struct engine_error *why)
+{
+    if (has_room(space, n, 0) || !m->may_move || m->info.placement != ENGINE_RESIDENT)
+        return true;
+    struct engine_plan_need moved;
+    if (!need(p, ENGINE_PHASES, requests, count, &moved, why))
+        return false;
+    if (!has_room(space, &moved, p->text))
+        return true;
+    if (!engine_model_to_phases(m, why))
+        return false;
+    m->info.model_bytes = moved.weights;
+    *n = moved;
+    return kern_memory(m->kern, space) || engine_model_sync(m, why);
 }
 
 bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count,
@@ -181,17 +199,11 @@ bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const st
 {
     struct engine_plan_need n;
     struct kern_space space;
-    if (!need(p, m->info.placement, requests, count, &n, why))
+    if (!kern_memory(m->kern, &space))
+        return engine_model_sync(m, why); /* says why not */
+    if (!need(p, m->info.placement, requests, count, &n, why) || !make_room(p, m, requests, count, &n, &space, why))
         return false;
-    bool fits = has_room(m, &n, 0, &space);
-    if (!fits && m->may_move && m->info.placement == ENGINE_RESIDENT && need(p, ENGINE_PHASES, requests, count, &n, why) &&
-        has_room(m, &n, p->text, &space)) {
-        if (!engine_model_to_phases(m, why))
-            return false;
-        m->info.model_bytes = n.weights;
-        fits = has_room(m, &n, 0, &space);
-    }
-    if (!fits)
+    if (!has_room(&space, &n, 0))
         return engine_error_set(why, ENGINE_NO_MEMORY,
                                 "no memory: a batch of %d at %dx%d needs %.2f GB beside the weights; %s has %.2f left for it of %.2f, "
                                 "with placement %s", count, requests[0].width, requests[0].height, gb(n.arena), kern_name(m->kern),
