@@ -398,7 +398,7 @@ static bool read_tensor(struct cursor *c, struct gguf *g, struct engine_error *w
     uint64_t offset = take_whole(c, 8);
     if (c->ran_out || !read_format(g, e, code, why))
         return false;
-    const struct quant_info *f = quant_info(e->format);
+    const struct quant_traits *f = quant_info(e->format);
     if (!quant_bytes(&e->bytes, e->format, count_of(e) / e->row_values, e->row_values))
         return engine_error_set(why, ENGINE_BAD_MODEL, "%s: tensor '%s': rows of %lld values, %s needs a multiple of %d", g->name,
                                 e->name, (long long)e->row_values, f->name, f->values);

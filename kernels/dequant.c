@@ -322,7 +322,7 @@ static void (*const decoders[QUANT_FORMAT_COUNT])(void *to, enum tensor_dtype dt
 
 static const uint8_t *data_at(const struct quant_matrix *m, int64_t row, int64_t first)
 {
-    const struct quant_info *f = quant_info(m->format);
+    const struct quant_traits *f = quant_info(m->format);
     return (const uint8_t *)m->data + (size_t)((row * m->k + first) / f->values) * (size_t)f->bytes;
 }
 

@@ -22,7 +22,7 @@ static uint32_t read_u32(const uint8_t *p)
 
 /* --- the table ------------------------------------------------------------------------------------------- */
 
-static const struct quant_info formats[QUANT_FORMAT_COUNT] = {
+static const struct quant_traits formats[QUANT_FORMAT_COUNT] = {
     [QUANT_F32] = {"F32", 1, 4},
     [QUANT_F16] = {"F16", 1, 2},
     [QUANT_BF16] = {"BF16", 1, 2},
@@ -48,7 +48,7 @@ static const int16_t scales_at[QUANT_FORMAT_COUNT][2] = {
     [QUANT_Q6_K] = {208, -1}, [QUANT_FP8_E4M3] = {-1, -1}, [QUANT_NVFP4] = {-1, -1},
 };
 
-const struct quant_info *quant_info(enum quant_format format)
+const struct quant_traits *quant_info(enum quant_format format)
 {
     return &formats[format];
 }
@@ -65,7 +65,7 @@ bool quant_find(enum quant_format *ret, const char *name)
 
 bool quant_bytes(size_t *ret, enum quant_format format, int64_t n, int64_t k)
 {
-    const struct quant_info *f = &formats[format];
+    const struct quant_traits *f = &formats[format];
     size_t blocks;
     return n >= 0 && k >= 0 && k % f->values == 0 &&
            !__builtin_mul_overflow((size_t)n, (size_t)(k / f->values), &blocks) &&
@@ -107,7 +107,7 @@ __attribute__((format(printf, 3, 4))) static bool refuse(char *why, size_t why_b
 
 bool quant_check(const struct quant_matrix *m, size_t data_bytes, size_t block_scale_bytes, char *why, size_t why_bytes)
 {
-    const struct quant_info *f = &formats[m->format];
+    const struct quant_traits *f = &formats[m->format];
     size_t want;
     if (!quant_bytes(&want, m->format, m->n, m->k))
         return refuse(why, why_bytes, "[%lld,%lld] as %s: want rows of a whole number of %d values, and a size that memory "
@@ -129,7 +129,7 @@ bool quant_check(const struct quant_matrix *m, size_t data_bytes, size_t block_s
 
 static const uint8_t *row_data(const struct quant_matrix *m, int64_t row)
 {
-    const struct quant_info *f = &formats[m->format];
+    const struct quant_traits *f = &formats[m->format];
     return (const uint8_t *)m->data + (size_t)row * (size_t)(m->k / f->values) * (size_t)f->bytes;
 }
 
@@ -213,7 +213,7 @@ static bool scale_is_finite(const struct quant_matrix *m)
 bool quant_is_finite(const struct quant_matrix *m, int64_t first, int64_t count)
 {
     assert(first >= 0 && count >= 0 && first + count <= m->n);
-    const struct quant_info *f = &formats[m->format];
+    const struct quant_traits *f = &formats[m->format];
     bool ok = scale_is_finite(m);
     for (int64_t row = first; ok && row < first + count; row++) {
         const uint8_t *data = row_data(m, row);

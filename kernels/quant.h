@@ -32,11 +32,11 @@ enum quant_format {
 };
 #define QUANT_FORMAT_COUNT 15
 
-struct quant_info {
+struct quant_traits {
     const char *name;    /* "Q4_K" */
     int values, bytes;   /* of one block */
 };
-const struct quant_info *quant_info(enum quant_format format);
+const struct quant_traits *quant_info(enum quant_format format);
 bool quant_find(enum quant_format *ret, const char *name); /* by name, upper case */
 
 /* quant_bytes is what n rows of k values take; false when k is no whole number of blocks or the size overflows. */

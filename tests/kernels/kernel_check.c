@@ -124,7 +124,7 @@ static void fill_bytes(uint8_t *to, size_t bytes, uint32_t *state)
 
 struct quant_matrix kernel_check_matrix(struct kernel_check *c, enum quant_format format, int64_t n, int64_t k, uint32_t seed)
 {
-    const struct quant_info *info = quant_info(format);
+    const struct quant_traits *info = quant_info(format);
     struct quant_matrix m = {.format = format, .n = n, .k = k, .scale = 0.37f, .is_swizzled = true}, block = m;
     size_t bytes, scales;
     assert_true(quant_bytes(&bytes, format, n, k));

@@ -169,7 +169,7 @@ static void nan_and_infinity_are_found_in_every_scale(void **state)
                   {QUANT_Q4_K, 2}, {QUANT_Q5_K, 0}, {QUANT_Q5_K, 2},  {QUANT_Q6_K, 208}};
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) {
         struct quant_matrix m = matrix_of(scales[i].format);
-        const struct quant_info *info = quant_info(m.format);
+        const struct quant_traits *info = quant_info(m.format);
         size_t bytes;
         assert_true(quant_bytes(&bytes, m.format, m.n, m.k));
         uint8_t *copy = malloc(bytes), *last = copy + bytes - info->bytes + scales[i].at;
