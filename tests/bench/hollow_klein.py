@@ -26,8 +26,8 @@ FAMILIES = {
 class Holes:
     """In place of make_random_klein.Values: as many bytes, none of them written."""
 
-    def write(self, file, name, shape, mean, std):
-        file.truncate(file.tell() + maker.size_of((shape, mean, std)))
+    def write(self, file, name, entry):
+        file.truncate(file.tell() + maker.size_of(entry))
         file.seek(0, os.SEEK_END)
 
 
