@@ -135,9 +135,9 @@ VEC_INLINE void nibbles(uint8_t *codes, const uint8_t *bytes, int count)
 VEC_INLINE void fifth_bits(uint8_t *codes, const uint8_t *bytes)
 {
     const sixteen bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    const sixteen low = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
     for (int i = 0; i < 2; i++) {
-        sixteen is_set = (sixteen)((__builtin_shuffle(load(bytes), low + (uint8_t)(2 * i)) & bit) != 0);
+        const uint64_t eight = 0x0101010101010101, copies[2] = {bytes[2 * i] * eight, bytes[2 * i + 1] * eight};
+        sixteen is_set = (sixteen)((load((const uint8_t *)copies) & bit) != (sixteen){0});
         store(codes + 16 * i, load(codes + 16 * i) | (is_set & 16));
     }
 }
