@@ -310,6 +310,35 @@ static void linear_equals_the_cpu(void **state)
                 cuda_pair_agree(*state, "linear", linear, &shapes[s], dtypes[d], gaps[g], sum_bound(dtypes[d], shapes[s].k, 1));
 }
 
+/* The second half of the rows first: two runs of a matrix whose bytes, below 0x38, are finite in every format. */
+static struct tensor quantised(struct cuda_pair_maker *m, const void *format)
+{
+    enum { ROWS = 9, N = 20, K = 256 };
+    struct quant_matrix matrix = {.format = *(const enum quant_format *)format, .n = N, .k = K, .scale = 1.0f / 64};
+    static uint8_t bytes[N * K * 4], scales[N * K / 16];
+    for (size_t i = 0; i < sizeof bytes; i++)
+        bytes[i] = (uint8_t)((cuda_pair_random(&m->seed) + 1) * 27);
+    memcpy(scales, bytes, sizeof scales);
+    matrix.data = bytes, matrix.block_scales = scales;
+    struct quant_run runs[] = {{matrix, N / 2, N / 2}, {matrix, 0, N / 2}};
+    struct kern_weight *w = kern_weight_quant(m->k, m->dtype, runs, 2);
+    assert_non_null(w);
+    struct tensor x = cuda_pair_tensor(m, 2, (int64_t[]){ROWS, K}, 1), out = cuda_pair_space(m, 2, (int64_t[]){ROWS, N});
+    kern_linear(m->k, out, x, w);
+    kern_sync(m->k);
+    kern_weight_free(m->k, w);
+    return out;
+}
+
+/* Weights of up to `largest`: the bound of sums is for factors of 1. */
+static void quantised_linear_equals_the_cpu(void **state)
+{
+    const float largest = 0x1p6f;
+    for (enum quant_format format = QUANT_Q8_0; format < QUANT_FORMAT_COUNT; format++)
+        for (int d = 0; d < 2; d++)
+            cuda_pair_agree(*state, quant_info(format)->name, quantised, &format, dtypes[d], 0, sum_bound(dtypes[d], 256, largest));
+}
+
 struct window {
     int64_t n[4], out; /* picture, channels of the result */
     int size, stride, pad;
@@ -562,6 +591,7 @@ int main(void)
         cmocka_unit_test(group_norm_equals_the_cpu),
         cmocka_unit_test(rope_equals_the_cpu),
         cmocka_unit_test(linear_equals_the_cpu),
+        cmocka_unit_test(quantised_linear_equals_the_cpu),
         cmocka_unit_test(conv_equals_the_cpu),
         cmocka_unit_test(attention_equals_the_cpu),
         cmocka_unit_test(image_ends_equal_the_cpu),
