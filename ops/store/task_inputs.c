@@ -51,11 +51,15 @@ bool task_inputs_ok(const struct task_inputs *in, char *why, size_t why_bytes)
     return true;
 }
 
+/* *ret is written only if the whole text is a number. */
 static bool read_number(const char *text, double *ret)
 {
     char *end;
-    *ret = strtod(text, &end);
-    return end != text && !*end && strspn(text, "0123456789.eE+-") == strlen(text);
+    double value = strtod(text, &end);
+    if (end == text || *end || strspn(text, "0123456789.eE+-") != strlen(text))
+        return false;
+    *ret = value;
+    return true;
 }
 
 bool task_inputs_read_strength(const char *text, double *ret, char *why, size_t why_bytes)

@@ -157,9 +157,30 @@ static void pictures_have_the_size_the_engine_gives_them(void **state)
         }
 }
 
+/* A colon belongs to the name unless a number stands behind it: a scale of 0 would leave the adapter out in silence. */
+static void scale_is_what_stands_behind_the_last_colon_if_it_is_a_number(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        size_t length;
+        double scale;
+    } rows[] = {{"x", 1, 1}, {"x:0.5", 1, 0.5}, {"x:-2", 1, -2}, {"x:0", 1, 0}, {"a:b.safetensors", 15, 1}, {"a:b:3", 3, 3}, {"a:2b", 4, 1},
+                {"x:", 2, 1}, {"x:nan", 5, 1}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        size_t length;
+        double scale;
+        assert_true(task_inputs_read_lora(rows[i].text, &length, &scale, why, sizeof why));
+        assert_int_equal(length, rows[i].length);
+        if (scale != rows[i].scale)
+            fail_msg("%s: scale %g", rows[i].text, scale);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(scale_is_what_stands_behind_the_last_colon_if_it_is_a_number),
         cmocka_unit_test(what_is_written_is_read_back),
         cmocka_unit_test(forms_say_what_they_must),
         cmocka_unit_test(identity_is_of_contents_not_places),
