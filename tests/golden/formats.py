@@ -19,6 +19,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from swizzle import swizzled
+
 ROWS, K = 2, 512
 SCALES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82], "Q3_K": [108],
           "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "F16": [0], "BF16": [], "F32": []}
@@ -45,14 +47,6 @@ def fp8(rng):
     scale = np.float32(0.00123)
     return {"FP8_E4M3.blocks": codes, "FP8_E4M3.scale": np.array([scale]),
             "FP8_E4M3.values": codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale}
-
-
-def swizzled(scales):
-    rows, columns = scales.shape
-    padded = np.zeros((-(-rows // 128) * 128, -(-columns // 4) * 4), np.uint8)
-    padded[:rows, :columns] = scales
-    tiles = padded.reshape(padded.shape[0] // 128, 128, padded.shape[1] // 4, 4).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(tiles.reshape(-1, 4, 32, 4).transpose(0, 2, 1, 3)).reshape(padded.shape)
 
 
 def nvfp4(rng):

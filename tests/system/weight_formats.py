@@ -17,6 +17,7 @@ from farm import ROOT
 sys.path.insert(0, str(ROOT / "tests/golden"))
 
 from bfl_names import bfl_state  # noqa: E402
+from swizzle import swizzled  # noqa: E402
 
 GGUF = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 SAFETENSORS = ["f32", "f16", "bf16", "fp8", "nvfp4"]
@@ -88,14 +89,6 @@ def fp8(name, shape):
     codes = random_of(name).integers(0, 112, shape, dtype=np.uint8) | random_of(name + "-").integers(0, 2, shape, dtype=np.uint8) << 7
     scale = np.float32(1 / math.sqrt(shape[1]) / np.sqrt(np.mean(E4M3[codes].astype(np.float64) ** 2)))
     return codes, scale, E4M3[codes] * scale
-
-
-def swizzled(scales):
-    rows, columns = scales.shape
-    padded = np.zeros((-(-rows // 128) * 128, -(-columns // 4) * 4), np.uint8)
-    padded[:rows, :columns] = scales
-    tiles = padded.reshape(padded.shape[0] // 128, 128, padded.shape[1] // 4, 4).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(tiles.reshape(-1, 4, 32, 4).transpose(0, 2, 1, 3)).reshape(padded.shape)
 
 
 def nvfp4(name, shape):

@@ -1,0 +1,11 @@
+"""The order in which nvfp4 files keep their block scales (engine-spec 2.8). Needs numpy."""
+import numpy as np
+
+
+def swizzled(scales):
+    """[rows, columns] u8, padded to 128 x 4, in tiles of 128 x 4 whose rows stand 32 apart."""
+    rows, columns = scales.shape
+    padded = np.zeros((-(-rows // 128) * 128, -(-columns // 4) * 4), np.uint8)
+    padded[:rows, :columns] = scales
+    tiles = padded.reshape(padded.shape[0] // 128, 128, padded.shape[1] // 4, 4).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(tiles.reshape(-1, 4, 32, 4).transpose(0, 2, 1, 3)).reshape(padded.shape)
