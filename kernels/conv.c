@@ -33,17 +33,12 @@ struct rectangle { /* of output pixels */
     int64_t width, plane; /* pixels of a row of a plane; of a plane */
 };
 
-static int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 static struct rectangle rectangle_of(const struct job *j, int64_t task)
 {
     struct rectangle r = {.b = task / j->across / j->down, .y = task / j->across % j->down * j->block_h,
                           .x = task % j->across * j->block_w};
-    r.h = least(j->block_h, j->out.shape[1] - r.y);
-    r.w = least(j->block_w, j->out.shape[2] - r.x);
+    r.h = cpu_least(j->block_h, j->out.shape[1] - r.y);
+    r.w = cpu_least(j->block_w, j->out.shape[2] - r.x);
     r.width = r.w + j->reach_x;
     r.plane = (r.h + j->reach_y) * r.width;
     return r;
@@ -122,7 +117,7 @@ void CPU_NAME(conv_apply)(struct kern *k, struct tensor out, struct tensor x, co
     j.reach_x = (w->kw - 1) / stride, j.reach_y = (w->kh - 1) / stride;
     j.across = (width + ACROSS - 1) / ACROSS;
     j.block_w = (width + j.across - 1) / j.across; /* even parts */
-    j.block_h = least(PIXELS / (j.block_w + j.reach_x) + 1, height);
+    j.block_h = cpu_least(PIXELS / (j.block_w + j.reach_x) + 1, height);
     j.down = (height + j.block_h - 1) / j.block_h;
     cpu_for(k, out.shape[0] * j.down * j.across, run, &j);
 }

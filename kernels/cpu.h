@@ -29,6 +29,11 @@ void *cpu_scratch(struct kern *k, int thread, size_t bytes);
 void *cpu_alloc(size_t bytes);
 void cpu_free(void *data, size_t bytes);
 
+static inline int64_t cpu_least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
 /* cpu_row is the address of row r (all leading axes counted together) of a tensor with any outer strides. */
 static inline void *cpu_row(struct tensor t, int64_t r)
 {

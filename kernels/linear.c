@@ -142,11 +142,6 @@ failed:
 
 /* --- weights as in a file --------------------------------------------------------------------------------- */
 
-static int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 #define ROW_STRIDE (GEMM_RUN + 32) /* rows a power of two apart would share few places of a cache */
 #define ROWS_BYTES(dtype) ((size_t)(GEMM_NR * ROW_STRIDE) * tensor_dtype_bytes(dtype))
 
@@ -172,7 +167,7 @@ static void pack_run(uint32_t *to, const struct kern_weight *w, int64_t panel, i
 static void pack_stretch(uint32_t *to, const struct kern_weight *w, int64_t panel, int64_t first, int64_t count, char *memory)
 {
     for (int64_t at = 0; at < count; at += GEMM_RUN)
-        pack_run(to + gemm_cells(at, w->dtype) * GEMM_NR, w, panel, first + at, least(count - at, GEMM_RUN), memory);
+        pack_run(to + gemm_cells(at, w->dtype) * GEMM_NR, w, panel, first + at, cpu_least(count - at, GEMM_RUN), memory);
 }
 
 struct loading {
@@ -288,7 +283,7 @@ static int64_t block_sums(const struct product *p, int64_t panels)
 
 static int64_t rows_of_block(const struct product *p, int64_t block)
 {
-    return least(p->rows - block * p->block_rows, p->block_rows);
+    return cpu_least(p->rows - block * p->block_rows, p->block_rows);
 }
 
 /* The rows of a block from `first` of k on. */
@@ -314,7 +309,7 @@ static void multiply(void *context, int64_t task, int thread)
 {
     const struct product *p = context;
     int64_t block = task % p->blocks, panel = task / p->blocks * p->panels;
-    int64_t panels = least(gemm_panels(p->w->n) - panel, p->panels);
+    int64_t panels = cpu_least(gemm_panels(p->w->n) - panel, p->panels);
     float *c = cpu_scratch(p->k, thread, (size_t)block_sums(p, panels) * sizeof *c);
     if (!c)
         return;
@@ -330,8 +325,8 @@ static void multiply_kept(void *context, int64_t task, int thread)
 {
     const struct product *p = context;
     enum tensor_dtype dtype = p->w->dtype;
-    int64_t block = task % p->bands * p->band_blocks, blocks = least(p->blocks - block, p->band_blocks);
-    int64_t panel = task / p->bands * p->panels, panels = least(gemm_panels(p->w->n) - panel, p->panels);
+    int64_t block = task % p->bands * p->band_blocks, blocks = cpu_least(p->blocks - block, p->band_blocks);
+    int64_t panel = task / p->bands * p->panels, panels = cpu_least(gemm_panels(p->w->n) - panel, p->panels);
     int64_t sums = block_sums(p, panels), words = panels * gemm_cells(STRETCH, dtype) * GEMM_NR;
     float *c = cpu_scratch(p->k, thread, (size_t)(blocks * sums + words) * 4 + ROWS_BYTES(dtype));
     if (!c)
@@ -339,7 +334,7 @@ static void multiply_kept(void *context, int64_t task, int thread)
     uint32_t *decoded = (uint32_t *)(c + blocks * sums);
     gemm_begin();
     for (int64_t first = 0; first < p->w->k; first += STRETCH) {
-        int64_t count = least(p->w->k - first, STRETCH), cells = gemm_cells(count, dtype);
+        int64_t count = cpu_least(p->w->k - first, STRETCH), cells = gemm_cells(count, dtype);
         for (int64_t i = 0; i < panels; i++)
             pack_stretch(decoded + i * cells * GEMM_NR, p->w, panel + i, first, count, (char *)(decoded + words));
         for (int64_t i = 0; i < blocks; i++)
