@@ -121,15 +121,22 @@ static bool load_transformer(struct engine_model *m, const struct engine_options
     return ok;
 }
 
+/* A pool of its own for what is loaded from here on. */
+static bool new_pool(struct engine_model *m, struct weights *w, struct engine_error *why)
+{
+    w->pool = weights_pool_new(m->kern);
+    return w->pool || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
+}
+
 static bool load_text_encoder(struct engine_model *m, struct model_parts *p, struct engine_error *why)
 {
     struct weights w = begin(m, p->files[TENSOR_NAMES_TEXT_ENCODER], TENSOR_NAMES_TEXT_ENCODER);
     m->text_files = p->files[TENSOR_NAMES_TEXT_ENCODER];
     p->files[TENSOR_NAMES_TEXT_ENCODER] = NULL;
-    m->text_pool = w.pool = weights_pool_new(m->kern);
-    if (!w.pool)
-        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
     w.is_streamed = m->info.placement != ENGINE_RESIDENT;
+    if (!new_pool(m, &w, why))
+        return false;
+    m->text_pool = w.pool;
     text_encoder_load(&m->text, &m->config.text, &w);
     return end(m, &w, why);
 }
@@ -138,10 +145,9 @@ bool engine_model_to_phases(struct engine_model *m, struct engine_error *why)
 {
     struct text_encoder_weights text = {0};
     struct weights w = begin(m, m->text_files, TENSOR_NAMES_TEXT_ENCODER);
-    w.pool = weights_pool_new(m->kern);
-    if (!w.pool)
-        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
     w.is_streamed = true;
+    if (!new_pool(m, &w, why))
+        return false;
     text_encoder_load(&text, &m->config.text, &w);
     if (!weights_done(&w, why)) {
         weights_pool_free(w.pool);

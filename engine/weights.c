@@ -63,18 +63,29 @@ __attribute__((format(printf, 3, 4))) static void fail(struct weights *w, enum e
     w->failed = true;
 }
 
-/* keep: the pool owns what was made; on no memory the maker still owns it. */
+/* A place for one more at the end of a list of the pool, `bytes` each; NULL after the failure was kept. */
+static void *place_in(struct weights *w, void *list, size_t *count, size_t bytes)
+{
+    void *grown, *old;
+    memcpy(&old, list, sizeof old);
+    grown = realloc(old, (*count + 1) * bytes);
+    if (!grown) {
+        fail(w, ENGINE_NO_MEMORY, "no memory for weights");
+        return NULL;
+    }
+    memcpy(list, &grown, sizeof grown);
+    return (char *)grown + (*count)++ * bytes;
+}
+
+/* keep: the pool owns what was made; where there is no place in its lists, it is freed. */
 static bool keep_memory(struct weights *w, void *memory)
 {
-    void **grown = realloc(w->pool->memory, (w->pool->memory_count + 1) * sizeof *grown);
-    if (!grown || !memory) {
-        w->pool->memory = grown ? grown : w->pool->memory;
+    void **place = place_in(w, &w->pool->memory, &w->pool->memory_count, sizeof *place);
+    if (!place) {
         free(memory);
-        fail(w, ENGINE_NO_MEMORY, "no memory for weights");
         return false;
     }
-    w->pool->memory = grown;
-    grown[w->pool->memory_count++] = memory;
+    *place = memory;
     return true;
 }
 
@@ -91,14 +102,12 @@ static struct tensor keep_vector(struct weights *w, struct tensor t)
         fail_kern(w);
         return (struct tensor){0};
     }
-    struct tensor *grown = realloc(w->pool->vectors, (w->pool->vector_count + 1) * sizeof *grown);
-    if (!grown) {
+    struct tensor *place = place_in(w, &w->pool->vectors, &w->pool->vector_count, sizeof *place);
+    if (!place) {
         kern_release(w->kern, t);
-        fail(w, ENGINE_NO_MEMORY, "no memory for weights");
         return (struct tensor){0};
     }
-    w->pool->vectors = grown;
-    return grown[w->pool->vector_count++] = t;
+    return *place = t;
 }
 
 static const struct kern_weight *keep_packed(struct weights *w, struct kern_weight *packed)
@@ -107,14 +116,12 @@ static const struct kern_weight *keep_packed(struct weights *w, struct kern_weig
         fail_kern(w);
         return NULL;
     }
-    struct kern_weight **grown = realloc(w->pool->packed, (w->pool->packed_count + 1) * sizeof *grown);
-    if (!grown) {
+    struct kern_weight **place = place_in(w, &w->pool->packed, &w->pool->packed_count, sizeof *place);
+    if (!place) {
         kern_weight_free(w->kern, packed);
-        fail(w, ENGINE_NO_MEMORY, "no memory for weights");
         return NULL;
     }
-    w->pool->packed = grown;
-    return grown[w->pool->packed_count++] = packed;
+    return *place = packed;
 }
 
 /* --- finding and checking ------------------------------------------------------------------------------ */
@@ -127,6 +134,15 @@ static const char *shape_text(char *to, size_t bytes, int rank, const int64_t *s
     if (used < bytes)
         snprintf(to + used, bytes - used, "]");
     return to;
+}
+
+/* Reads all of it, but on a dry device. */
+static bool is_finite(const struct weights *w, const struct weight *e)
+{
+    if (kern_is_dry(w->kern))
+        return true;
+    weight_files_advise(e, SAFETENSORS_SOON);
+    return weight_files_is_finite(e);
 }
 
 static bool find(struct weights *w, struct weight *ret, const char *name, int rank, const int64_t *shape)
@@ -144,9 +160,7 @@ static bool find(struct weights *w, struct weight *ret, const char *name, int ra
              shape_text(got, sizeof got, ret->rank, ret->shape), shape_text(want, sizeof want, rank, shape));
         return false;
     }
-    if (!kern_is_dry(w->kern))
-        weight_files_advise(ret, SAFETENSORS_SOON);
-    if (!kern_is_dry(w->kern) && !weight_files_is_finite(ret)) {
+    if (!is_finite(w, ret)) {
         fail(w, ENGINE_BAD_MODEL, "%s: tensor '%s' has NaN or infinite values", ret->file, ret->name);
         return false;
     }
@@ -374,14 +388,12 @@ struct kern_layer *weights_layer_end(struct weights *w)
     if (!l)
         return NULL;
     kern_layer_end(w->kern, l);
-    struct kern_layer **grown = realloc(w->pool->layers, (w->pool->layer_count + 1) * sizeof *grown);
-    if (!grown) {
+    struct kern_layer **place = place_in(w, &w->pool->layers, &w->pool->layer_count, sizeof *place);
+    if (!place) {
         kern_layer_free(w->kern, l);
-        fail(w, ENGINE_NO_MEMORY, "no memory for weights");
         return NULL;
     }
-    w->pool->layers = grown;
-    return grown[w->pool->layer_count++] = l;
+    return *place = l;
 }
 
 bool weights_done(struct weights *w, struct engine_error *why)

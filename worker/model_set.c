@@ -50,9 +50,9 @@ static bool close_one(struct model_set *s, const struct model *keep)
 
 static void log_placement(const struct model *m)
 {
-    const struct engine_info *i = &m->info;
-    log_event(LOG_INFO, "model_placed", "model=%s placement=%s model_bytes=%zu arena_bytes=%zu other_bytes=%zu device_bytes=%zu",
-              log_quote(m->name), engine_placement_name(i->placement), i->model_bytes, i->arena_bytes, i->other_bytes, i->device_bytes);
+    char figures[ENGINE_PLACEMENT_FIGURES_MAX];
+    engine_placement_figures(&m->info, figures);
+    log_event(LOG_INFO, "model_placed", "model=%s %s", log_quote(m->name), figures);
 }
 
 void model_set_look(struct model *m)

@@ -758,9 +758,10 @@ static int render_all(struct run *r)
 /* On the CPU there is nothing to place. */
 static void show_placement(const struct engine_info *info)
 {
+    char figures[ENGINE_PLACEMENT_FIGURES_MAX];
+    engine_placement_figures(info, figures);
     if (info->device_bytes)
-        fprintf(stderr, "kiln-worker render: placement=%s model_bytes=%zu arena_bytes=%zu other_bytes=%zu device_bytes=%zu\n",
-                engine_placement_name(info->placement), info->model_bytes, info->arena_bytes, info->other_bytes, info->device_bytes);
+        fprintf(stderr, "kiln-worker render: %s\n", figures);
 }
 
 static int smaller(int a, int b)
@@ -802,8 +803,7 @@ static int report_dry(struct run *r)
 {
     char why[512];
     struct engine_request request = request_of(r, 0);
-    int pictures = r->options.batch < r->prompts.count ? r->options.batch : r->prompts.count;
-    return dry_report(r->dry, &r->model, &request, pictures, engine_info(r->engine), r->options.json, why, sizeof why)
+    return dry_report(r->dry, &r->model, &request, r->model.plan_count, engine_info(r->engine), r->options.json, why, sizeof why)
                ? LIFECYCLE_DONE : refuse("%s", why);
 }
 
