@@ -409,7 +409,7 @@ static void plan_claims(struct task_turn *t)
     int slot_count = 0, place = 0;
     t->claim_count = 0;
     for (int w = 0; w < q->want_count; w++) {
-        t->claimed_of_want[w] = place; /* for now: where its places begin */
+        t->claimed_of_want[w] = place; /* where its places begin, until the answer says how many of them were filled */
         place += q->wants[w].count;
     }
     assert(place <= TASK_STORE_TURN_MAX);
