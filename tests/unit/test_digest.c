@@ -15,17 +15,9 @@
 
 #include <cmocka.h>
 
-static char folder[] = "/tmp/kiln-test-digest.XXXXXX";
+#include "put_file.h"
 
-static void put(const char *name, const void *data, size_t bytes)
-{
-    char path[512];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *f = fopen(path, "w");
-    assert_non_null(f);
-    assert_int_equal(fwrite(data, 1, bytes, f), bytes);
-    assert_int_equal(fclose(f), 0);
-}
+static char folder[] = "/tmp/kiln-test-digest.XXXXXX";
 
 static void make_folder(const char *name)
 {
@@ -81,7 +73,7 @@ static void file_gives_digest_and_size_and_a_missing_one_a_sentence(void **state
     (void)state;
     char hex[65], path[512], why[256] = "";
     uint64_t bytes = 0;
-    put("a.bin", "abc", 3);
+    put_file(folder, "a.bin", "abc", 3);
     snprintf(path, sizeof path, "%s/a.bin", folder);
     assert_true(digest_file(path, hex, &bytes, why, sizeof why));
     assert_int_equal(bytes, 3);
@@ -118,24 +110,24 @@ static void model_digest_sees_every_change_of_weights_and_no_other(void **state)
 
     make_folder("transformer");
     make_folder("vae");
-    put("model_index.json", "{}", 2);
-    put("transformer/config.json", "{}", 2);
-    put("transformer/a.safetensors", "weights", 7);
-    put("vae/config.json", "{1}", 3);
+    put_file(folder, "model_index.json", "{}", 2);
+    put_file(folder, "transformer/config.json", "{}", 2);
+    put_file(folder, "transformer/a.safetensors", "weights", 7);
+    put_file(folder, "vae/config.json", "{1}", 3);
     assert_true(digest_model(folder, first, why, sizeof why));
 
-    put("README.md", "words", 5);
-    put(".hidden.json", "words", 5);
+    put_file(folder, "README.md", "words", 5);
+    put_file(folder, ".hidden.json", "words", 5);
     make_folder("vae/deeper");
-    put("vae/deeper/x.json", "words", 5);
+    put_file(folder, "vae/deeper/x.json", "words", 5);
     assert_true(digest_model(folder, now, why, sizeof why));
     assert_string_equal(first, now);
 
-    put("transformer/a.safetensors", "weightz", 7);
+    put_file(folder, "transformer/a.safetensors", "weightz", 7);
     assert_true(digest_model(folder, now, why, sizeof why));
     assert_string_not_equal(first, now);
 
-    put("transformer/a.safetensors", "weights", 7);
+    put_file(folder, "transformer/a.safetensors", "weights", 7);
     move("vae/config.json", "transformer/config2.json");
     assert_true(digest_model(folder, now, why, sizeof why));
     assert_string_not_equal(first, now);
@@ -150,11 +142,11 @@ static void model_digest_knows_where_files_end(void **state)
 {
     (void)state;
     char one[65], two[65], why[256];
-    put("a.txt", "12", 2);
-    put("b.txt", "3", 1);
+    put_file(folder, "a.txt", "12", 2);
+    put_file(folder, "b.txt", "3", 1);
     assert_true(digest_model(folder, one, why, sizeof why));
-    put("a.txt", "1", 1);
-    put("b.txt", "23", 2);
+    put_file(folder, "a.txt", "1", 1);
+    put_file(folder, "b.txt", "23", 2);
     assert_true(digest_model(folder, two, why, sizeof why));
     assert_string_not_equal(one, two);
 }
@@ -164,9 +156,9 @@ static void model_of_links_has_the_digest_of_its_files(void **state)
 {
     (void)state;
     char one[65], two[65], why[256], link[512];
-    put("a.txt", "12", 2);
+    put_file(folder, "a.txt", "12", 2);
     assert_true(digest_model(folder, one, why, sizeof why));
-    put("blob", "12", 2);
+    put_file(folder, "blob", "12", 2);
     snprintf(link, sizeof link, "%s/a.txt", folder);
     assert_int_equal(unlink(link), 0);
     assert_int_equal(symlink("blob", link), 0);
@@ -184,7 +176,7 @@ static void hashing_is_given_up_when_told_so(void **state)
     (void)state;
     char why[512], hex[65], path[512];
     atomic_bool stop = true;
-    put("big", "12345", 5);
+    put_file(folder, "big", "12345", 5);
     snprintf(path, sizeof path, "%s/big", folder);
     digest_stop_when(&stop);
     assert_false(digest_file(path, hex, NULL, why, sizeof why));

@@ -14,6 +14,8 @@
 
 #include <cmocka.h>
 
+#include "put_file.h"
+
 static char dir[64];
 
 /* A file's bytes: length, header, data of zeros. */
@@ -165,19 +167,9 @@ static void names_are_bounded(void **state)
 
 /* --- files ------------------------------------------------------------------------------------------------- */
 
-static void write_bytes(const char *name, const void *data, size_t bytes)
-{
-    char path[256];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(data, 1, bytes, f), bytes);
-    fclose(f);
-}
-
 static void write_text(const char *name, const char *text)
 {
-    write_bytes(name, text, strlen(text));
+    put_file(dir, name, text, strlen(text));
 }
 
 static void write_tensor(const char *file, const char *tensor, float value)
@@ -187,7 +179,7 @@ static void write_tensor(const char *file, const char *tensor, float value)
     snprintf(header, sizeof header, "{\"%s\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", tensor);
     size_t count = make(bytes, header, 4);
     memcpy(bytes + count - 4, &value, 4);
-    write_bytes(file, bytes, count);
+    put_file(dir, file, bytes, count);
 }
 
 static void expect_open(const char *stem, enum engine_fault fault, const char *says)
@@ -288,7 +280,7 @@ static void a_cut_or_damaged_file_never_crashes(void **state)
     struct safetensors *s;
     struct engine_error why;
     for (size_t cut = 0; cut < bytes; cut++) {
-        write_bytes("cut.safetensors", file, cut);
+        put_file(dir, "cut.safetensors", file, cut);
         assert_false(safetensors_open(&s, dir, "cut", &why));
     }
     for (size_t bit = 0; bit < 8 * (bytes - 19); bit++) {

@@ -26,6 +26,8 @@
 
 #include <cmocka.h>
 
+#include "put_file.h"
+
 static char why[4096];
 static const struct task_inputs no_inputs;
 
@@ -409,16 +411,6 @@ static void tokenizer_that_fails_is_a_sentence(void **state)
 
 static char folder[64];
 
-static void put_file(const char *name, const void *data, size_t bytes)
-{
-    char path[200];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *f = fopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(data, 1, bytes, f), bytes);
-    assert_int_equal(fclose(f), 0);
-}
-
 static void put_image(const char *name, int width, int height, uint8_t shade)
 {
     struct image_record record = {.prompt = "x", .width = width, .height = height};
@@ -427,7 +419,7 @@ static void put_image(const char *name, int width, int height, uint8_t shade)
     size_t bytes;
     memset(rgb, shade, (size_t)width * (size_t)height * 3);
     assert_true(image_file_encode(&png, &bytes, IMAGE_PNG, rgb, &record, why, sizeof why));
-    put_file(name, png, bytes);
+    put_file(folder, name, png, bytes);
     free(png);
     free(rgb);
 }
@@ -438,7 +430,7 @@ static void make_folder(void)
     assert_non_null(mkdtemp(folder));
     put_image("a.png", 96, 128, 10);
     put_image("b.png", 64, 64, 200);
-    put_file("x.safetensors", "lora", 4);
+    put_file(folder, "x.safetensors", "lora", 4);
 }
 
 static void drop_folder(void)
