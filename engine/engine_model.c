@@ -63,6 +63,13 @@ static struct weights begin(struct engine_model *m, const struct weight_files *f
                             .part = model_parts_name(part)};
 }
 
+/* A pool of its own for what is loaded from here on. */
+static bool new_pool(struct engine_model *m, struct weights *w, struct engine_error *why)
+{
+    w->pool = weights_pool_new(m->kern);
+    return w->pool || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
+}
+
 static bool end(struct engine_model *m, struct weights *w, struct engine_error *why)
 {
     m->info.parameters += w->parameters;
@@ -87,18 +94,16 @@ bool engine_model_encoder(struct engine_model *m, struct engine_error *why)
 {
     if (m->encoder_pool)
         return true;
-    struct weights_pool *pool = weights_pool_new(m->kern);
-    if (!pool)
-        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
     struct weights w = begin(m, m->vae_files, TENSOR_NAMES_VAE);
-    w.pool = pool;
+    if (!new_pool(m, &w, why))
+        return false;
     vae_load_encoder(&m->encoder, &m->config.vae, &w);
     if (!weights_done(&w, why) || !engine_model_sync(m, why)) {
-        weights_pool_free(pool); /* nothing half loaded stays: the next call begins anew */
+        weights_pool_free(w.pool); /* nothing half loaded stays: the next call begins anew */
         m->encoder = (struct vae_encoder){0};
         return engine_error_at(why, "the encoder of the VAE, which reference images need");
     }
-    m->encoder_pool = pool;
+    m->encoder_pool = w.pool;
     weight_files_close(m->vae_files);
     m->vae_files = NULL;
     return true;
@@ -119,13 +124,6 @@ static bool load_transformer(struct engine_model *m, const struct engine_options
     m->transformer_files = p->files[TENSOR_NAMES_TRANSFORMER];
     p->files[TENSOR_NAMES_TRANSFORMER] = NULL;
     return ok;
-}
-
-/* A pool of its own for what is loaded from here on. */
-static bool new_pool(struct engine_model *m, struct weights *w, struct engine_error *why)
-{
-    w->pool = weights_pool_new(m->kern);
-    return w->pool || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
 }
 
 static bool load_text_encoder(struct engine_model *m, struct model_parts *p, struct engine_error *why)

@@ -41,6 +41,18 @@ static void paint_or_fail(struct engine *e, int side, struct engine_image *image
         fail_msg("%dx%d: %s", side, side, why.text);
 }
 
+/* A picture that finds no room, in a sentence with this size and word; nothing has moved. */
+static void expect_no_room(struct engine *e, int side, const char *size, const char *word)
+{
+    struct engine_image image;
+    struct engine_error why;
+    assert_false(paint(e, side, &image, &why));
+    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
+    assert_non_null(strstr(why.text, size));
+    assert_non_null(strstr(why.text, word));
+    assert_int_equal(engine_info(e)->placement, ENGINE_RESIDENT);
+}
+
 static void assert_same(const struct engine_image *a, const struct engine_image *b)
 {
     assert_memory_equal(a->rgb, b->rgb, (size_t)a->width * (size_t)a->height * 3);
@@ -74,14 +86,8 @@ static void a_larger_picture_sends_the_text_encoder_away(void **state)
 static void a_placement_that_was_asked_for_stays(void **state)
 {
     (void)state;
-    struct engine_image image;
-    struct engine_error why;
     struct engine *e = open_engine(ENGINE_RESIDENT, AS_PLANNED);
-    assert_false(paint(e, LARGER, &image, &why));
-    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
-    assert_non_null(strstr(why.text, "160x160"));
-    assert_non_null(strstr(why.text, "placement resident"));
-    assert_int_equal(engine_info(e)->placement, ENGINE_RESIDENT);
+    expect_no_room(e, LARGER, "160x160", "placement resident");
     engine_close(e);
 }
 
@@ -91,10 +97,7 @@ static void what_fits_nowhere_is_refused_and_the_next_is_rendered(void **state)
     struct engine_image image;
     struct engine_error why;
     struct engine *e = open_engine(ENGINE_PLACEMENT_AUTO, AS_PLANNED);
-    assert_false(paint(e, TOO_LARGE, &image, &why));
-    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
-    assert_non_null(strstr(why.text, "256x256"));
-    assert_int_equal(engine_info(e)->placement, ENGINE_RESIDENT);
+    expect_no_room(e, TOO_LARGE, "256x256", "no memory");
     paint_or_fail(e, AS_PLANNED, &image);
     engine_image_done(&image);
     engine_close(e);
