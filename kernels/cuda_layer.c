@@ -104,6 +104,12 @@ void cuda_layer_end(struct kern *k, struct kern_layer *layer)
     cuda_layers_of(k)->open = NULL;
 }
 
+/* What a weight takes of a seat. */
+static size_t seat_bytes(const struct kern_weight *w)
+{
+    return (w->bytes + ALIGN - 1) / ALIGN * ALIGN;
+}
+
 void *cuda_layer_add(struct kern *k, struct kern_weight *w)
 {
     struct layer *l = cuda_layers_of(k)->open;
@@ -117,7 +123,7 @@ void *cuda_layer_add(struct kern *k, struct kern_weight *w)
     if (!cuda_check(k, cudaMallocHost(&w->host, w->bytes), "a weight's copy in pinned memory of the host"))
         return NULL;
     l->weights[l->count++] = w;
-    l->layer.bytes += (w->bytes + ALIGN - 1) / ALIGN * ALIGN;
+    l->layer.bytes += seat_bytes(w);
     return w->host;
 }
 
@@ -149,7 +155,7 @@ void cuda_layer_fetch(struct kern *k, struct kern_layer *layer, struct tensor se
         struct kern_weight *w = l->weights[i];
         w->data = to;
         ok = cuda_check(k, cudaMemcpyAsync(to, w->host, w->bytes, cudaMemcpyHostToDevice, all->stream), "a layer's copy");
-        to += (w->bytes + ALIGN - 1) / ALIGN * ALIGN;
+        to += seat_bytes(w);
     }
     if (ok)
         cuda_check(k, cudaEventRecord(l->arrived, all->stream), "a layer's copy");

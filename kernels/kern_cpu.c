@@ -336,22 +336,22 @@ static void cpu_release(struct kern *k, struct tensor t)
     cpu_free(t.data, tensor_bytes(t));
 }
 
+static struct kern_weight *counted(struct cpu *c, struct kern_weight *made)
+{
+    c->weight_bytes += made ? made->bytes : 0;
+    return made;
+}
+
 static struct kern_weight *cpu_weight(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias)
 {
     struct cpu *c = (struct cpu *)k;
-    struct kern_weight *packed = c->table->weight(k, dtype, w, bias);
-    if (packed)
-        c->weight_bytes += packed->bytes;
-    return packed;
+    return counted(c, c->table->weight(k, dtype, w, bias));
 }
 
 static struct kern_weight *cpu_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count)
 {
     struct cpu *c = (struct cpu *)k;
-    struct kern_weight *made = c->table->weight_quant(k, dtype, runs, count);
-    if (made)
-        c->weight_bytes += made->bytes;
-    return made;
+    return counted(c, c->table->weight_quant(k, dtype, runs, count));
 }
 
 static void cpu_close(struct kern *k)

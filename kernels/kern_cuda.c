@@ -469,25 +469,31 @@ static bool cuda_has_nan(struct kern *k, struct tensor x)
 
 /* --- weights ------------------------------------------------------------------------------------------------ */
 
+/* Of the device's memory: a layer's weights are in the host's. */
+static size_t bytes_here(const struct kern_weight *w)
+{
+    return w->host ? 0 : w->bytes;
+}
+
+static struct kern_weight *counted(struct kern *k, struct kern_weight *made)
+{
+    cuda_of(k)->weight_bytes += made ? bytes_here(made) : 0;
+    return made;
+}
+
 static struct kern_weight *cuda_weight(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias)
 {
-    struct kern_weight *made = linear_weight_cuda(k, dtype, w, bias);
-    if (made)
-        cuda_of(k)->weight_bytes += made->host ? 0 : made->bytes;
-    return made;
+    return counted(k, linear_weight_cuda(k, dtype, w, bias));
 }
 
 static struct kern_weight *cuda_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count)
 {
-    struct kern_weight *made = linear_weight_quant_cuda(k, dtype, runs, count);
-    if (made)
-        cuda_of(k)->weight_bytes += made->host ? 0 : made->bytes;
-    return made;
+    return counted(k, linear_weight_quant_cuda(k, dtype, runs, count));
 }
 
 static void cuda_weight_free(struct kern *k, struct kern_weight *w)
 {
-    cuda_of(k)->weight_bytes -= w->host ? 0 : w->bytes;
+    cuda_of(k)->weight_bytes -= bytes_here(w);
     linear_weight_free_cuda(k, w);
 }
 
