@@ -34,6 +34,7 @@ struct painter {
     struct model_set models;
     struct batch_caps caps;
     struct batch_inputs inputs; /* of the batch that is painted */
+    bool is_over;               /* a failure was the last: the device is lost, or the weights are others */
     /* seen by the I/O thread */
     atomic_uint_fast64_t step_counter, batch;
     atomic_uint step, steps;
@@ -52,6 +53,7 @@ struct group {
 
 static void fail_task(struct painter *p, struct batch *b, uint32_t index, const struct failure *f)
 {
+    p->is_over |= f->is_last;
     mailbox_put(p->options.outcomes, &batch_outcome_failed(b, index, f)->mail);
 }
 
@@ -329,6 +331,11 @@ static void paint_batch(struct painter *p, struct batch *b)
     struct batch_inputs *all = &p->inputs;
     struct failure f;
     struct group g = {.batch = b, .inputs = all->of};
+    if (p->is_over) { /* an attempt would cost its tasks one for nothing */
+        f = failure_released("device lost or model changed");
+        fail_batch(p, b, &f);
+        return;
+    }
     if (!batch_ok(b->assign, &f)) {
         fail_batch(p, b, &f);
         return;

@@ -289,12 +289,14 @@ static void a_lost_device_ends_the_process_for_its_supervisor(void **state)
 {
     (void)state;
     struct fake_coordinator f;
-    char outcomes[5];
-    start(&f, "lose-device");
+    char outcomes[7];
+    start(&f, "lose-device:2");
     join(&f);
-    fake_coordinator_assign(&f, 10, four, 2);
-    fake_coordinator_collect(&f, 10, 2, outcomes);
-    assert_string_equal(outcomes, "tt");
+    fake_coordinator_assign(&f, 10, slow, 2);
+    fake_coordinator_assign(&f, 12, four, 2);
+    fake_coordinator_assign(&f, 14, four, 2);
+    fake_coordinator_collect(&f, 10, 6, outcomes);
+    assert_string_equal(outcomes, "RRttll"); /* the batch behind it waited here and is not attempted */
     while (fake_coordinator_expect_any(&f)->kind != MSG_BYE)
         assert_int_equal(f.said.kind, MSG_READY);
     assert_int_equal(fake_coordinator_worker_ended(&f), 75);
