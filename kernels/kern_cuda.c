@@ -564,23 +564,30 @@ static const struct kern_ops cuda_table = {
     .has_nan = cuda_has_nan,
 };
 
-/* The device's name; false with a sentence when it is none or too old. */
-static bool look_at_device(struct cuda *c, char *why, size_t why_bytes)
+__attribute__((visibility("default"))) int kern_cuda_count(char *why, size_t why_bytes)
 {
     int count = 0; /* untouched on failure */
     cudaError_t status = cudaGetDeviceCount(&count);
-    if (status != cudaSuccess || count == 0) {
-        cudaGetLastError();
-        snprintf(why, why_bytes, "no CUDA device: %s; install the NVIDIA driver or render with --device cpu",
-                 status == cudaSuccess ? "the driver lists none" : cudaGetErrorString(status));
+    if (status == cudaSuccess && count > 0)
+        return count;
+    cudaGetLastError();
+    snprintf(why, why_bytes, "no CUDA device: %s; install the NVIDIA driver or render with --device cpu",
+             status == cudaSuccess ? "the driver lists none" : cudaGetErrorString(status));
+    return 0;
+}
+
+/* The device's name; false with a sentence when it is none or too old. */
+static bool look_at_device(struct cuda *c, char *why, size_t why_bytes)
+{
+    int count = kern_cuda_count(why, why_bytes);
+    if (count == 0)
         return false;
-    }
     if (c->device < 0 || c->device >= count) {
         snprintf(why, why_bytes, "no CUDA device %d: this machine has %d, counted from 0", c->device, count);
         return false;
     }
     struct cudaDeviceProp p;
-    status = cudaGetDeviceProperties(&p, c->device);
+    cudaError_t status = cudaGetDeviceProperties(&p, c->device);
     if (status != cudaSuccess) {
         snprintf(why, why_bytes, "no CUDA device %d: %s", c->device, cudaGetErrorString(status));
         return false;

@@ -14,6 +14,9 @@ struct kern_cuda_options {
  * compute capability 8.0 and the sm_80 feature set: bf16 tensor cores, cp.async, 99 KB of shared memory in a block. */
 struct kern *kern_cuda_open(const struct kern_cuda_options *options, char *why, size_t why_bytes);
 
+/* kern_cuda_count: how many devices there are, at least 1; 0 when there is none or no driver, then why says what to do. */
+int kern_cuda_count(char *why, size_t why_bytes);
+
 /* What the module was built against. A module of another version is refused: the table would not fit. */
 struct kern_cuda_layout {
     char version[16];

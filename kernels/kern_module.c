@@ -102,6 +102,13 @@ const struct kern_dry *kern_module_dry(char *why, size_t why_bytes)
     return open_symbol(&dry_module, "kern_dry", why, why_bytes);
 }
 
+int kern_module_count(char *why, size_t why_bytes)
+{
+    int (*count)(char *, size_t);
+    *(void **)&count = open_symbol(&cuda_module, "kern_cuda_count", why, why_bytes);
+    return count ? count(why, why_bytes) : 0;
+}
+
 struct kern *kern_module_open(const char *device, char *why, size_t why_bytes)
 {
     struct kern_cuda_options options = {0};

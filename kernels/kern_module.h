@@ -10,6 +10,9 @@
  * NULL on failure, then why (a sentence, at most why_bytes) says what and what to do. */
 struct kern *kern_module_open(const char *device, char *why, size_t why_bytes);
 
+/* kern_module_count: how many CUDA devices "cuda:N" may name, at least 1. 0 on failure, as above. */
+int kern_module_count(char *why, size_t why_bytes);
+
 /* kern_module_dry: the ledger of dry devices; it opens their module. NULL on failure, as above. */
 struct kern_dry;
 const struct kern_dry *kern_module_dry(char *why, size_t why_bytes);

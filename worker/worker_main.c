@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "devices.h"
 #include "fault_switch.h"
 #include "inspect.h"
 #include "lifecycle.h"
@@ -18,6 +19,7 @@ static const struct { const char *name; int (*main)(int argc, char **argv); } co
     {"render", render_main},
     {"tokenize", tokenize_main},
     {"inspect", inspect_main},
+    {"devices", devices_main},
 };
 
 static int refuse(const char *why)

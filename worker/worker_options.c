@@ -15,7 +15,7 @@
 
 static const char help[] =
     "usage: kiln-worker --connect ENDPOINT --model NAME=DIR [--model NAME=DIR]... [options]\n"
-    "       kiln-worker render | tokenize | inspect ...      without a farm; each has --help\n"
+    "       kiln-worker render | tokenize | inspect | devices ...      without a farm; each has --help\n"
     "\n"
     "Takes batches of images from a coordinator, renders them, writes the files, reports.\n"
     "\n"

@@ -268,7 +268,9 @@ static void command_worker(struct up *u, int index)
     up_child_arg(c, "--name");
     up_child_arg(c, "%s%s", u->plan->names_tag, name);
     up_child_arg(c, "--device");
-    up_child_arg(c, "%s", o->device);
+    up_child_arg(c, "%s", u->plan->devices[index % u->plan->device_count]);
+    up_child_arg(c, "--placement");
+    up_child_arg(c, "%s", u->plan->placement);
     up_child_arg(c, "--threads");
     up_child_arg(c, "%d", o->threads);
     up_child_arg(c, "--precision");
@@ -432,8 +434,10 @@ static void report(struct up *u)
         progress_clear(&u->bar);
     u->has_bar = false;
     log_event(LOG_INFO, "ready", "endpoint=%s metrics_port=%d workers=%d", c->endpoint, u->metrics_port, c->workers);
-    fprintf(u->out, "kiln is up: %d worker%s, %d thread%s each\n", c->workers, c->workers == 1 ? "" : "s", c->threads,
-            c->threads == 1 ? "" : "s");
+    fprintf(u->out, "kiln is up: %d worker%s on ", c->workers, c->workers == 1 ? "" : "s");
+    for (int i = 0; i < c->workers && i < u->plan->device_count; i++)
+        fprintf(u->out, "%s%s", i ? ", " : "", u->plan->devices[i]);
+    fprintf(u->out, ", %d thread%s each\n", c->threads, c->threads == 1 ? "" : "s");
     for (int i = 0; i < c->model_count; i++)
         fprintf(u->out, "  model     %s (%s)\n", c->models[i].name, c->models[i].dir);
     fprintf(u->out, "  home      %s\n  logs      %s/log\n  database  %s\n  endpoint  %s\n  metrics   http://127.0.0.1:%d/metrics\n",
@@ -670,7 +674,9 @@ static int steps(struct up *u)
     u->server.user = (struct up_user){.uid = (unsigned)-1, .gid = (unsigned)-1};
     if (u->plan->is_private && !up_postgres_find(&u->server, u->home, why, sizeof why))
         return command_refuse(u->call, "%s", why);
-    code = up_plan_models(u->plan, u->call);
+    code = up_plan_devices(u->plan, u->call);
+    if (code == COMMAND_DONE)
+        code = up_plan_models(u->plan, u->call);
     if (code != COMMAND_DONE)
         return code;
     if (!home_create(u->home, u->server.user.uid, u->server.user.gid, why, sizeof why))

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <limits.h>
 #include <sched.h>
 #include <stdio.h>
@@ -23,8 +24,9 @@ const char up_plan_usage[] =
     "  --model NAME=DIR    a model in diffusers layout (parts may be files or links: transformer.gguf) and the name campaigns use\n"
     "                      for it; may be given many times\n"
     "                      (those of the last `kiln up` here; the bundled pocket model when there was none)\n"
-    "  --workers N         1 to 256 (1)\n"
-    "  --device cpu        what workers render on\n"
+    "  --workers N         1 to 256 (1; with --device cuda one for each GPU)\n"
+    "  --device D          what workers render on: cpu (default), cuda (every GPU, in turn) or cuda:N\n"
+    "  --placement P       of weights on a GPU: auto, resident, phases or streamed (auto; kiln-worker render --help says what these are)\n"
     "  --threads N         of each worker (cores / workers)\n"
     "  --batch N           images rendered at once, 1 to 64 (the worker's own choice)\n"
     "  --precision P       bf16 or f32 (bf16)\n"
@@ -38,7 +40,7 @@ const char up_plan_usage[] =
 
 struct options { /* as given */
     struct command_list models;
-    const char *device, *precision, *bind, *log_level;
+    const char *device, *placement, *precision, *bind, *log_level;
     int64_t workers, threads, batch, metrics_port;
     bool is_detached;
 };
@@ -132,16 +134,25 @@ int up_plan_models(const struct up_plan *p, struct command_call *call)
 
 /* --- the rest --------------------------------------------------------------------------------------------------- */
 
+static bool is_one_of(const char *text, const char *const *words)
+{
+    while (*words && strcmp(text, *words) != 0)
+        words++;
+    return *words;
+}
+
 static int take_device(struct up_plan *p, struct command_call *call, const struct options *o)
 {
-    if (o->device && strncmp(o->device, "cuda", 4) == 0 && (!o->device[4] || o->device[4] == ':'))
-        return command_refuse(call, "--device %s: kiln up starts workers on the cpu only; start a kiln-worker --device %s beside it", o->device,
-                              o->device);
-    if (o->device && strcmp(o->device, "cpu") != 0)
-        return command_refuse(call, "--device '%s': accepted is cpu", o->device);
-    if (o->precision && strcmp(o->precision, "bf16") != 0 && strcmp(o->precision, "f32") != 0)
+    static const char *const precisions[] = {"bf16", "f32", NULL}, *const placements[] = {"auto", "resident", "phases", "streamed", NULL};
+    p->placement = o->placement ? o->placement : "auto";
+    if (!is_one_of(p->placement, placements))
+        return command_refuse(call, "--placement '%s': accepted are auto, resident, phases, streamed", p->placement);
+    if (o->precision && !is_one_of(o->precision, precisions))
         return command_refuse(call, "--precision '%s': accepted are bf16, f32", o->precision);
-    snprintf(p->config.device, sizeof p->config.device, "cpu");
+    const char *device = o->device ? o->device : "cpu"; /* cuda..: kiln-worker says what it takes */
+    if ((strcmp(device, "cpu") != 0 && strncmp(device, "cuda", 4) != 0) || strlen(device) >= sizeof p->config.device)
+        return command_refuse(call, "--device '%.80s': accepted are cpu, cuda, cuda:N", device);
+    snprintf(p->config.device, sizeof p->config.device, "%s", device);
     snprintf(p->config.precision, sizeof p->config.precision, "%s", o->precision ? o->precision : "bf16");
     return COMMAND_DONE;
 }
@@ -155,11 +166,63 @@ static int core_count(void)
     return online > 0 ? (int)online : 1;
 }
 
+/* One line of what kiln-worker lists, {"device":"cuda:0",..}. */
+static bool take_listed(struct up_plan *p, const char *line)
+{
+    json_t *root = json_loads(line, 0, NULL);
+    const char *device = json_string_value(json_object_get(root, "device"));
+    bool ok = device && p->device_count < UP_PLAN_DEVICES_MAX && strlen(device) < sizeof p->devices[0];
+    if (ok)
+        snprintf(p->devices[p->device_count++], sizeof p->devices[0], "%s", device);
+    json_decref(root);
+    return ok;
+}
+
+/* Lines that do not begin with a brace are a library's talk on stderr. */
+static int read_devices(struct up_plan *p, struct command_call *call, char *listing)
+{
+    char *rest = NULL;
+    for (char *line = strtok_r(listing, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
+        if (*line == '{' && !take_listed(p, line))
+            return command_refuse(call, "--device %s: kiln-worker devices says '%.300s', which is not understood", p->config.device, line);
+    return p->device_count ? COMMAND_DONE : command_refuse(call, "--device %s: kiln-worker devices lists none", p->config.device);
+}
+
+static int look_at_devices(struct up_plan *p, struct command_call *call)
+{
+    char listing[UP_PLAN_DEVICES_MAX * 256], why[PATH_MAX + 256];
+    char *const argv[] = {p->worker, "devices", "--json", p->config.device, NULL};
+    int status = process_run(argv, NULL, NULL, listing, sizeof listing, why, sizeof why);
+    if (status == -1)
+        return command_refuse(call, "%s", why);
+    if (lifecycle_stop_count() > 0)
+        return lifecycle_stop_code();
+    if (status != 0)
+        return command_refuse(call, "--device %s: %s", p->config.device, process_last_line(listing));
+    return read_devices(p, call, listing);
+}
+
+int up_plan_devices(struct up_plan *p, struct command_call *call)
+{
+    int code = COMMAND_DONE;
+    if (strcmp(p->config.device, "cpu") == 0)
+        snprintf(p->devices[p->device_count++], sizeof p->devices[0], "cpu");
+    else
+        code = look_at_devices(p, call);
+    if (code != COMMAND_DONE)
+        return code;
+    if (!p->config.workers)
+        p->config.workers = p->device_count;
+    int share = core_count() / p->config.workers;
+    if (!p->config.threads)
+        p->config.threads = share > 0 ? share : 1;
+    return COMMAND_DONE;
+}
+
 static void take_sizes(struct up_plan *p, const struct options *o)
 {
-    int share = core_count() / (int)o->workers;
     p->config.workers = (int)o->workers;
-    p->config.threads = o->threads ? (int)o->threads : share > 0 ? share : 1;
+    p->config.threads = (int)o->threads;
     p->config.batch = (int)o->batch;
     p->metrics_port = o->metrics_port;
     p->is_detached = o->is_detached;
@@ -237,11 +300,12 @@ static int take_last(struct up_plan *p, struct command_call *call, const struct 
 
 int up_plan_read(struct up_plan *p, struct command_call *call)
 {
-    struct options o = {.workers = 1};
+    struct options o = {0};
     const struct command_option options[] = {
         {"model", COMMAND_LIST, &o.models, 0, 0},
         {"workers", COMMAND_NUMBER, &o.workers, 1, UP_PLAN_WORKERS_MAX},
         {"device", COMMAND_TEXT, &o.device, 0, 0},
+        {"placement", COMMAND_TEXT, &o.placement, 0, 0},
         {"threads", COMMAND_NUMBER, &o.threads, 1, THREADS_MAX},
         {"batch", COMMAND_NUMBER, &o.batch, 1, BATCH_MAX},
         {"precision", COMMAND_TEXT, &o.precision, 0, 0},

@@ -13,9 +13,13 @@
 
 #define UP_PLAN_WORKERS_MAX 256
 #define UP_PLAN_NAME_MAX 100 /* of a model */
+#define UP_PLAN_DEVICES_MAX 64
 
 struct up_plan { /* large: keep it off the stack */
-    struct home_config config; /* endpoint, database, device, precision, workers, threads, batch, models */
+    struct home_config config; /* device: as asked for; endpoint, database, device, precision, workers, threads, batch, models */
+    char devices[UP_PLAN_DEVICES_MAX][16]; /* worker i renders on devices[i % device_count] */
+    int device_count;
+    const char *placement;
     bool is_private;           /* config.database is this home's own PostgreSQL */
     bool is_detached;
     int64_t metrics_port;      /* 0: any that is free */
@@ -30,6 +34,10 @@ extern const char up_plan_usage[];
 /* up_plan_read parses the command line; COMMAND_DONE, or the exit code (a sentence was printed; 0 after --help, with
  * call->is_help). */
 int up_plan_read(struct up_plan *ret, struct command_call *call);
+
+/* up_plan_devices finds the devices, by the program that will render on them, and decides what was not said: how many workers,
+ * how many threads each. Returns as up_plan_read. */
+int up_plan_devices(struct up_plan *plan, struct command_call *call);
 
 /* up_plan_models opens every model once, by the program that will load it: a wrong folder is refused here. */
 int up_plan_models(const struct up_plan *plan, struct command_call *call);

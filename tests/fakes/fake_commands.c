@@ -1,6 +1,7 @@
 /* fake_commands.c - the sub-commands of kiln-worker for a program with the fake engine: they need the real one. */
 #include <stdio.h>
 
+#include "devices.h"
 #include "inspect.h"
 #include "render.h"
 #include "tokenize.h"
@@ -24,6 +25,12 @@ int tokenize_main(int argc, char **argv)
 }
 
 int inspect_main(int argc, char **argv)
+{
+    (void)argc;
+    return refuse(argv[0]);
+}
+
+int devices_main(int argc, char **argv)
 {
     (void)argc;
     return refuse(argv[0]);

@@ -27,6 +27,9 @@ static void a_missing_module_is_named_with_what_to_do(void **state)
     setenv("KILN_CUDA_MODULE", "/nonexistent/libkiln-cuda.so", 1);
     says("cuda", "no CUDA device", "/nonexistent/libkiln-cuda.so");
     says("cuda:1", "no CUDA device", "--device cpu");
+    char why[512] = "";
+    assert_int_equal(kern_module_count(why, sizeof why), 0);
+    assert_non_null(strstr(why, "/nonexistent/libkiln-cuda.so"));
     setenv("KILN_DRY_MODULE", "/nonexistent/libkiln-dry.so", 1);
     says("dry:h100", "no dry device", "cmake --preset sim");
     says("dry:h100", "/nonexistent/libkiln-dry.so", "developer's tool");

@@ -7,6 +7,10 @@ import speck
 from farm import Base, Farm, LooseFarm, Server
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "sim: needs the simulator's module (KILN_CUDA_MODULE); step sim of ops/check")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()

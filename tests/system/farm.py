@@ -66,14 +66,15 @@ class Base:
         self.root.chmod(0o755)
         self.home = self.root / "home"
         self.words = []
+        self.variables = {}  # of the environment, for all programs
         Base.alive.append(self)
 
     # --- commands
 
     def run(self, *words, stdin=None, code=0, limit_s=PATIENCE_S):
         """Runs `kiln WORDS`. code: the exit code that is right, or a list of them, or None for any."""
-        run = subprocess.run([BIN / "kiln", *map(str, words), *self.words], input=stdin, capture_output=True, env=environment(self.home),
-                             timeout=limit_s, text=not isinstance(stdin, bytes), cwd=self.root)
+        run = subprocess.run([BIN / "kiln", *map(str, words), *self.words], input=stdin, capture_output=True,
+                             env=environment(self.home) | self.variables, timeout=limit_s, text=not isinstance(stdin, bytes), cwd=self.root)
         if isinstance(stdin, bytes):
             run.stdout, run.stderr = run.stdout.decode(), run.stderr.decode()
         codes = code if isinstance(code, list) else [code]
@@ -292,8 +293,8 @@ class LooseFarm(Base):
     def start(self, name, *argv, env=None):
         log = open(self.root / f"{name}.log", "ab")
         argv = [str(word) for word in argv]
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(self.home) | (env or {}),
-                                   cwd=self.root)
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                   env=environment(self.home) | self.variables | (env or {}), cwd=self.root)
         log.close()
         self.programs[name] = (argv, env, process)
         return process

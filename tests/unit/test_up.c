@@ -319,8 +319,12 @@ static void start_that_fails_says_why_and_leaves_nothing(void **state)
     EXPECT(2, "up --workers 0");
     EXPECT(2, "up --model a=/tmp --model a=/tmp");
     expect_word("given twice");
-    EXPECT(2, "up --device cuda:0");
-    expect_word("workers on the cpu only");
+    EXPECT(2, "up --device cuda");
+    expect_word("no CUDA device");
+    EXPECT(2, "up --device gpu");
+    expect_word("accepted are cpu, cuda, cuda:N");
+    EXPECT(2, "up --placement best");
+    expect_word("resident, phases, streamed");
     EXPECT(75, "up --detach --database 'postgresql:///x?host=/nowhere/at/all'");
     expect_word("/nowhere/at/all");
     assert_int_equal(files_in_run(), 1);
