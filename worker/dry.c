@@ -168,8 +168,9 @@ static void print_json(const struct dry *d, const struct figures *f, const struc
     json_t *phases = json_array();
     for (int i = DRY_LOAD; i < DRY_IDLE; i++)
         json_array_append_new(phases, phase_json(&d->totals[i], phase_names[i]));
-    json_t *report = json_pack("{s:s,s:s,s:s,s:I,s:I,s:s,s:I,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:o}", "kind", "computed, not measured",
-                               "device", device->full_name, "family", info->family, "memory_bytes", (json_int_t)device->memory_bytes,
+    json_t *report = json_pack("{s:s,s:s,s:f,s:f,s:f,s:s,s:I,s:I,s:s,s:I,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:o}", "kind", "computed, not measured",
+                               "device", device->full_name, "bf16_flops", device->bf16_flops, "f32_flops", device->f32_flops, "memory_bytes_s",
+                               device->memory_bytes_s, "family", info->family, "memory_bytes", (json_int_t)device->memory_bytes,
                                "context_bytes", (json_int_t)device->context_bytes, "placement", engine_placement_name(info->placement), "other_bytes",
                                (json_int_t)info->other_bytes, "plan_bytes", (json_int_t)plan_bytes(info), "peak_bytes", (json_int_t)f->peak, "fits", f->fits,
                                "computed_s", f->seconds, "tensor_core_share", f->tensor_core_share, "step_bytes_outside_products",

@@ -74,8 +74,9 @@ static const char usage_text[] =
     "  --trace FILE         with --device dry:NAME: a line of JSON for each launch, copy, allocation and wait\n"
     "  --precision P        f32 or bf16 (default)\n"
     "  --threads N          default: all\n"
-    "  --json               a line per picture: path, sha256, load_s, encode_s, denoise_s, decode_s, peak_bytes,\n"
-    "                       precision, device; times are those of its batch, peak_bytes those of the process\n"
+    "  --json               a line per picture: path, sha256, load_s, encode_s, denoise_s, decode_s, peak_bytes, backend_bytes,\n"
+    "                       precision, device; times are those of its batch, peak_bytes those of the process, backend_bytes\n"
+    "                       what the device gave for weights and activations at most, and remembered prompts\n"
     "  --help, --version\n"
     "\n"
     "Exit: 0 done, 1 a picture failed, 2 refused, 128 + n stopped by signal n.\n";
@@ -594,9 +595,9 @@ static void report(const struct run *r, const struct engine_image *image, const 
                t->load_s, t->encode_s, t->denoise_s, t->decode_s);
         return;
     }
-    json_t *line = json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:I, s:s, s:s}", "path", path, "sha256", sha256, "load_s",
+    json_t *line = json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:I, s:I, s:s, s:s}", "path", path, "sha256", sha256, "load_s",
                              t->load_s, "encode_s", t->encode_s, "denoise_s", t->denoise_s, "decode_s", t->decode_s,
-                             "peak_bytes", (json_int_t)usage.ru_maxrss * 1024, "precision", r->options.precision, "device",
+                             "peak_bytes", (json_int_t)usage.ru_maxrss * 1024, "backend_bytes", (json_int_t)t->peak_bytes, "precision", r->options.precision, "device",
                              engine_info(r->engine)->device);
     char *text = line ? json_dumps(line, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(6)) : NULL;
     if (text)

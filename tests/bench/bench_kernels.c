@@ -2,7 +2,9 @@
  *
  * Prints JSON lines {"name","value","unit","limit","ratio"}. The limit of a figure is the peak of its multiply
  * instruction (tdpbf16ps when the kernels use AMX, else vdpbf16ps, or f32 FMA) on all threads, with independent accumulators. Kernel and peak take turns; the
- * best of each counts, because whatever else runs on the machine only ever makes a turn slower. */
+ * best of each counts, because whatever else runs on the machine only ever makes a turn slower.
+ *
+ * On a GPU (--device) the limit is what its vendor publishes, as the options say, and a turn lasts until the device is done. */
 #include <getopt.h>
 #include <immintrin.h>
 #include <pthread.h>
@@ -14,8 +16,11 @@
 
 #include "kern.h"
 #include "kern_cpu.h"
+#include "kern_module.h"
 
-static int threads = 0, turns = 5;
+static int threads = 0, turns = 5, shrink = 1;
+static const char *device;         /* NULL: the CPU */
+static double published_gflops[2]; /* of the device, by is-f32; 0: not known */
 static bool is_amx; /* the kernels have it: the process may use it */
 
 static double now_s(void)
@@ -150,11 +155,18 @@ static double peak_gflops(enum tensor_dtype dtype)
 
 /* --- figures -------------------------------------------------------------------------------------- */
 
-static struct tensor random_tensor(struct kern *k, enum tensor_dtype dtype, int rank, const int64_t *shape)
+/* On the host; the caller frees data. */
+static struct tensor random_values(enum tensor_dtype dtype, int rank, const int64_t *shape)
 {
-    struct tensor t = kern_temp(k, dtype, rank, shape);
+    struct tensor t = tensor_of(NULL, dtype, rank, shape);
+    const int64_t count = tensor_count(t);
+    t.data = malloc(tensor_bytes(t));
+    if (!t.data) {
+        fprintf(stderr, "bench_kernels: no memory for %lld values\n", (long long)count);
+        exit(1);
+    }
     uint32_t state = 1;
-    for (int64_t i = 0; i < tensor_count(t); i++) {
+    for (int64_t i = 0; i < count; i++) {
         state = state * 1664525u + 1013904223u;
         float v = (float)(int32_t)state * (1.0f / 2147483648.0f);
         if (dtype == TENSOR_F32)
@@ -165,10 +177,22 @@ static struct tensor random_tensor(struct kern *k, enum tensor_dtype dtype, int 
     return t;
 }
 
+static struct tensor random_tensor(struct kern *k, enum tensor_dtype dtype, int rank, const int64_t *shape)
+{
+    struct tensor values = random_values(dtype, rank, shape), t = kern_temp(k, dtype, rank, shape);
+    kern_write(k, t, values);
+    kern_sync(k);
+    free(values.data);
+    return t;
+}
+
 static void report(const char *name, double gflops, double peak)
 {
-    printf("{\"name\":\"%s\",\"value\":%.1f,\"unit\":\"GFLOP/s\",\"limit\":%.1f,\"ratio\":%.3f}\n", name, gflops, peak,
-           gflops / peak);
+    printf("{\"name\":\"%s\",\"value\":%.1f,\"unit\":\"GFLOP/s\",", name, gflops);
+    if (peak > 0)
+        printf("\"limit\":%.1f,\"ratio\":%.3f}\n", peak, gflops / peak);
+    else
+        printf("\"limit\":null,\"ratio\":null}\n");
     fflush(stdout);
 }
 
@@ -183,8 +207,9 @@ static void measure(const char *name, void (*run)(struct turn *), struct turn *t
 {
     double best_s = 1e30, peak = 0;
     for (int i = 0; i < turns; i++) {
-        double now_peak = peak_gflops(turn->dtype), start = now_s();
+        double now_peak = device ? published_gflops[turn->dtype == TENSOR_F32] : peak_gflops(turn->dtype), start = now_s();
         run(turn);
+        kern_sync(turn->k);
         double taken_s = now_s() - start;
         best_s = taken_s < best_s ? taken_s : best_s;
         peak = now_peak > peak ? now_peak : peak;
@@ -203,7 +228,7 @@ static void bench_linear(struct kern *k, enum tensor_dtype dtype, int64_t m, int
     struct turn t = {.k = k, .dtype = dtype};
     t.x = random_tensor(k, dtype, 2, (int64_t[]){m, width});
     t.out = kern_temp(k, dtype, 2, (int64_t[]){m, n});
-    struct tensor source = random_tensor(k, dtype, 2, (int64_t[]){n, width});
+    struct tensor source = random_values(dtype, 2, (int64_t[]){n, width});
     double start = now_s();
     struct kern_weight *w = kern_weight_linear(k, dtype, source, (struct tensor){0});
     double packing = (double)tensor_bytes(source) / (now_s() - start) / 1e9;
@@ -211,10 +236,11 @@ static void bench_linear(struct kern *k, enum tensor_dtype dtype, int64_t m, int
     char name[96];
     snprintf(name, sizeof name, "gemm %s m=%ld n=%ld k=%ld", tensor_dtype_name(dtype), (long)m, (long)n, (long)width);
     measure(name, run_linear, &t, 2.0 * (double)m * (double)n * (double)width);
-    if (m == 768 && n == 27648)
+    if (m == 768 && n == 27648 && !device)
         printf("{\"name\":\"pack %s\",\"value\":%.2f,\"unit\":\"GB/s\",\"limit\":null,\"ratio\":null}\n",
                tensor_dtype_name(dtype), packing);
     kern_weight_free(k, w);
+    free(source.data);
     kern_rewind(k, mark);
 }
 
@@ -285,7 +311,7 @@ static void bench_conv(struct kern *k, enum tensor_dtype dtype, int64_t side, in
     struct turn t = {.k = k, .dtype = dtype};
     t.x = random_tensor(k, dtype, 4, (int64_t[]){1, side, side, in});
     t.out = kern_temp(k, dtype, 4, (int64_t[]){1, side, side, n});
-    struct tensor source = random_tensor(k, dtype, 4, (int64_t[]){n, in, 3, 3});
+    struct tensor source = random_values(dtype, 4, (int64_t[]){n, in, 3, 3});
     struct kern_weight *w = kern_weight_conv(k, dtype, source, (struct tensor){0});
     t.w = w;
     char name[96];
@@ -293,13 +319,42 @@ static void bench_conv(struct kern *k, enum tensor_dtype dtype, int64_t side, in
              (long)in, (long)n);
     measure(name, run_conv, &t, 2.0 * (double)(side * side) * 9.0 * (double)in * (double)n);
     kern_weight_free(k, w);
+    free(source.data);
     kern_rewind(k, mark);
 }
 
 static void usage(FILE *to)
 {
     fputs("usage: bench_kernels [--threads N] [--isa NAME] [--turns N] [gemm|quant|attention|conv]...\n"
-          "  GFLOP/s of the kernels at FLUX.2 klein-4B shapes, beside the peak measured in the same seconds\n", to);
+          "       bench_kernels --device cuda|cuda:N [--peaks BF16,F32] [--shrink N] [--turns N] [gemm|quant|attention|conv]...\n"
+          "  GFLOP/s of the kernels at FLUX.2 klein-4B shapes, beside the peak measured in the same seconds\n"
+          "  --peaks B,F   of the GPU, as its vendor publishes them, in TFLOP/s: bf16 on tensor cores, f32\n"
+          "  --shrink N    shapes N times smaller each way: for the simulator, where figures mean nothing\n", to);
+}
+
+static struct kern *open_kern(const char *isa, char *why, size_t why_bytes)
+{
+    if (device)
+        return kern_module_open(device, why, why_bytes);
+    struct kern *k = kern_cpu_open(&(struct kern_cpu_options){.threads = threads, .isa = isa}, why, why_bytes);
+    if (k && !threads)
+        sscanf(strchr(kern_name(k), ','), ", %d", &threads);
+    is_amx = k && strstr(kern_name(k), "amx");
+    return k;
+}
+
+static bool read_peaks(const char *text)
+{
+    double bf16, f32;
+    if (sscanf(text, "%lf,%lf", &bf16, &f32) != 2)
+        return false;
+    published_gflops[0] = bf16 * 1e3, published_gflops[1] = f32 * 1e3;
+    return true;
+}
+
+static int64_t less(int64_t size)
+{
+    return size < shrink ? 1 : size / shrink;
 }
 
 int main(int argc, char **argv)
@@ -307,6 +362,9 @@ int main(int argc, char **argv)
     static const struct option options[] = {{"threads", required_argument, NULL, 't'},
                                             {"isa", required_argument, NULL, 'i'},
                                             {"turns", required_argument, NULL, 'n'},
+                                            {"device", required_argument, NULL, 'd'},
+                                            {"peaks", required_argument, NULL, 'p'},
+                                            {"shrink", required_argument, NULL, 's'},
                                             {"help", no_argument, NULL, 'h'},
                                             {0}};
     const char *isa = NULL;
@@ -317,41 +375,44 @@ int main(int argc, char **argv)
             turns = atoi(optarg);
         else if (c == 'i')
             isa = optarg;
+        else if (c == 'd')
+            device = optarg;
+        else if (c == 's' && atoi(optarg) > 0)
+            shrink = atoi(optarg);
+        else if (c == 'p' && read_peaks(optarg))
+            continue;
         else
             return usage(c == 'h' ? stdout : stderr), c == 'h' ? 0 : 2;
     }
     char why[256];
-    struct kern *k = kern_cpu_open(&(struct kern_cpu_options){.threads = threads, .isa = isa}, why, sizeof why);
+    struct kern *k = open_kern(isa, why, sizeof why);
     if (!k)
         return fprintf(stderr, "bench_kernels: %s\n", why), 2;
-    if (!threads)
-        sscanf(strchr(kern_name(k), ','), ", %d", &threads);
-    is_amx = strstr(kern_name(k), "amx");
     static const enum quant_format formats[] = {QUANT_FP8_E4M3, QUANT_NVFP4, QUANT_Q8_0, QUANT_Q4_K, QUANT_Q6_K};
     bool all = optind == argc;
     for (int d = 0; d < 2; d++) {
         enum tensor_dtype dtype = d ? TENSOR_F32 : TENSOR_BF16;
         for (int i = optind; all || i < argc; i++) {
             if (all || !strcmp(argv[i], "gemm")) {
-                bench_linear(k, dtype, 768, 27648, 3072);
-                bench_linear(k, dtype, 768, 9216, 3072);
-                bench_linear(k, dtype, 768, 3072, 12288);
-                bench_linear(k, dtype, 1536, 9216, 3072);
-                bench_linear(k, dtype, 512, 9728, 2560);
+                bench_linear(k, dtype, less(768), less(27648), less(3072));
+                bench_linear(k, dtype, less(768), less(9216), less(3072));
+                bench_linear(k, dtype, less(768), less(3072), less(12288));
+                bench_linear(k, dtype, less(1536), less(9216), less(3072));
+                bench_linear(k, dtype, less(512), less(9728), less(2560));
             }
             for (size_t f = 0; !d && (all || !strcmp(argv[i], "quant")) && f < sizeof formats / sizeof *formats; f++) {
-                bench_quant(k, formats[f], 768, 27648, 3072);
-                bench_quant(k, formats[f], 768, 3072, 12288);
-                bench_quant(k, formats[f], 1536, 9216, 3072);
+                bench_quant(k, formats[f], less(768), less(27648), less(3072));
+                bench_quant(k, formats[f], less(768), less(3072), less(12288));
+                bench_quant(k, formats[f], less(1536), less(9216), less(3072));
             }
             if (all || !strcmp(argv[i], "attention")) {
-                bench_attention(k, dtype, 768, 24, 128);
-                bench_attention(k, dtype, 1536, 24, 128);
-                bench_attention(k, dtype, 4608, 24, 128);
+                bench_attention(k, dtype, less(768), less(24), 128);
+                bench_attention(k, dtype, less(1536), less(24), 128);
+                bench_attention(k, dtype, less(4608), less(24), 128);
             }
             if (all || !strcmp(argv[i], "conv")) {
-                bench_conv(k, dtype, 64, 512, 512);
-                bench_conv(k, dtype, 256, 128, 128);
+                bench_conv(k, dtype, less(64), less(512), less(512));
+                bench_conv(k, dtype, less(256), less(128), less(128));
             }
             if (all)
                 break;
