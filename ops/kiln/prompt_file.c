@@ -63,7 +63,7 @@ struct prompt_file {
     char *buffer;              /* [begin, end) is read and not yet used; one byte behind it is always ours */
     size_t begin, end, room;
     bool is_all;               /* nothing comes behind `end` */
-    bool is_over;              /* the end or a bad row was reported */
+    bool is_over;              /* the end was reported, or that nothing more can be read */
     int64_t line;              /* of buffer[begin] */
 
     char **labels;             /* csv, tsv: the header; NULL where the column is a known one */
@@ -483,7 +483,7 @@ static enum prompt_next next_txt(struct prompt_file *f, struct prompt_row *row, 
         if (!*text || *text == '#')
             continue;
         row->prompt = text;
-        return row_ok(f, row, why, why_bytes) ? PROMPT_ROW : PROMPT_BAD;
+        return row_ok(f, row, why, why_bytes) ? PROMPT_ROW : PROMPT_WRONG;
     }
 }
 
@@ -675,23 +675,23 @@ static enum prompt_next next_table(struct prompt_file *f, struct prompt_row *row
     if (count != f->column_count)
         return refuse_at(f, line, why, why_bytes, "the row has %d fields, the header has %d; quote fields that hold a %s", count,
                          f->column_count, f->format == PROMPT_TSV ? "tab" : "comma"),
-               PROMPT_BAD;
+               PROMPT_WRONG;
     *row = empty_row(line);
     json_text_clear(&f->label_text);
     for (int i = 0; i < count; i++) {
         char *cell = field_text(f, base, i);
         if (!*cell)
             continue;
-        if (f->columns[i] == COLUMN_LABEL ? !label_cell(f, f->labels[i], cell)
-                                          : !set_column(row, f->columns[i], cell, text, sizeof text))
-            return refuse_at(f, line, why, why_bytes, "%s", f->columns[i] == COLUMN_LABEL ? "no memory for the labels" : text),
-                   PROMPT_BAD;
+        if (f->columns[i] == COLUMN_LABEL && !label_cell(f, f->labels[i], cell))
+            return refuse_at(f, line, why, why_bytes, "no memory for the labels"), PROMPT_BAD;
+        if (f->columns[i] != COLUMN_LABEL && !set_column(row, f->columns[i], cell, text, sizeof text))
+            return refuse_at(f, line, why, why_bytes, "%s", text), PROMPT_WRONG;
     }
     if (f->label_text.length) {
         json_text_put(&f->label_text, "}");
         row->labels_json = f->label_text.data;
     }
-    return row_ok(f, row, why, why_bytes) ? PROMPT_ROW : PROMPT_BAD;
+    return row_ok(f, row, why, why_bytes) ? PROMPT_ROW : PROMPT_WRONG;
 }
 
 static bool add_column(struct prompt_file *f, int64_t line, char *name, char *why, size_t why_bytes)
@@ -889,13 +889,13 @@ static enum prompt_next next_jsonl(struct prompt_file *f, struct prompt_row *row
     json_decref(f->object);
     f->object = parse_object(f, text, length, &error);
     if (!f->object)
-        return refuse_at(f, row->line, why, why_bytes, "not valid JSON at byte %d: %s", error.position, error.text), PROMPT_BAD;
+        return refuse_at(f, row->line, why, why_bytes, "not valid JSON at byte %d: %s", error.position, error.text), PROMPT_WRONG;
     if (!json_is_object(f->object))
         return refuse_at(f, row->line, why, why_bytes, "not a JSON object; accepted is an object a line, as {\"prompt\":\"...\"}"),
-               PROMPT_BAD;
+               PROMPT_WRONG;
     if (!set_members(f, row, reason, sizeof reason))
-        return refuse_at(f, row->line, why, why_bytes, "%s", reason), PROMPT_BAD;
-    return row_ok(f, row, why, why_bytes) ? PROMPT_ROW : PROMPT_BAD;
+        return refuse_at(f, row->line, why, why_bytes, "%s", reason), PROMPT_WRONG;
+    return row_ok(f, row, why, why_bytes) ? PROMPT_ROW : PROMPT_WRONG;
 }
 
 /* --- opening ----------------------------------------------------------------------------------------- */
@@ -933,12 +933,34 @@ static bool skip_mark(struct prompt_file *f, char *why, size_t why_bytes)
     return true;
 }
 
-static enum prompt_format format_by_content(const struct prompt_file *f)
+/* Is one of the cells of the first line, and not the only one, called prompt? */
+static bool has_header(const struct prompt_file *f, char separator)
 {
-    for (size_t i = f->begin; i < f->end; i++)
-        if (!strchr(" \t\r\n", f->buffer[i]) || !f->buffer[i])
-            return f->buffer[i] == '{' ? PROMPT_JSONL : PROMPT_TXT;
-    return PROMPT_TXT;
+    size_t cells = 0, found = 0, at = f->begin;
+    for (bool is_more = true; is_more; at++) {
+        size_t length = 0;
+        while (at + length < f->end && !strchr("\r\n", f->buffer[at + length]) && f->buffer[at + length] != separator)
+            length++;
+        size_t quote = length >= 2 && f->buffer[at] == '"' && f->buffer[at + length - 1] == '"';
+        found += length - 2 * quote == strlen("prompt") && strncasecmp(f->buffer + at + quote, "prompt", length - 2 * quote) == 0;
+        cells++;
+        at += length;
+        is_more = at < f->end && f->buffer[at] == separator;
+    }
+    return found > 0 && cells > 1;
+}
+
+/* The format of a file whose name does not say it. A table taken for prompts would be rendered line by line. */
+static bool take_format(struct prompt_file *f, char *why, size_t why_bytes)
+{
+    size_t i = f->begin;
+    if (has_header(f, ',') || has_header(f, '\t'))
+        return refuse_at(f, 1, why, why_bytes, "this looks like the header of a table: accepted is --input-format %s, or txt if the lines are "
+                         "prompts", has_header(f, ',') ? "csv" : "tsv");
+    while (i < f->end && f->buffer[i] && strchr(" \t\r\n", f->buffer[i]))
+        i++;
+    f->format = i < f->end && f->buffer[i] == '{' ? PROMPT_JSONL : PROMPT_TXT;
+    return true;
 }
 
 static bool open_source(struct prompt_file **ret, const struct prompt_file *source, const char *title, char *why, size_t why_bytes)
@@ -960,8 +982,8 @@ static bool open_source(struct prompt_file **ret, const struct prompt_file *sour
             goto bad;
     if (!skip_mark(f, why, why_bytes))
         goto bad;
-    if (f->format == PROMPT_AUTO)
-        f->format = format_by_content(f);
+    if (f->format == PROMPT_AUTO && !take_format(f, why, why_bytes))
+        goto bad;
     if ((f->format == PROMPT_CSV || f->format == PROMPT_TSV) && !read_header(f, why, why_bytes))
         goto bad;
     *ret = f;
@@ -995,7 +1017,7 @@ enum prompt_next prompt_file_next(struct prompt_file *f, struct prompt_row *ret,
         found = next_jsonl(f, &row, why, why_bytes);
     else
         found = next_table(f, &row, why, why_bytes);
-    f->is_over = found != PROMPT_ROW;
+    f->is_over = found == PROMPT_END || found == PROMPT_BAD;
     if (found == PROMPT_ROW)
         *ret = row;
     return found;

@@ -49,12 +49,17 @@ struct prompt_row { /* texts live until the next call */
     const char *labels_json;    /* an object, or NULL when there are none */
 };
 
-enum prompt_next { PROMPT_ROW, PROMPT_END, PROMPT_BAD };
+enum prompt_next {
+    PROMPT_ROW,
+    PROMPT_END,
+    PROMPT_WRONG, /* a row that cannot be taken; the rows behind it can be read */
+    PROMPT_BAD    /* nothing more can be read */
+};
 
 struct prompt_file;
 
 /* prompt_file_open reads from fd, which stays the caller's; title names it in messages. PROMPT_AUTO: by the title's ending, else
- * by the first byte that is no blank: '{' is jsonl, all else txt. prompt_file_open_memory borrows data. */
+ * by the first byte that is no blank: '{' is jsonl, all else txt, but a first line that looks like the header of a table is refused. prompt_file_open_memory borrows data. */
 bool prompt_file_open(struct prompt_file **ret, int fd, const char *title, enum prompt_format format, char *why, size_t why_bytes);
 bool prompt_file_open_memory(struct prompt_file **ret, const void *data, size_t bytes, const char *title,
                              enum prompt_format format, char *why, size_t why_bytes);

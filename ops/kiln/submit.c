@@ -28,6 +28,8 @@
 
 #define PROGRESS_AFTER_MS 1000
 
+#define MISTAKES_TOLD 10
+
 struct submit {
     struct command_call *call;
     /* options as given; NULL or false: not */
@@ -51,13 +53,16 @@ struct submit {
     struct token_check *checks[HOME_MODELS_MAX]; /* beside models; NULL until a row needs it */
     bool is_known[HOME_MODELS_MAX];              /* licence looked at */
     bool has_warned;
+    char *mistakes[MISTAKES_TOLD]; /* of the first pass: sentences with their places */
+    int64_t mistake_count;
+    bool is_token_told;        /* that a prompt is too long; its tokenizer counts no more */
     bool is_sending;           /* the second pass: the database may hold a part already */
     int64_t rows;
 };
 
 static const char usage[] =
     "  FILE is txt (a prompt a line), csv, tsv (with a header) or jsonl; - is standard input (txt, or jsonl where it begins\n"
-    "  with '{', unless --input-format says it). Columns: prompt negative seed\n"
+    "  with '{', unless --input-format says it: a table needs that). Columns: prompt negative seed\n"
     "  size (WxH) width height steps guidance model name image mask strength lora; others travel as labels. Several images or adapters\n"
     "  of one row stand with ';' between them (in jsonl as a list); names are relative to FILE. Submitting again adds only\n"
     "  what is missing.\n"
@@ -275,9 +280,41 @@ static int check_licence(struct submit *s, int index)
 
 /* --- first pass: every row is looked at ------------------------------------------------------------------ */
 
-static int refuse_row(struct submit *s, int64_t line, const char *sentence)
+/* Keeps a mistake, so that all of a file are told at once; the first pass goes on. */
+static int note_mistake(struct submit *s, const char *sentence)
 {
-    return command_refuse(s->call, "%s:%" PRId64 ": %s; nothing was added", s->title, line, sentence);
+    if (s->mistake_count < MISTAKES_TOLD && !(s->mistakes[s->mistake_count] = strdup(sentence)))
+        return command_refuse(s->call, "%s; nothing was added", sentence);
+    s->mistake_count++;
+    return COMMAND_DONE;
+}
+
+static int note_row(struct submit *s, int64_t line, const char *sentence)
+{
+    char text[HOME_PATH_MAX * 2 + 64];
+    snprintf(text, sizeof text, "%s:%" PRId64 ": %s", s->title, line, sentence);
+    return note_mistake(s, text);
+}
+
+static int tell_mistakes(struct submit *s)
+{
+    const int64_t told = s->mistake_count < MISTAKES_TOLD ? s->mistake_count : MISTAKES_TOLD;
+    if (s->mistake_count == 0)
+        return COMMAND_DONE;
+    if (s->mistake_count == 1)
+        return command_refuse(s->call, "%s; nothing was added", s->mistakes[0]);
+    for (int64_t i = 0; i < told; i++)
+        command_refuse(s->call, "%s", s->mistakes[i]);
+    if (told < s->mistake_count)
+        return command_refuse(s->call, "%s: %" PRId64 " more mistakes like these; nothing was added", s->title, s->mistake_count - told);
+    return command_refuse(s->call, "%s: %" PRId64 " mistakes; nothing was added", s->title, told);
+}
+
+/* Tokens are counted beside us: of prompts that are too long the first is told. */
+static int refuse_tokens(struct submit *s, int64_t line, const char *why)
+{
+    s->is_token_told = true;
+    return line ? note_row(s, line, why) : command_refuse(s->call, "%s", why);
 }
 
 static int check_tokens(struct submit *s, int index, const struct prompt_row *row, const char *negative)
@@ -285,23 +322,23 @@ static int check_tokens(struct submit *s, int index, const struct prompt_row *ro
     char why[HOME_PATH_MAX * 2];
     int64_t line = 0;
     const bool is_long[2] = {token_check_may_be_long(row->prompt), *negative && token_check_may_be_long(negative)};
-    if (s->truncate || !s->tool[0] || (!is_long[0] && !is_long[1]))
+    if (s->truncate || s->is_token_told || !s->tool[0] || (!is_long[0] && !is_long[1]))
         return COMMAND_DONE;
     if (!s->checks[index] && !token_check_open(&s->checks[index], s->tool, s->models[index].dir, why, sizeof why))
         return command_refuse(s->call, "%s", why);
     if (token_check_add(s->checks[index], row->line, "prompt", row->prompt, &line, why, sizeof why) &&
         token_check_add(s->checks[index], row->line, "negative prompt", negative, &line, why, sizeof why))
         return COMMAND_DONE;
-    return line ? refuse_row(s, line, why) : command_refuse(s->call, "%s", why);
+    return refuse_tokens(s, line, why);
 }
 
 static int finish_tokens(struct submit *s)
 {
-    for (int i = 0; i < s->model_count; i++) {
+    for (int i = 0; i < s->model_count && !s->is_token_told; i++) {
         char why[HOME_PATH_MAX * 2];
         int64_t line = 0;
         if (s->checks[i] && !token_check_finish(s->checks[i], &line, why, sizeof why))
-            return line ? refuse_row(s, line, why) : command_refuse(s->call, "%s", why);
+            return refuse_tokens(s, line, why);
     }
     return COMMAND_DONE;
 }
@@ -321,11 +358,11 @@ static int check_row(struct submit *s, const struct image_plan *plan, const stru
     char why[HOME_PATH_MAX + 1024];
     struct task_inputs inputs;
     if (!row_inputs_of(&s->inputs, row, &inputs, why, sizeof why))
-        return refuse_row(s, row->line, why);
+        return note_row(s, row->line, why);
     bool ok = image_plan_check(plan, row, &inputs, why, sizeof why);
     task_inputs_done(&inputs);
     if (!ok)
-        return refuse_row(s, row->line, why);
+        return note_row(s, row->line, why);
     const char *model = image_plan_model(plan, row);
     int index = model_index(s, model), code = COMMAND_DONE;
     if (index < 0) {
@@ -377,16 +414,20 @@ static int each_row(struct submit *s, int (*each)(struct submit *, void *, const
     char why[2048];
     const char *outcome = s->is_sending ? "the file changed while it was read; submit it again" : "nothing was added";
     int code = COMMAND_DONE;
-    enum prompt_next next = PROMPT_BAD;
+    enum prompt_next next;
     if (lseek(s->fd, 0, SEEK_SET) != 0)
         return command_refuse(s->call, "%s: cannot be read again: %s", s->title, strerror(errno));
     if (!prompt_file_open(&file, s->fd, s->title, s->prompt_format, why, sizeof why))
         return command_refuse(s->call, "%s; %s", why, outcome);
-    while (code == COMMAND_DONE && (next = prompt_file_next(file, &row, why, sizeof why)) == PROMPT_ROW)
-        code = each(s, context, &row);
+    while (code == COMMAND_DONE && (next = prompt_file_next(file, &row, why, sizeof why)) != PROMPT_END) {
+        if (next == PROMPT_ROW)
+            code = each(s, context, &row);
+        else
+            code = s->is_sending ? command_refuse(s->call, "%s; %s", why, outcome) : note_mistake(s, why);
+        if (next == PROMPT_BAD)
+            break;
+    }
     prompt_file_labels(file, s->labels, sizeof s->labels);
-    if (code == COMMAND_DONE && next == PROMPT_BAD)
-        code = command_refuse(s->call, "%s; %s", why, outcome);
     prompt_file_close(file);
     return code;
 }
@@ -413,6 +454,8 @@ static int check_input(struct submit *s)
     if (code == COMMAND_DONE)
         code = finish_tokens(s);
     meter_end(&c.meter);
+    if (code == COMMAND_DONE)
+        code = tell_mistakes(s);
     image_plan_done(&c.plan);
     if (code == COMMAND_DONE && s->rows == 0)
         code = command_refuse(s->call, "%s: no prompts in it; nothing was added", s->title);
@@ -642,6 +685,8 @@ static int submit_run(struct command_call *call)
     for (int i = 0; i < HOME_MODELS_MAX; i++)
         token_check_close(s.checks[i]);
     row_inputs_done(&s.inputs);
+    for (int i = 0; i < MISTAKES_TOLD; i++)
+        free(s.mistakes[i]);
     free(s.models);
     if (s.fd >= 0)
         close(s.fd);

@@ -68,7 +68,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         must(why[0] != 0);
         return 0;
     }
-    while ((next = prompt_file_next(f, &row, why, sizeof why)) == PROMPT_ROW) {
+    while ((next = prompt_file_next(f, &row, why, sizeof why)) == PROMPT_ROW || next == PROMPT_WRONG) {
+        must(next == PROMPT_ROW || why[0] != 0);
+        why[0] = 0;
+        if (next == PROMPT_WRONG)
+            continue;
         check_row(&row, last_line);
         last_line = row.line;
     }

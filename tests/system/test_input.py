@@ -89,6 +89,23 @@ def test_a_bad_option_is_refused_by_name(farm, words, said):
     farm.run("status", "options", code=2)
 
 
+def test_all_mistakes_of_a_file_are_told_at_once_up_to_ten(farm):
+    """Who corrects a file of a thousand rows should not submit it a thousand times."""
+    rows = ["prompt,steps"] + [f"fox {n},{0 if n % 2 else 1}" for n in range(2, 40)]  # every odd line is wrong
+    for last, told, end in [(5, [3, 5], "2 mistakes; nothing was added"), (39, range(3, 22, 2), "9 more mistakes like these; nothing was added")]:
+        run = farm.run("submit", farm.file("many.csv", "\n".join(rows[:last]) + "\n"), "--campaign", "many", "--size", "64x64", code=2)
+        lines = run.stderr.splitlines()
+        assert [line.split("many.csv:")[1].split(":")[0] for line in lines[:-1]] == [str(n) for n in told] and lines[-1].endswith(end), run.stderr
+        assert all("steps" in line for line in lines[:-1]) and run.stdout == ""
+    farm.run("status", "many", code=2)
+
+
+def test_a_table_on_standard_input_is_not_taken_for_prompts(farm):
+    """A campaign of "fox,1" and "owl,2" is not what was meant."""
+    farm.refuses("submit", "-", "--campaign", "table", "--size", "64x64", stdin="prompt,seed\nfox,1\n", said=["stdin:1:", "--input-format csv"])
+    farm.run("submit", "-", "--campaign", "table", "--size", "64x64", "--input-format", "csv", "--dry-run", stdin="prompt,seed\nfox,1\n")
+
+
 def test_a_file_that_is_not_there_or_is_a_folder_is_refused(farm):
     """A typo in a path must not be an empty campaign."""
     farm.refuses("submit", "/nonexistent/p.txt", "--campaign", "x", said="/nonexistent/p.txt")

@@ -60,7 +60,7 @@ static const char *rows_of(const char *title, enum prompt_format format, const v
                                  row.negative ? row.negative : "", seed, row.width, row.height, row.steps, guidance,
                                  row.model ? row.model : "", row.name ? row.name : "", row.labels_json ? row.labels_json : "", inputs_of(&row.inputs));
     }
-    if (next == PROMPT_BAD)
+    if (next != PROMPT_END)
         snprintf(out + used, sizeof out - used, "!%s", why);
     else
         assert_int_equal(prompt_file_next(f, &row, why, sizeof why), PROMPT_END); /* and stays at the end */
@@ -201,6 +201,10 @@ static void format_is_known_by_ending_else_by_the_first_byte(void **state)
     assert_string_equal(ROWS("stdin", "a {x}"), "1|a {x}|||0x0|0||||;");
     assert_string_equal(ROWS("d.csv/prompts", "a,b"), "1|a,b|||0x0|0||||;");
     assert_string_equal(rows_of("stdin", PROMPT_CSV, "prompt\na", 8), "2|a|||0x0|0||||;");
+    REFUSED("stdin", "\"Prompt\",seed\r\na,1", "stdin:1:", "--input-format csv", "txt");
+    REFUSED("stdin", "\xef\xbb\xbf" "seed\tprompt\n1\ta", "stdin:1:", "--input-format tsv");
+    assert_string_equal(ROWS("stdin", "prompt\nmy prompt, seed"), "1|prompt|||0x0|0||||;2|my prompt, seed|||0x0|0||||;");
+    assert_string_equal(rows_of("stdin", PROMPT_TXT, "prompt,seed", 11), "1|prompt,seed|||0x0|0||||;");
     assert_string_equal(rows_of("a.csv", PROMPT_TXT, "prompt\na", 8), "1|prompt|||0x0|0||||;2|a|||0x0|0||||;");
 }
 
@@ -262,6 +266,29 @@ static void text_that_is_not_text_names_line_and_byte(void **state)
     REFUSED("a.txt", "\xff\xfe" "f\0o\0x\0", "UTF-16", "UTF-8");
     REFUSED("a.txt", "cut at the end \xf0\x9f\xa6", "a.txt:1:", "byte 16 is 0xf0");
     REFUSED("a.txt", "fox \xef\xbb\xbf\xf5", "byte 8 is 0xf5"); /* the mark inside a line is a character */
+}
+
+/* All mistakes of a file are to be told at once. */
+static void rows_behind_a_wrong_one_are_read(void **state)
+{
+    static const struct { const char *title, *text; enum prompt_next seen[7]; } files[] = {
+        {"a.txt", "fox\nb\xff" "d\nowl", {PROMPT_ROW, PROMPT_BAD, PROMPT_END}},
+        {"a.csv", "prompt,seed\nfox,1\nowl,x\nhen\n,2\ncat,3", {PROMPT_ROW, PROMPT_WRONG, PROMPT_WRONG, PROMPT_WRONG, PROMPT_ROW, PROMPT_END}},
+        {"a.csv", "prompt\nfox\n\"owl\nhen", {PROMPT_ROW, PROMPT_BAD, PROMPT_END}},
+        {"a.jsonl", "{\n[1]\n{\"seed\":1}\n{\"prompt\":1}\n{\"prompt\":\"a\"}", {PROMPT_WRONG, PROMPT_WRONG, PROMPT_WRONG, PROMPT_WRONG, PROMPT_ROW, PROMPT_END}},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        struct prompt_file *f;
+        struct prompt_row row;
+        assert_true(prompt_file_open_memory(&f, files[i].text, strlen(files[i].text), files[i].title, PROMPT_AUTO, why, sizeof why));
+        for (const enum prompt_next *seen = files[i].seen;; seen++) {
+            assert_int_equal(prompt_file_next(f, &row, why, sizeof why), *seen);
+            if (*seen == PROMPT_END)
+                break;
+        }
+        prompt_file_close(f);
+    }
 }
 
 static void limits_of_lines_and_prompts_are_exact(void **state)
@@ -387,6 +414,7 @@ int main(void)
         cmocka_unit_test(values_out_of_range_are_refused_with_what_is_accepted),
         cmocka_unit_test(rows_need_a_prompt_and_names_are_used_once),
         cmocka_unit_test(text_that_is_not_text_names_line_and_byte),
+        cmocka_unit_test(rows_behind_a_wrong_one_are_read),
         cmocka_unit_test(limits_of_lines_and_prompts_are_exact),
         cmocka_unit_test(rows_are_the_same_however_they_arrive),
         cmocka_unit_test(million_lines_need_the_memory_of_one),
