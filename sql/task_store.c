@@ -326,6 +326,19 @@ static bool hear_chunk(struct task_store *s, struct task_submitted *ret, struct 
     }
 }
 
+/* say_shared_file: the file stands in the server's text as "Key (folder, file)=(1234, NAME) already exists". */
+static void say_shared_file(struct pg_error *why)
+{
+    const char *name = strstr(why->text, "(folder, file)=("), *end = name ? strstr(name, ") already exists") : NULL;
+    name = name ? strstr(name, ", ") : NULL;
+    name = name ? strstr(name + 2, ", ") : NULL;
+    char file[300] = "";
+    if (name && end && end > name)
+        snprintf(file, sizeof file, " '%.*s'", (int)(end - name - 2), name + 2);
+    pg_error_set(why, PG_REFUSED, "two images want one file name%s, of this campaign or of another that writes to the same folder: a new campaign "
+                 "with an --out of its own has room for both", file);
+}
+
 /* give_up rolls a chunk back. True when it only met another transaction and may be sent again. */
 static bool give_up(struct task_store *s, int again, struct pg_error *why)
 {
@@ -335,8 +348,7 @@ static bool give_up(struct task_store *s, int again, struct pg_error *why)
         return false;
     pg_script(s->pg, "rollback", &ignored);
     if (strstr(why->text, "content_file"))
-        pg_error_prefix(why, "two images want one file name, of this campaign or of another that writes to the same folder (a new campaign "
-                             "with an --out of its own has room for both): ");
+        say_shared_file(why);
     return why->fault == PG_CONFLICT && again < AGAIN_MAX;
 }
 
@@ -467,10 +479,21 @@ static bool refuse_cancelled(const struct change *c, const char *verb, struct pg
                         c->name, verb, c->name);
 }
 
+/* refuse_done: false, with a sentence, for a campaign that has nothing left to `verb`. */
+static bool refuse_done(struct task_store *s, const struct change *c, const char *verb, struct pg_error *why)
+{
+    struct campaign now = {0};
+    if (!find_or_refuse(s, c->name, &now, why))
+        return false;
+    bool is_over = strcmp(now.state, "done") == 0;
+    task_store_campaign_done(&now);
+    return !is_over || pg_error_set(why, PG_REFUSED, "campaign '%s' is done: there is nothing to %s", c->name, verb);
+}
+
 static bool act_pause(struct task_store *s, void *context, struct pg_error *why)
 {
     struct change *c = context;
-    if (!hold(s, c, why))
+    if (!hold(s, c, why) || !refuse_done(s, c, "pause", why))
         return false;
     return strcmp(c->state, "cancelled") == 0 ? refuse_cancelled(c, "paused", why) : set_state(s, c, "paused", why);
 }
@@ -488,13 +511,8 @@ static bool act_resume(struct task_store *s, void *context, struct pg_error *why
 static bool act_cancel(struct task_store *s, void *context, struct pg_error *why)
 {
     struct change *c = context;
-    struct campaign now = {0};
-    if (!hold(s, c, why) || !find_or_refuse(s, c->name, &now, why))
+    if (!hold(s, c, why) || !refuse_done(s, c, "cancel", why))
         return false;
-    bool is_over = strcmp(now.state, "done") == 0;
-    task_store_campaign_done(&now);
-    if (is_over)
-        return pg_error_set(why, PG_REFUSED, "campaign '%s' is done: there is nothing to cancel", c->name);
     return set_state(s, c, "cancelled", why) && move(s, "campaign_cancel", c, why);
 }
 

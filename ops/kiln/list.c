@@ -382,13 +382,13 @@ static void tell_change(struct listing *l, enum change change, int64_t count)
     static const char *const sentences[] = {
         "campaign %s is paused: what is running ends, nothing new begins\n",
         "campaign %s goes on\n",
-        "campaign %s is cancelled: %" PRId64 " tasks taken out\n",
-        "campaign %s: %" PRId64 " tasks are ready again\n",
+        "campaign %s is cancelled: %" PRId64 " task%s taken out\n",
+        "campaign %s: %" PRId64 " task%s ready again\n",
     };
     static const char *const states[] = {"paused", "active", "cancelled", "active"};
     struct json_text *t = &l->line;
     if (!l->json) {
-        printf(sentences[change], l->name, count);
+        printf(sentences[change], l->name, count, count == 1 ? "" : "s");
         return;
     }
     open_object(t);

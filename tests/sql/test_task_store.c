@@ -153,7 +153,8 @@ static void two_images_never_share_a_file(void **state)
     assert_false(task_store_submit_end(s, &ret, &why));
     assert_int_equal(why.fault, PG_REFUSED);
     assert_true(strstr(why.text, "two images want one file name") != NULL);
-    assert_true(strstr(why.text, "same.png") != NULL);
+    assert_non_null(strstr(why.text, "file name 'same.png', of this campaign"));
+    assert_null(strstr(why.text, "unique"));
     assert_int_equal(find(s, "share").total, 0);
     task_store_close(s);
     test_server_audit(&server);
@@ -486,6 +487,8 @@ static void pause_cancel_and_retry(void **state)
     assert_int_equal(c.done, 20);
     assert_false(task_store_cancel(s, "states", &count, &why));
     assert_int_equal(why.fault, PG_REFUSED);
+    assert_false(task_store_pause(s, "states", &why));
+    assert_non_null(strstr(why.text, "is done: there is nothing to pause"));
     task_store_close(s);
     test_server_audit(&server);
 }
@@ -585,6 +588,8 @@ static void rate_and_eta_are_of_the_last_minute(void **state)
     (void)state;
     test_server_submit(&server, "rate", 200, NULL);
     struct task_store *s = open_store();
+    test_server_sql(&server, "update campaign set touched_at = now() - interval '1 h'");
+    test_server_sql(&server, "insert into worker (name, boot_epoch, state, device, models, held) values ('w', 1, 'busy', 'cpu', 'x,tiny', 0)");
     test_server_sql(&server, "insert into campaign_count (campaign_id, done, at) select id, 10, now() - n * interval '1 s'"
                              " from campaign, unnest('{10, 20, 30}'::int[]) n");
     struct campaign c = find(s, "rate"); /* 20 images since the first addition, 30 s ago */
@@ -593,11 +598,24 @@ static void rate_and_eta_are_of_the_last_minute(void **state)
     test_server_sql(&server, "update campaign set done = 100"); /* long at work: the window is full */
     c = find(s, "rate");
     assert_true(fabs(c.images_per_second - 30 / 60.0) < 0.02);
+    test_server_sql(&server, "update campaign set touched_at = now() - interval '15 s'"); /* resumed: what was before says nothing */
+    c = find(s, "rate");
+    assert_true(fabs(c.images_per_second - 10 / 15.0) < 0.05);
+    test_server_sql(&server, "update campaign set touched_at = now() - interval '1 h'");
     test_server_sql(&server, "update campaign_count set at = at - interval '2 min'");
     c = find(s, "rate");
     assert_true(fabs(c.images_per_second - 30 / 300.0) < 0.01);
+    assert_false(isnan(c.eta_s));
+    test_server_sql(&server, "update worker set models = 'x,tin'"); /* nobody has the model */
+    assert_true(isnan(find(s, "rate").eta_s));
+    test_server_sql(&server, "update worker set models = 'tiny', seen_at = now() - interval '1 min'");
+    assert_true(isnan(find(s, "rate").eta_s));
+    test_server_sql(&server, "update worker set seen_at = now()");
+    assert_false(isnan(find(s, "rate").eta_s));
     test_server_sql(&server, "update campaign set state = 'paused'");
     assert_true(isnan(find(s, "rate").eta_s));
+    test_server_sql(&server, "update campaign set total = done + 30");
+    assert_true(isnan(find(s, "rate").images_per_second)); /* it is over: a rate would only sink */
     task_store_close(s);
 }
 

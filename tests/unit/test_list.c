@@ -336,9 +336,12 @@ static void state_changes_do_what_they_say(void **state)
     EXPECT(0, list_retry_command, "states", "--json");
     assert_string_equal(out, "{\"campaign\":\"states\",\"state\":\"active\",\"tasks\":1}\n");
     EXPECT(0, list_cancel_command, "states");
-    expect_word(out, "3 tasks");
+    expect_word(out, "3 tasks taken out");
     EXPECT(0, list_status_command, "states", "--json");
     expect_word(out, "\"state\":\"cancelled\"");
+    EXPECT(0, submit_command, file_of("o.txt", "a\n"), "--campaign", "one", "--model", "m");
+    EXPECT(0, list_cancel_command, "one");
+    expect_word(out, "1 task taken out");
     EXPECT(2, list_pause_command, "nobody");
     EXPECT(2, list_images_command, "nobody", "--json");
     EXPECT(2, list_failures_command, "nobody");
