@@ -7,6 +7,7 @@
  *     second-level cache 8 times of 9.
  * Expected, not measured: 60 to 65 % of the bf16 peak on sm_80 and 86, 65 to 70 % on sm_89, 35 to 40 % on sm_90 (which
  *     reaches its peak only with wgmma). */
+#include "cuda_weight.h"
 #include "gpu_gemm.h"
 
 namespace {
@@ -22,7 +23,7 @@ template <typename T> gemm_window<T> window_of(const struct tensor &x, const str
 
 void conv_apply_cuda(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w, int stride, int pad)
 {
-    int64_t depth = gemm_depth(w), inner = gemm_inner(w);
+    int64_t depth = cuda_weight_depth(w), inner = cuda_weight_inner(w);
     assert(gpu_row_count(out) < INT32_MAX && depth < INT32_MAX);
     if (tensor_count(out) == 0)
         return;

@@ -1,6 +1,6 @@
 /* cuda_ops.h - inside the CUDA backend: its stream, first error and memory, and the functions behind the op table.
  *
- * kern_cuda.c owns the device; the .cu files own kernels and start them with the helpers here. Everything an op does
+ * kern_cuda.c owns the device, cuda_weight.c the weights; the .cu files own kernels and start them with the helpers here. Everything an op does
  * is queued on one stream, in order, and the op returns at once: nothing waits but kern_sync, kern_read and
  * kern_has_nan. An op that needs memory takes it from the arena (kern_temp) and rewinds before it returns: the
  * stream's order makes that safe, for whoever gets the same memory next writes it later. */
@@ -28,6 +28,7 @@ bool cuda_launched(struct kern *k, const char *kernel);
 /* cuda_alloc is device memory for weights, 256-byte aligned; NULL after the error is kept. cuda_free accepts NULL. */
 void *cuda_alloc(struct kern *k, size_t bytes);
 void cuda_free(struct kern *k, void *data);
+void cuda_count_weights(struct kern *k, int64_t bytes); /* so many more on the device, for kern_peak_bytes */
 
 /* Host values on their way to the device go through pinned memory: cuda_stage gives up to CUDA_STAGE_BYTES of it (NULL
  * after a failure), cuda_send queues the copy of its first `bytes` to device memory. The caller's own memory may go
@@ -68,9 +69,6 @@ void resample_unpatchify_cuda(struct kern *k, struct tensor out, struct tensor t
 void resample_patchify_cuda(struct kern *k, struct tensor tokens, struct tensor x, struct tensor mean, struct tensor std);
 void resample_upsample2_cuda(struct kern *k, struct tensor out, struct tensor x);
 void resample_pixels_cuda(struct kern *k, struct tensor out, struct tensor x);
-struct kern_weight *linear_weight_cuda(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
-struct kern_weight *linear_weight_quant_cuda(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count);
-void linear_weight_free_cuda(struct kern *k, struct kern_weight *w);
 void linear_apply_cuda(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
 void conv_apply_cuda(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w, int stride,
                      int pad);

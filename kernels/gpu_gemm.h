@@ -313,18 +313,7 @@ static void gemm_run_f32(struct kern *k, const char *name, const Source &a, cons
     cuda_launched(k, name);
 }
 
-/* --- weights and rows as the kernels want them -------------------------------------------------------------- */
-
-/* Channels per tap of a weight on the device: bf16 is filled up with zeros to whole 16-byte chunks. */
-static inline int64_t gemm_inner(const struct kern_weight *w)
-{
-    return w->dtype == TENSOR_BF16 ? (w->in + 7) / 8 * 8 : w->in;
-}
-
-static inline int64_t gemm_depth(const struct kern_weight *w)
-{
-    return gemm_inner(w) * w->kh * w->kw;
-}
+/* --- rows as the kernels want them ------------------------------------------------------------------------ */
 
 #ifdef __cplusplus
 extern "C" {

@@ -24,7 +24,7 @@
 #include <string.h>
 
 #include "cuda_layer.h"
-#include "cuda_ops.h"
+#include "cuda_weight.h"
 #include "linear_blas.h"
 
 #define BLOCKS_MAX 64
@@ -171,6 +171,11 @@ void cuda_free(struct kern *k, void *data)
 {
     cudaSetDevice(cuda_of(k)->device);
     cudaFree(data);
+}
+
+void cuda_count_weights(struct kern *k, int64_t bytes)
+{
+    cuda_of(k)->weight_bytes += (size_t)bytes;
 }
 
 static void drop_blocks(struct cuda *c, int first)
@@ -394,7 +399,6 @@ static void cuda_read(struct kern *k, struct tensor host, struct tensor x)
 
 static struct tensor cuda_upload(struct kern *k, enum tensor_dtype dtype, struct tensor host)
 {
-    struct cuda *c = cuda_of(k);
     struct tensor t = tensor_of(NULL, dtype, host.rank, host.shape);
     t.data = cuda_alloc(k, tensor_bytes(t));
     if (t.data)
@@ -404,13 +408,13 @@ static struct tensor cuda_upload(struct kern *k, enum tensor_dtype dtype, struct
         t.data = NULL;
         return t;
     }
-    c->weight_bytes += tensor_bytes(t);
+    cuda_count_weights(k, (int64_t)tensor_bytes(t));
     return t;
 }
 
 static void cuda_release(struct kern *k, struct tensor t)
 {
-    cuda_of(k)->weight_bytes -= tensor_bytes(t);
+    cuda_count_weights(k, -(int64_t)tensor_bytes(t));
     cuda_free(k, t.data);
 }
 
@@ -467,36 +471,6 @@ static bool cuda_has_nan(struct kern *k, struct tensor x)
     return *bad != 0;
 }
 
-/* --- weights ------------------------------------------------------------------------------------------------ */
-
-/* Of the device's memory: a layer's weights are in the host's. */
-static size_t bytes_here(const struct kern_weight *w)
-{
-    return w->host ? 0 : w->bytes;
-}
-
-static struct kern_weight *counted(struct kern *k, struct kern_weight *made)
-{
-    cuda_of(k)->weight_bytes += made ? bytes_here(made) : 0;
-    return made;
-}
-
-static struct kern_weight *cuda_weight(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias)
-{
-    return counted(k, linear_weight_cuda(k, dtype, w, bias));
-}
-
-static struct kern_weight *cuda_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count)
-{
-    return counted(k, linear_weight_quant_cuda(k, dtype, runs, count));
-}
-
-static void cuda_weight_free(struct kern *k, struct kern_weight *w)
-{
-    cuda_of(k)->weight_bytes -= bytes_here(w);
-    linear_weight_free_cuda(k, w);
-}
-
 /* --- life --------------------------------------------------------------------------------------------------- */
 
 static void cuda_close(struct kern *k)
@@ -532,7 +506,7 @@ static const struct kern_ops cuda_table = {
     .read = cuda_read,
     .upload = cuda_upload,
     .release = cuda_release,
-    .weight = cuda_weight,
+    .weight = cuda_weight_new,
     .weight_quant = cuda_weight_quant,
     .weight_free = cuda_weight_free,
     .layer_begin = cuda_layer_begin,
