@@ -1,7 +1,8 @@
 /* cuda_weight.c - weights onto the device, row by row through pinned memory; those of a layer stay in pinned memory.
  *
- * A weight is [n][kh][kw][inner], rounded to its dtype by the host on the way; what is quantised in its file is decoded there,
- * too. */
+ * A weight is [n][kh][kw][inner], rounded to its dtype by the host on the way. A matrix that is quantised in its file stays so
+ * where that is smaller: its blocks are copied as they are, each run at its place (quant_place_of), and products decode it
+ * (dequant.cu). So the file may go. */
 #include "cuda_weight.h"
 
 #include <assert.h>
@@ -11,12 +12,13 @@
 #include "cuda_layer.h"
 #include "linear_blas.h"
 
-/* Rows of a weight in host memory, and how one of them gets the form it has on the device. */
+/* Rows in host memory, how one of them gets the form it has on the device, and where they begin in the weight's memory. */
 struct rows {
     void (*put)(char *to, const struct kern_weight *w, const void *source, int64_t row);
     const void *source;
     int64_t count;
     size_t bytes; /* of one, on the device */
+    size_t at;
 };
 
 /* --- rows ------------------------------------------------------------------------------------------------- */
@@ -68,6 +70,22 @@ static void put_decoded(char *to, const struct kern_weight *w, const void *sourc
     fill_up(to, w);
 }
 
+static void put_blocks(char *to, const struct kern_weight *w, const void *source, int64_t row)
+{
+    const struct quant_run *run = source;
+    (void)w;
+    memcpy(to, quant_row(&run->matrix, run->first + row), quant_row_bytes(&run->matrix));
+}
+
+static void put_scales(char *to, const struct kern_weight *w, const void *source, int64_t row)
+{
+    const struct quant_run *run = source;
+    const struct quant_matrix *m = &run->matrix;
+    (void)w;
+    for (size_t i = 0; i < quant_row_scales(m); i++)
+        to[i] = (char)m->block_scales[quant_block_scale_at(m, run->first + row, (int64_t)i)];
+}
+
 /* --- onto the device ---------------------------------------------------------------------------------------- */
 
 static bool send_rows(struct kern *k, struct kern_weight *w, const struct rows *rows)
@@ -84,26 +102,44 @@ static bool send_rows(struct kern *k, struct kern_weight *w, const struct rows *
             return false;
         for (int64_t r = 0; r < count && !k->is_dry; r++)
             rows->put(stage + (size_t)r * rows->bytes, w, rows->source, first + r);
-        cuda_send(k, (char *)w->data + (size_t)first * rows->bytes, (size_t)count * rows->bytes);
+        cuda_send(k, (char *)w->data + rows->at + (size_t)first * rows->bytes, (size_t)count * rows->bytes);
     }
     return !k->failed;
 }
 
-/* The rows of a weight in a layer, which is sent when it is needed. */
-static bool keep_rows(struct kern *k, struct kern_weight *w, const struct rows *rows)
+/* Memory for a weight: of a layer, which is sent when it is needed, in the host. */
+static bool take_memory(struct kern *k, struct kern_weight *w)
 {
-    char *host = cuda_layer_add(k, w);
-    for (int64_t r = 0; host && r < rows->count && !k->is_dry; r++)
-        rows->put(host + (size_t)r * rows->bytes, w, rows->source, r);
-    return host != NULL;
+    if (cuda_layer_is_open(k))
+        return cuda_layer_add(k, w) != NULL;
+    w->data = cuda_alloc(k, w->bytes);
+    return w->data != NULL;
 }
 
 static bool place_rows(struct kern *k, struct kern_weight *w, const struct rows *rows)
 {
-    if (cuda_layer_is_open(k))
-        return keep_rows(k, w, rows);
-    w->data = cuda_alloc(k, w->bytes);
-    return w->data && send_rows(k, w, rows);
+    if (rows->count == 0)
+        return true;
+    if (!w->host)
+        return send_rows(k, w, rows);
+    for (int64_t r = 0; r < rows->count && !k->is_dry; r++)
+        rows->put((char *)w->host + rows->at + (size_t)r * rows->bytes, w, rows->source, r);
+    return true;
+}
+
+/* As in the file. */
+static bool place_runs(struct kern *k, struct kern_weight *w, const struct quant_run *runs)
+{
+    const struct cuda_weight *kept = cuda_weight_of(w);
+    for (int i = 0; i < kept->run_count; i++) {
+        const struct quant_run *run = &runs[i];
+        const struct quant_place *place = &kept->runs[i].place;
+        size_t scales = quant_row_scales(&run->matrix);
+        if (!place_rows(k, w, &(struct rows){put_blocks, run, run->count, quant_row_bytes(&run->matrix), place->data}) ||
+            !place_rows(k, w, &(struct rows){put_scales, run, scales ? run->count : 0, scales, place->scales}))
+            return false;
+    }
+    return true;
 }
 
 /* The bias is in the weight's dtype and added in f32. */
@@ -129,7 +165,10 @@ static size_t bytes_here(const struct kern_weight *w)
 
 static void release(struct kern *k, struct kern_weight *w)
 {
-    linear_blas_plan_free(w->owner);
+    struct cuda_weight *own = w->owner;
+    if (own)
+        linear_blas_plan_free(own->plan);
+    free(own);
     if (w->host)
         cuda_layer_forget(w);
     else
@@ -144,26 +183,42 @@ void cuda_weight_free(struct kern *k, struct kern_weight *w)
     release(k, w);
 }
 
-/* A weight of this description with its values. */
-static struct kern_weight *made_of(struct kern *k, const struct kern_weight *described, const void *source,
-                                   void (*put)(char *, const struct kern_weight *, const void *, int64_t), struct tensor bias)
+static struct kern_weight *finish(struct kern *k, struct kern_weight *w, bool is_whole)
 {
-    struct kern_weight *w = malloc(sizeof *w);
-    if (!w) {
-        kern_ops_fail(k, "no memory for a weight's description");
-        return NULL;
-    }
-    *w = *described;
-    struct rows rows = {put, source, w->n, (size_t)cuda_weight_depth(w) * tensor_dtype_bytes(w->dtype)};
-    w->bytes = (size_t)w->n * rows.bytes;
-    if (w->dtype == TENSOR_BF16 && w->rank == 2 && !bias.data)
-        w->owner = linear_blas_plan_new(cuda_blas(k), w->n, cuda_weight_depth(w));
-    if (!place_rows(k, w, &rows) || (bias.data && !send_bias(k, w, bias))) {
+    if (!is_whole) {
         release(k, w);
         return NULL;
     }
     cuda_count_weights(k, (int64_t)bytes_here(w));
     return w;
+}
+
+/* A weight of this description without its values, with room for this many kept runs; NULL after the error is kept. */
+static struct kern_weight *begin(struct kern *k, const struct kern_weight *described, bool has_bias, int run_count)
+{
+    struct kern_weight *w = malloc(sizeof *w);
+    struct cuda_weight *own = calloc(1, sizeof *own + (size_t)run_count * sizeof own->runs[0]);
+    if (!w || !own) {
+        kern_ops_fail(k, "no memory for a weight's description");
+        free(w);
+        free(own);
+        return NULL;
+    }
+    *w = *described;
+    w->owner = own;
+    w->bytes = (size_t)(w->n * cuda_weight_depth(w)) * tensor_dtype_bytes(w->dtype);
+    own->run_count = run_count;
+    if (w->dtype == TENSOR_BF16 && w->rank == 2 && !has_bias)
+        own->plan = linear_blas_plan_new(cuda_blas(k), w->n, cuda_weight_depth(w));
+    return w;
+}
+
+/* All of it by `put`. */
+static bool place_whole(struct kern *k, struct kern_weight *w, const void *source,
+                        void (*put)(char *, const struct kern_weight *, const void *, int64_t))
+{
+    size_t row_bytes = (size_t)cuda_weight_depth(w) * tensor_dtype_bytes(w->dtype);
+    return take_memory(k, w) && place_rows(k, w, &(struct rows){put, source, w->n, row_bytes, 0});
 }
 
 struct kern_weight *cuda_weight_new(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias)
@@ -173,13 +228,35 @@ struct kern_weight *cuda_weight_new(struct kern *k, enum tensor_dtype dtype, str
     struct kern_weight described = {.dtype = dtype, .rank = w.rank, .n = w.shape[0], .k = tensor_count(w) / w.shape[0]};
     described.in = is_conv ? w.shape[1] : described.k;
     described.kh = is_conv ? (int)w.shape[2] : 1, described.kw = is_conv ? (int)w.shape[3] : 1;
-    return made_of(k, &described, &w, put_values, bias);
+    struct kern_weight *made = begin(k, &described, bias.data != NULL, 0);
+    return made ? finish(k, made, place_whole(k, made, &w, put_values) && (!bias.data || send_bias(k, made, bias))) : NULL;
+}
+
+/* Where each run goes, and so how many bytes the weight has. */
+static void describe_runs(struct kern_weight *w, const struct quant_run *runs)
+{
+    struct cuda_weight *own = w->owner;
+    w->decoded_bytes = w->bytes;
+    w->bytes = 0;
+    for (int i = 0; i < own->run_count; i++) {
+        const struct quant_matrix *m = &runs[i].matrix;
+        own->runs[i] = (struct cuda_weight_run){.format = m->format, .rows = runs[i].count, .row_bytes = quant_row_bytes(m), .scale = m->scale,
+                                                .low_first = m->low_first, .place = quant_place_of(&runs[i], w->bytes)};
+        w->bytes = own->runs[i].place.end;
+    }
 }
 
 struct kern_weight *cuda_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count)
 {
     struct kern_weight described = {.dtype = dtype, .rank = 2, .k = runs->matrix.k, .in = runs->matrix.k, .kh = 1, .kw = 1};
+    bool is_kept = quant_runs_are_small(runs, count);
     for (int i = 0; i < count; i++)
         described.n += runs[i].count;
-    return made_of(k, &described, runs, put_decoded, (struct tensor){0});
+    struct kern_weight *made = begin(k, &described, false, is_kept ? count : 0);
+    if (!made)
+        return NULL;
+    if (!is_kept)
+        return finish(k, made, place_whole(k, made, runs, put_decoded));
+    describe_runs(made, runs);
+    return finish(k, made, take_memory(k, made) && place_runs(k, made, runs));
 }

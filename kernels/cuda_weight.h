@@ -13,6 +13,32 @@ struct kern_weight *cuda_weight_new(struct kern *k, enum tensor_dtype dtype, str
 struct kern_weight *cuda_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count);
 void cuda_weight_free(struct kern *k, struct kern_weight *w); /* not NULL */
 
+/* A run of a weight that is kept as in its file, in the weight's memory. */
+struct cuda_weight_run {
+    enum quant_format format;
+    int64_t rows;
+    size_t row_bytes; /* of blocks */
+    float scale;      /* those of quant_matrix; block scales are row by row here */
+    bool low_first;
+    struct quant_place place;
+};
+
+/* kern_weight.owner. */
+struct cuda_weight {
+    struct linear_blas_plan *plan; /* NULL: the kernels of our own serve it */
+    int run_count;                 /* 0: its values are in its dtype */
+    struct cuda_weight_run runs[];
+};
+
+static inline const struct cuda_weight *cuda_weight_of(const struct kern_weight *w)
+{
+    return (const struct cuda_weight *)w->owner;
+}
+
+/* dequant_weight: w as products want it: itself, or its description with values decoded into arena memory, which the caller
+ * rewinds. Nothing is there after a failure. (dequant.cu) */
+struct kern_weight dequant_weight_cuda(struct kern *k, const struct kern_weight *w);
+
 /* cuda_weight_inner: channels per tap of a weight on the device; bf16 is filled up with zeros to whole 16-byte chunks.
  * cuda_weight_depth: values of a row, [kh][kw][inner]. */
 static inline int64_t cuda_weight_inner(const struct kern_weight *w)

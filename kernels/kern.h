@@ -67,8 +67,9 @@ void kern_release(struct kern *k, struct tensor t);
 struct kern_weight *kern_weight_linear(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
 struct kern_weight *kern_weight_conv(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
 /* kern_weight_quant makes a matrix of rows as a file has them: runs of equal width, one behind the other. A backend may keep
- * the file's form and decode at every product (the CPU does, where that is smaller than `dtype`); then the memory of the
- * runs must outlive the weight, and kern_weight_is_kept says so. The values are those of quant_rows_*, to the bit. */
+ * the file's form and decode at every product, where that is smaller than `dtype`: a device copies it, the CPU leaves it where it
+ * is; then the memory of the runs must outlive the weight, and kern_weight_is_kept says so. The values are those of
+ * quant_rows_*, to the bit. */
 struct kern_weight *kern_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count);
 bool kern_weight_is_kept(const struct kern_weight *w);
 void kern_weight_free(struct kern *k, struct kern_weight *w);

@@ -72,6 +72,7 @@ struct kern_weight {
     int64_t in;
     int kh, kw;
     size_t bytes;
+    size_t decoded_bytes; /* of one that a device with its own memory keeps quantised: what a product decodes; else 0 */
     void *data;   /* the backend's layout; NULL: kept as in the file */
     struct quant_run *runs; /* of a kept one */
     int run_count;

@@ -104,6 +104,7 @@ static int64_t whole_chunks(int64_t values, enum tensor_dtype dtype)
     return dtype == TENSOR_BF16 ? (values + 7) / 8 * 8 : values; /* of 16 bytes */
 }
 
+/* A weight of this description, with its bytes; NULL after the error is kept. */
 static struct kern_weight *count_weight(struct kern *k, const struct kern_weight *described, bool has_bias)
 {
     struct plan *p = plan_of(k);
@@ -113,12 +114,17 @@ static struct kern_weight *count_weight(struct kern *k, const struct kern_weight
         return NULL;
     }
     *made = *described;
-    made->bytes = (size_t)(made->n * made->kh * made->kw * whole_chunks(made->in, made->dtype)) * tensor_dtype_bytes(made->dtype);
     if (p->open)
         p->open->bytes += aligned(made->bytes);
     else
         p->weights += aligned(made->bytes) + (has_bias ? aligned((size_t)made->n * sizeof(float)) : 0);
     return made;
+}
+
+/* In its dtype, as products want it. */
+static size_t decoded_bytes(const struct kern_weight *w)
+{
+    return (size_t)(w->n * w->kh * w->kw * whole_chunks(w->in, w->dtype)) * tensor_dtype_bytes(w->dtype);
 }
 
 static struct kern_weight *plan_weight(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias)
@@ -127,15 +133,23 @@ static struct kern_weight *plan_weight(struct kern *k, enum tensor_dtype dtype, 
     struct kern_weight described = {.dtype = dtype, .rank = w.rank, .n = w.shape[0], .k = tensor_count(w) / w.shape[0]};
     described.in = is_conv ? w.shape[1] : described.k;
     described.kh = is_conv ? (int)w.shape[2] : 1, described.kw = is_conv ? (int)w.shape[3] : 1;
+    described.bytes = decoded_bytes(&described);
     return count_weight(k, &described, bias.data != NULL);
 }
 
-/* Decoded on the host: on the device it is a weight like any other. */
+/* Quantised where that is smaller; else a weight like any other. */
 static struct kern_weight *plan_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count)
 {
     struct kern_weight described = {.dtype = dtype, .rank = 2, .k = runs->matrix.k, .in = runs->matrix.k, .kh = 1, .kw = 1};
     for (int i = 0; i < count; i++)
         described.n += runs[i].count;
+    described.bytes = decoded_bytes(&described);
+    if (quant_runs_are_small(runs, count)) {
+        described.decoded_bytes = described.bytes;
+        described.bytes = 0;
+        for (int i = 0; i < count; i++)
+            described.bytes = quant_place_of(&runs[i], described.bytes).end;
+    }
     return count_weight(k, &described, false);
 }
 
@@ -178,11 +192,10 @@ static void plan_layer_use(struct kern *k, struct kern_layer *l)
 /* --- operations ---------------------------------------------------------------------------------------------- */
 
 /* Rows that are no whole chunks are copied. */
-static void touch_rows(struct kern *k, struct tensor x)
+static size_t copied_rows(struct tensor x)
 {
     int64_t width = x.shape[x.rank - 1], whole = whole_chunks(width, x.dtype);
-    if (whole != width)
-        touch(k, (size_t)(tensor_count(x) / width * whole) * tensor_dtype_bytes(x.dtype));
+    return whole == width ? 0 : (size_t)(tensor_count(x) / width * whole) * tensor_dtype_bytes(x.dtype);
 }
 
 static void plan_move(struct kern *k, struct tensor out, struct tensor x)
@@ -213,14 +226,21 @@ static void plan_gather(struct kern *k, struct tensor out, const struct quant_ma
 
 static void plan_linear(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
 {
-    (void)out, (void)w;
-    touch_rows(k, x);
+    struct plan *p = plan_of(k);
+    size_t mark = p->used, rows = copied_rows(x);
+    (void)out;
+    if (w->decoded_bytes)
+        take(p, w->decoded_bytes);
+    if (rows)
+        take(p, rows);
+    p->used = mark;
 }
 
 static void plan_conv2d(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w, int stride, int pad)
 {
     (void)out, (void)w, (void)stride, (void)pad;
-    touch_rows(k, x);
+    if (copied_rows(x))
+        touch(k, copied_rows(x));
 }
 
 static void plan_attention(struct kern *k, struct tensor out, struct tensor q, struct tensor key, struct tensor value, float scale,

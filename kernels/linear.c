@@ -204,15 +204,6 @@ static bool copy_runs(struct kern_weight *w, const struct quant_run *runs, int c
     return true;
 }
 
-/* Worth keeping if that is smaller than what it would be decoded to: one small run is enough. */
-static bool is_small(const struct quant_run *runs, int count)
-{
-    for (int i = 0; i < count; i++)
-        if (quant_is_small(runs[i].matrix.format))
-            return true;
-    return false;
-}
-
 /* Decodes what is not kept, on all threads. */
 static void pack_runs(struct kern *k, struct kern_weight *w)
 {
@@ -240,7 +231,7 @@ struct kern_weight *CPU_NAME(linear_weight_quant)(struct kern *k, enum tensor_dt
         w->n += runs[i].count;
         w->bytes += quant_run_bytes(&runs[i]);
     }
-    if (!is_small(runs, count))
+    if (!quant_runs_are_small(runs, count))
         pack_runs(k, w);
     if (!k->failed)
         return w;

@@ -127,10 +127,20 @@ bool quant_check(const struct quant_matrix *m, size_t data_bytes, size_t block_s
     return true;
 }
 
-static const uint8_t *row_data(const struct quant_matrix *m, int64_t row)
+size_t quant_row_bytes(const struct quant_matrix *m)
 {
     const struct quant_traits *f = &formats[m->format];
-    return (const uint8_t *)m->data + (size_t)row * (size_t)(m->k / f->values) * (size_t)f->bytes;
+    return (size_t)(m->k / f->values) * (size_t)f->bytes;
+}
+
+size_t quant_row_scales(const struct quant_matrix *m)
+{
+    return m->format == QUANT_NVFP4 ? (size_t)(m->k / 16) : 0;
+}
+
+const uint8_t *quant_row(const struct quant_matrix *m, int64_t row)
+{
+    return (const uint8_t *)m->data + (size_t)row * quant_row_bytes(m);
 }
 
 void quant_rows(void *to, enum tensor_dtype dtype, const struct quant_matrix *m, int64_t first, int64_t count)
@@ -156,13 +166,30 @@ bool quant_is_small(enum quant_format format)
     return formats[format].bytes < 2 * formats[format].values;
 }
 
+bool quant_runs_are_small(const struct quant_run *runs, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (quant_is_small(runs[i].matrix.format))
+            return true;
+    return false;
+}
+
 size_t quant_run_bytes(const struct quant_run *r)
 {
-    size_t bytes = 0;
-    bool ok = quant_bytes(&bytes, r->matrix.format, r->count, r->matrix.k);
-    assert(ok); /* a part of what quant_check has seen */
-    (void)ok;
-    return bytes + (r->matrix.format == QUANT_NVFP4 ? (size_t)(r->count * (r->matrix.k / 16)) : 0);
+    return (size_t)r->count * (quant_row_bytes(&r->matrix) + quant_row_scales(&r->matrix));
+}
+
+static size_t placed(size_t bytes)
+{
+    return (bytes + QUANT_PLACE_ALIGN - 1) / QUANT_PLACE_ALIGN * QUANT_PLACE_ALIGN;
+}
+
+struct quant_place quant_place_of(const struct quant_run *r, size_t begin)
+{
+    struct quant_place p = {.data = placed(begin)};
+    p.scales = placed(p.data + (size_t)r->count * quant_row_bytes(&r->matrix));
+    p.end = p.scales + (size_t)r->count * quant_row_scales(&r->matrix);
+    return p;
 }
 
 size_t quant_code_count(const struct quant_matrix *m)
@@ -216,7 +243,7 @@ bool quant_is_finite(const struct quant_matrix *m, int64_t first, int64_t count)
     const struct quant_traits *f = &formats[m->format];
     bool ok = scale_is_finite(m);
     for (int64_t row = first; ok && row < first + count; row++) {
-        const uint8_t *data = row_data(m, row);
+        const uint8_t *data = quant_row(m, row);
         for (int64_t block = 0; ok && block < m->k / f->values; block++, data += f->bytes) {
             ok = block_is_finite(m->format, data);
             if (m->format == QUANT_NVFP4)

@@ -71,6 +71,20 @@ struct quant_run {
 };
 size_t quant_run_bytes(const struct quant_run *r);
 bool quant_is_small(enum quant_format format); /* less than two bytes a value */
+bool quant_runs_are_small(const struct quant_run *runs, int count); /* one of them is: worth keeping as they are */
+
+/* Where a run lies that is kept in memory of its own, free from `begin` on: its rows of blocks one behind the other, then the
+ * block scales of NVFP4, row by row; each of the two, and what comes behind `end`, on QUANT_PLACE_ALIGN bytes. */
+#define QUANT_PLACE_ALIGN ((size_t)256)
+struct quant_place {
+    size_t data, scales, end;
+};
+struct quant_place quant_place_of(const struct quant_run *r, size_t begin);
+
+/* quant_row: the blocks of a row, quant_row_bytes of them; quant_row_scales: how many block scales it has. */
+const uint8_t *quant_row(const struct quant_matrix *m, int64_t row);
+size_t quant_row_bytes(const struct quant_matrix *m);
+size_t quant_row_scales(const struct quant_matrix *m);
 
 /* quant_codes: what the scale of a matrix makes of each code, in bf16; quant_code_count of them, 0 for other formats.
  *   FP8_E4M3 [128]      of the code without its sign

@@ -310,33 +310,127 @@ static void linear_equals_the_cpu(void **state)
                 cuda_pair_agree(*state, "linear", linear, &shapes[s], dtypes[d], gaps[g], sum_bound(dtypes[d], shapes[s].k, 1));
 }
 
-/* The second half of the rows first: two runs of a matrix whose bytes, below 0x38, are finite in every format. */
-static struct tensor quantised(struct cuda_pair_maker *m, const void *format)
+/* --- quantised weights ------------------------------------------------------------------------------------------ */
+
+struct kept {
+    enum quant_format format;
+    int64_t n, k;
+    bool is_swizzled, low_first, is_late; /* is_late: in a layer */
+};
+
+/* Any bytes that are finite numbers. */
+static void fill_blocks(uint8_t *to, enum quant_format format, int64_t count, uint32_t *seed)
 {
-    enum { ROWS = 9, N = 20, K = 256 };
-    struct quant_matrix matrix = {.format = *(const enum quant_format *)format, .n = N, .k = K, .scale = 1.0f / 64};
-    static uint8_t bytes[N * K * 4], scales[N * K / 16];
-    for (size_t i = 0; i < sizeof bytes; i++)
-        bytes[i] = (uint8_t)((cuda_pair_random(&m->seed) + 1) * 27);
-    memcpy(scales, bytes, sizeof scales);
-    matrix.data = bytes, matrix.block_scales = scales;
-    struct quant_run runs[] = {{matrix, N / 2, N / 2}, {matrix, 0, N / 2}};
-    struct kern_weight *w = kern_weight_quant(m->k, m->dtype, runs, 2);
-    assert_non_null(w);
-    struct tensor x = cuda_pair_tensor(m, 2, (int64_t[]){ROWS, K}, 1), out = cuda_pair_space(m, 2, (int64_t[]){ROWS, N});
-    kern_linear(m->k, out, x, w);
-    kern_sync(m->k);
-    kern_weight_free(m->k, w);
-    return out;
+    const struct quant_traits *f = quant_info(format);
+    bool is_wide = format == QUANT_F32 || format == QUANT_BF16; /* below 2, so that bf16 does not overflow */
+    for (int64_t b = 0; b < count; b++, to += f->bytes)
+        do {
+            for (int i = 0; i < f->bytes; i++)
+                to[i] = (uint8_t)((cuda_pair_random(seed) + 1) * 127.99f);
+            to[f->bytes - 1] &= is_wide ? 0xbf : 0xff;
+        } while (format != QUANT_NVFP4 && !quant_is_finite(&(struct quant_matrix){.format = format, .n = 1, .k = f->values, .data = to,
+                                                                                 .scale = 1}, 0, 1));
 }
 
-/* Weights of up to `largest`: the bound of sums is for factors of 1. */
-static void quantised_linear_equals_the_cpu(void **state)
+/* In memory to free: the blocks, and behind them the block scales. */
+static struct quant_matrix random_matrix(const struct kept *c, uint32_t *seed)
 {
-    const float largest = 0x1p6f;
-    for (enum quant_format format = QUANT_Q8_0; format < QUANT_FORMAT_COUNT; format++)
-        for (int d = 0; d < 2; d++)
-            cuda_pair_agree(*state, quant_info(format)->name, quantised, &format, dtypes[d], 0, sum_bound(dtypes[d], 256, largest));
+    struct quant_matrix m = {.format = c->format, .n = c->n, .k = c->k, .scale = 0.37f, .is_swizzled = c->is_swizzled,
+                             .low_first = c->low_first};
+    size_t bytes = 0, scales = 0;
+    assert_true(quant_bytes(&bytes, m.format, m.n, m.k));
+    assert_true(m.format != QUANT_NVFP4 || quant_block_scale_bytes(&scales, &m));
+    uint8_t *memory = malloc(bytes + scales);
+    fill_blocks(memory, m.format, m.n * m.k / quant_info(m.format)->values, seed);
+    fill_blocks(memory + bytes, QUANT_FP8_E4M3, (int64_t)scales, seed);
+    m.data = memory, m.block_scales = memory + bytes;
+    return m;
+}
+
+/* Rows of `runs` as the definition decodes them, [n, k] in f32. */
+static float *decoded(const struct quant_run *runs, int count, enum tensor_dtype dtype, int64_t n)
+{
+    int64_t k = runs[0].matrix.k, row = 0;
+    float *values = malloc((size_t)(n * k) * sizeof *values);
+    uint16_t *rounded = malloc((size_t)(n * k) * sizeof *rounded);
+    for (int i = 0; i < count; row += runs[i++].count) {
+        quant_rows_f32(values + row * k, &runs[i].matrix, runs[i].first, runs[i].count);
+        quant_rows_bf16(rounded + row * k, &runs[i].matrix, runs[i].first, runs[i].count);
+    }
+    for (int64_t i = 0; i < n * k && dtype == TENSOR_BF16; i++)
+        values[i] = tensor_f32_of(rounded[i]);
+    free(rounded);
+    return values;
+}
+
+/* Rows 0 to k - 1 of the result are the weight itself, transposed: each is a sum of one value and zeros. The last is a row like any. */
+static float *product_of(struct kern *k, enum tensor_dtype dtype, const struct kern_weight *w, struct kern_layer *layer, int64_t n, int64_t depth)
+{
+    float *x = calloc((size_t)((depth + 1) * depth), sizeof *x);
+    uint32_t seed = 3;
+    for (int64_t i = 0; i < depth; i++)
+        x[i * depth + i] = 1, x[depth * depth + i] = cuda_pair_random(&seed);
+    struct tensor rows = kern_temp(k, dtype, 2, (int64_t[]){depth + 1, depth}), out = kern_temp(k, dtype, 2, (int64_t[]){depth + 1, n});
+    kern_write(k, rows, tensor_2d(x, TENSOR_F32, depth + 1, depth));
+    if (layer) {
+        kern_layer_fetch(k, layer, kern_temp(k, TENSOR_U8, 1, (int64_t[]){(int64_t)kern_layer_bytes(layer)}));
+        kern_layer_use(k, layer);
+    }
+    kern_linear(k, out, rows, w);
+    free(x);
+    float *values = cuda_pair_floats(k, out);
+    if (!kern_sync(k))
+        fail_msg("%s", kern_error(k));
+    return values;
+}
+
+static void keeps_its_bits(struct kern *k, enum tensor_dtype dtype, const struct kept *c)
+{
+    uint32_t seed = 17;
+    struct kept other = {.format = QUANT_FP8_E4M3, .n = 5, .k = c->k}; /* so that wide formats are kept, too */
+    struct quant_matrix m = random_matrix(c, &seed), small = random_matrix(&other, &seed);
+    struct quant_run runs[] = {{m, c->n / 2, c->n - c->n / 2}, {small, 1, 3}, {m, 0, c->n / 2}};
+    size_t mark = kern_mark(k);
+    int64_t n = c->n + 3;
+    float *want = decoded(runs, 3, dtype, n);
+    struct kern_layer *layer = c->is_late ? kern_layer_begin(k) : NULL;
+    struct kern_weight *w = kern_weight_quant(k, dtype, runs, 3);
+    kern_layer_end(k, layer);
+    struct kern_weight *twin = kern_weight_linear(k, dtype, tensor_2d(want, TENSOR_F32, n, c->k), (struct tensor){0});
+    free((void *)m.data); /* the file may go */
+    free((void *)small.data);
+    assert_non_null(w);
+    assert_non_null(twin);
+    assert_false(kern_weight_is_kept(w));
+    float *got = product_of(k, dtype, w, layer, n, c->k), *of_twin = product_of(k, dtype, twin, NULL, n, c->k);
+    for (int64_t i = 0; i < n * c->k; i++)
+        if (got[i % c->k * n + i / c->k] != want[i])
+            fail_msg("%s %s: value %lld of row %lld is %.9g, want %.9g", quant_info(c->format)->name, tensor_dtype_name(dtype),
+                     (long long)(i % c->k), (long long)(i / c->k), (double)got[i % c->k * n + i / c->k], (double)want[i]);
+    assert_memory_equal(got, of_twin, (size_t)((c->k + 1) * n) * sizeof *got);
+    kern_weight_free(k, w);
+    kern_weight_free(k, twin);
+    kern_layer_free(k, layer);
+    kern_rewind(k, mark);
+    free(want);
+    free(got);
+    free(of_twin);
+}
+
+/* Rows of a layer's weight, of two halves exchanged, of a width that is no whole number of 8; block scales in more than one tile. */
+static void a_quantised_weight_has_the_bits_of_its_definition(void **state)
+{
+    const struct cuda_pair *p = *state;
+    static const struct kept more[] = {{QUANT_FP8_E4M3, 9, 37, 0, 0, 0},  {QUANT_BF16, 8, 21, 0, 0, 0},    {QUANT_F16, 3, 20, 0, 0, 0},
+                                       {QUANT_NVFP4, 9, 48, 0, 1, 0},     {QUANT_NVFP4, 140, 80, 1, 0, 0}, {QUANT_NVFP4, 30, 64, 1, 0, 1},
+                                       {QUANT_FP8_E4M3, 13, 32, 0, 0, 1}, {QUANT_Q6_K, 5, 256, 0, 0, 1}};
+    for (int d = 0; d < 2; d++) {
+        for (enum quant_format format = QUANT_F32; format < QUANT_FORMAT_COUNT; format++)
+            keeps_its_bits(p->cuda, dtypes[d], &(struct kept){.format = format, .n = 13, .k = 256});
+        for (int i = 0; i < COUNT(more); i++)
+            keeps_its_bits(p->cuda, dtypes[d], &more[i]);
+        keeps_its_bits(p->cuda, dtypes[d], &(struct kept){.format = QUANT_Q4_K, .n = 9, .k = CUDA_PAIR_IS_SANITIZED ? 256 : 512});
+    }
 }
 
 struct window {
@@ -591,7 +685,7 @@ int main(void)
         cmocka_unit_test(group_norm_equals_the_cpu),
         cmocka_unit_test(rope_equals_the_cpu),
         cmocka_unit_test(linear_equals_the_cpu),
-        cmocka_unit_test(quantised_linear_equals_the_cpu),
+        cmocka_unit_test(a_quantised_weight_has_the_bits_of_its_definition),
         cmocka_unit_test(conv_equals_the_cpu),
         cmocka_unit_test(attention_equals_the_cpu),
         cmocka_unit_test(image_ends_equal_the_cpu),

@@ -84,6 +84,34 @@ static void what_an_op_takes_for_itself_is_counted(void **state)
     kern_weight_free(k, c);
 }
 
+/* Blocks as in the file, each run and its scales from 256 bytes on; a product decodes all of it, and lays odd rows out anew. */
+static void a_quantised_weight_takes_its_file_s_bytes_and_its_product_the_decoded_ones(void **state)
+{
+    struct kern *k = *state;
+    struct quant_run runs[] = {{{.format = QUANT_NVFP4, .n = 9, .k = 48}, 4, 5}, {{.format = QUANT_BF16, .n = 3, .k = 48}, 0, 3}};
+    size_t before = kern_plan_weights(k);
+    struct kern_weight *w = kern_weight_quant(k, TENSOR_BF16, runs, 2);
+    assert_int_equal(kern_plan_weights(k) - before, 256 + 256 + 512); /* 5 x 24, 5 x 3, 3 x 96 */
+    runs[0].matrix.format = QUANT_FP8_E4M3, runs[0].matrix.k = 37;
+    struct kern_weight *odd = kern_weight_quant(k, TENSOR_BF16, runs, 1);
+    struct tensor x = kern_temp(k, TENSOR_BF16, 2, (int64_t[]){16, 48}), y = kern_temp(k, TENSOR_BF16, 2, (int64_t[]){16, 8});
+    size_t held = kern_mark(k);
+    kern_plan_arena(k);
+    kern_linear(k, y, x, w);
+    assert_int_equal(kern_plan_arena(k) - held, 8 * 48 * 2);
+    kern_linear(k, tensor_slice(y, 1, 0, 5), tensor_slice(x, 1, 0, 37), odd);
+    assert_int_equal(kern_plan_arena(k) - held, 512 + 1280); /* 5 x 40 x 2, 16 x 40 x 2 */
+    kern_rewind(k, 0);
+    kern_plan_arena(k);
+    runs[1].matrix.format = QUANT_F16;
+    struct kern_weight *wide = kern_weight_quant(k, TENSOR_BF16, &runs[1], 1); /* not smaller than bf16: decoded at load */
+    kern_linear(k, tensor_slice(y, 1, 0, 3), x, wide);
+    assert_int_equal(kern_plan_arena(k), 0);
+    kern_weight_free(k, w);
+    kern_weight_free(k, odd);
+    kern_weight_free(k, wide);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -91,6 +119,7 @@ int main(void)
         cmocka_unit_test(the_arena_is_as_large_as_it_ever_was),
         cmocka_unit_test(weights_of_layers_are_counted_apart),
         cmocka_unit_test(what_an_op_takes_for_itself_is_counted),
+        cmocka_unit_test(a_quantised_weight_takes_its_file_s_bytes_and_its_product_the_decoded_ones),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -3,7 +3,9 @@
  *
  * The table that main prints: {variant} x {file format}. A cell renders twice, from a file of random blocks of that format
  * and from an F32 file of the values that quant.h says they have (which test_quant holds against the reference): both
- * pictures must be equal to the byte (distilled in f32, base in bf16). Shapes and the other parts are those of the golden model pocket. */
+ * pictures must be equal to the byte (distilled in f32, base in bf16). Shapes and the other parts are those of the golden model pocket.
+ *
+ * With an argument, a device: a few formats there in bf16, in layers that come from host memory; they are smaller than those of F32. */
 #include "weight_files.h"
 
 #include <math.h>
@@ -26,6 +28,8 @@
 #define TENSORS_MAX 1024
 
 static char folder[64];
+static const char *device;   /* NULL: the CPU */
+static size_t model_bytes;   /* of the last picture's engine, on a device with its own memory */
 
 static uint32_t state = 1;
 static uint8_t random_byte(void)
@@ -271,6 +275,7 @@ static bool picture(struct engine_image *ret, const struct engine_options *o, st
         return false;
     engine_request_defaults(e, &r);
     bool ok = engine_generate(e, &r, 1, ret, NULL, why);
+    model_bytes = engine_info(e)->model_bytes;
     engine_close(e);
     return ok;
 }
@@ -282,13 +287,17 @@ static void print_cell(const char *variant, const char *part, const char *format
 
 static void expect_equal(struct engine_options quantised, struct engine_options plain, const char *part, const char *format)
 {
-    for (enum engine_variant v = ENGINE_DISTILLED; v <= ENGINE_BASE; v++) {
+    for (enum engine_variant v = ENGINE_DISTILLED; v <= (device ? ENGINE_DISTILLED : ENGINE_BASE); v++) {
         struct engine_image got, want;
         struct engine_error why;
+        size_t bytes = 0;
         quantised.variant = plain.variant = v;
-        quantised.precision = plain.precision = v == ENGINE_BASE ? ENGINE_BF16 : ENGINE_F32;
-        if (!picture(&got, &quantised, &why) || !picture(&want, &plain, &why))
+        quantised.precision = plain.precision = v == ENGINE_BASE || device ? ENGINE_BF16 : ENGINE_F32;
+        quantised.device = plain.device = device;
+        quantised.placement = device ? ENGINE_STREAMED : ENGINE_PLACEMENT_AUTO;
+        if (!picture(&got, &quantised, &why) || (bytes = model_bytes, !picture(&want, &plain, &why)))
             fail_msg("%s, %s: %s", part, format, why.text);
+        assert_true(!device || bytes < model_bytes);
         assert_memory_equal(got.rgb, want.rgb, 64 * 64 * 3);
         engine_image_done(&got);
         engine_image_done(&want);
@@ -304,7 +313,7 @@ static void every_format_of_a_transformer_runs(void **unused)
         for (int is_gguf = 0; is_gguf < 2; is_gguf++) {
             bool is_plain = format <= QUANT_BF16, only_safetensors = format >= QUANT_FP8_E4M3;
             char text[64];
-            if (!is_plain && only_safetensors == is_gguf)
+            if ((!is_plain && only_safetensors == is_gguf) || (device && format != QUANT_Q6_K && format != QUANT_FP8_E4M3))
                 continue;
             make(&f, TENSOR_NAMES_TRANSFORMER, is_plain && !is_gguf ? TENSOR_NAMES_DIFFUSERS : TENSOR_NAMES_BFL,
                  is_gguf ? "" : "model.diffusion_model.", format);
@@ -349,7 +358,7 @@ static void a_text_encoder_runs_under_every_scheme(void **unused)
         {TENSOR_NAMES_LLAMA, "", QUANT_BF16, "GGUF BF16"},
     };
     static struct file f;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    for (size_t i = device ? 2 : 0; i < (device ? 3 : sizeof cases / sizeof *cases); i++) {
         bool is_gguf = cases[i].scheme == TENSOR_NAMES_LLAMA;
         make(&f, TENSOR_NAMES_TEXT_ENCODER, cases[i].scheme, cases[i].prefix, cases[i].format);
         const char *path = path_of(is_gguf ? "t.gguf" : "t.safetensors"), *plain = path_of("plain.safetensors");
@@ -520,8 +529,12 @@ static int remove_folder(void **unused)
     return system(command);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    const struct CMUnitTest on_a_device[] = {
+        cmocka_unit_test(every_format_of_a_transformer_runs),
+        cmocka_unit_test(a_text_encoder_runs_under_every_scheme),
+    };
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dimensions_are_told_from_tensors),
         cmocka_unit_test(every_format_of_a_transformer_runs),
@@ -530,5 +543,7 @@ int main(void)
         cmocka_unit_test(what_is_not_understood_is_refused_with_its_sentence),
         cmocka_unit_test(variants_are_told_by_name_or_index_or_asked_for),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    device = argc > 1 ? argv[1] : NULL;
+    return device ? cmocka_run_group_tests(on_a_device, make_folder, remove_folder)
+                  : cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
