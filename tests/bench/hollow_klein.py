@@ -28,6 +28,7 @@ FAMILIES = {
 GGUF = {"Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144)} # type, values and bytes of a block
 GGUF_F32, GGUF_BF16 = (0, 1, 4), (30, 1, 2)
 GGUF_ALIGN = 32
+FORMATS = ("bf16", "fp8", "nvfp4", *GGUF)
 
 
 def hole(file, size):
@@ -88,7 +89,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--family", choices=FAMILIES, default="klein-4b")
-    parser.add_argument("--format", choices=["bf16", "fp8", "nvfp4", *GGUF], default="bf16")
+    parser.add_argument("--format", choices=FORMATS, default="bf16")
     args = parser.parse_args()
     make(args.folder, args.family, args.format)
 

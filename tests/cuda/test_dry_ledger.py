@@ -177,17 +177,24 @@ class Refusals(unittest.TestCase):
             self.assertIn(want, said)
 
 
+QUANTISED = {"klein-9b-fp8": ("klein-9b", "fp8"), "klein-4b-nvfp4": ("klein-4b", "nvfp4"), "klein-4b-q4": ("klein-4b", "Q4_K")}
+
+
 class FullSize(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
-        for family in hollow_klein.FAMILIES: # in a process of their own: the shapes are globals there
-            subprocess.run([ROOT / "tests/bench/hollow_klein.py", pathlib.Path(cls.folder.name, family), "--family", family], check=True,
-                           stdout=subprocess.DEVNULL)
+        for name, (family, format) in ({f: (f, "bf16") for f in hollow_klein.FAMILIES} | QUANTISED).items():
+            subprocess.run([ROOT / "tests/bench/hollow_klein.py", pathlib.Path(cls.folder.name, name), "--family", family, "--format", format],
+                           check=True, stdout=subprocess.DEVNULL) # in a process of their own: the shapes are globals there
 
     @classmethod
     def tearDownClass(cls):
         cls.folder.cleanup()
+
+    def block_values(self, family):
+        h, doubles, singles, _ = dimensions(pathlib.Path(self.folder.name, family))
+        return (doubles * 26 + singles * 13) * h * h
 
     def look(self, device, family, size="1024x1024", *words):
         return render(device, pathlib.Path(self.folder.name, family), "--size", size, *words)
@@ -212,6 +219,19 @@ class FullSize(unittest.TestCase):
                     self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"], what)
                     self.assertGreaterEqual(report["peak_bytes"], report["plan_bytes"] / MARGIN, what)
 
+    def test_quantised_weights_are_planned_as_they_are(self):
+        for name in QUANTISED:
+            for placement in ("resident", "phases", "streamed"):
+                report = self.look("h100", name, "1024x1024", "--placement", placement)[1]
+                self.assertEqual((report["placement"], report["step_late_allocations"]), (placement, 0))
+                self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"], (name, placement))
+                self.assertGreaterEqual(report["peak_bytes"], report["plan_bytes"] / MARGIN, (name, placement))
+
+    def test_decoding_reads_each_code_once_a_step_and_writes_bf16(self):
+        reports = [self.look("h100", name, "1024x1024")[1] for name in ("klein-9b", "klein-9b-fp8")]
+        plain, coded = (r["step_bytes_outside_products"] for r in reports)
+        self.assertEqual(coded - plain, (1 + 2) * self.block_values("klein-9b"))
+
     def test_a_batch_is_planned_as_well(self):
         for placement in ("resident", "phases", "streamed"):
             report = self.look("h100", "klein-4b", "1024x1024", "--placement", placement, "--batch", "8")[1]
@@ -235,7 +255,10 @@ class FullSize(unittest.TestCase):
                 ("rtx4090", "klein-4b", "1536x1536", "resident"), ("rtx4090:16", "klein-4b", "1536x1536", "phases"),
                 ("rtx4070ti", "klein-4b", "1536x1536", "phases"), ("rtx4090", "klein-9b", "1024x1024", "phases"),
                 ("rtx4090", "klein-9b", "1536x1536", "phases"), ("rtx4090:16", "klein-9b", "1024x1024", "streamed"),
-                ("rtx4070ti", "klein-9b", "1536x1536", "streamed"), ("h100", "klein-9b", "1536x1536", "resident")):
+                ("rtx4070ti", "klein-9b", "1536x1536", "streamed"), ("h100", "klein-9b", "1536x1536", "resident"),
+                ("rtx4090:16", "klein-9b-fp8", "1024x1024", "resident"), ("rtx4070ti", "klein-9b-fp8", "1024x1024", "phases"),
+                ("rtx4090", "klein-9b-fp8", "1536x1536", "resident"), ("rtx4090:8", "klein-4b-nvfp4", "1024x1024", "resident"),
+                ("rtx4090:8", "klein-4b-q4", "1024x1024", "resident")):
             code, report, said, _ = self.look(device, family, size)
             self.assertEqual((code, report["fits"], report["placement"]), (0, True, placement), (device, family, size, said))
             self.assertLessEqual(report["plan_bytes"], report["memory_bytes"])
@@ -260,10 +283,11 @@ class FullSize(unittest.TestCase):
         streamed = self.look("h100", "klein-9b", "1024x1024", "--placement", "streamed")[1]
         resident = self.look("h100", "klein-9b", "1024x1024", "--placement", "resident")[1]
         came = {p["phase"]: p["host_bytes"] for p in streamed["phases"]}
-        h, doubles, singles, _ = dimensions(pathlib.Path(self.folder.name, "klein-9b"))
-        self.assertEqual(came["step"], 4 * 2 * (doubles * 26 + singles * 13) * h * h)
+        self.assertEqual(came["step"], 4 * 2 * self.block_values("klein-9b"))
         text, more = came["prompt"], resident["plan_bytes"] - streamed["plan_bytes"]
         self.assertAlmostEqual((text + came["step"] / 4 - more) / more, 0, delta=0.06) # less the seats in the arena
+        coded = self.look("h100", "klein-9b-fp8", "1024x1024", "--placement", "streamed")[1]
+        self.assertEqual(next(p for p in coded["phases"] if p["phase"] == "step")["host_bytes"], 4 * self.block_values("klein-9b"))
 
     def test_weights_take_no_memory_of_this_machine(self):
         self.look("h100", "klein-9b", "1536x1536")
