@@ -11,7 +11,7 @@ void CPU_NAME(elementwise_silu_mul)(struct kern *k, struct tensor out, struct te
 void CPU_NAME(elementwise_add)(struct kern *k, struct tensor out, struct tensor a, struct tensor b);
 void CPU_NAME(elementwise_gated_add)(struct kern *k, struct tensor x, struct tensor gate, struct tensor y);
 void CPU_NAME(elementwise_guide)(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g);
-void CPU_NAME(elementwise_euler)(struct kern *k, struct tensor x, struct tensor v, float dt);
+void CPU_NAME(elementwise_add_scaled)(struct kern *k, struct tensor x, struct tensor y, float s);
 void CPU_NAME(elementwise_mix)(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share);
 bool CPU_NAME(elementwise_has_nan)(struct kern *k, struct tensor x);
 void CPU_NAME(norm_rms)(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,

@@ -52,7 +52,7 @@ void elementwise_silu_mul_cuda(struct kern *k, struct tensor out, struct tensor 
 void elementwise_add_cuda(struct kern *k, struct tensor out, struct tensor a, struct tensor b);
 void elementwise_gated_add_cuda(struct kern *k, struct tensor x, struct tensor gate, struct tensor y);
 void elementwise_guide_cuda(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g);
-void elementwise_euler_cuda(struct kern *k, struct tensor x, struct tensor v, float dt);
+void elementwise_add_scaled_cuda(struct kern *k, struct tensor x, struct tensor y, float s);
 void elementwise_mix_cuda(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share);
 /* elementwise_bad_cuda sets *bad (device memory, zero before) if any value is NaN or infinite. */
 void elementwise_bad_cuda(struct kern *k, int32_t *bad, struct tensor x);

@@ -3,7 +3,7 @@
 
 #include "vec.h"
 
-enum shape_of_op { OP_SILU, OP_SILU_MUL, OP_ADD, OP_GATED_ADD, OP_GUIDE, OP_EULER, OP_MIX, OP_COPY };
+enum shape_of_op { OP_SILU, OP_SILU_MUL, OP_ADD, OP_GATED_ADD, OP_GUIDE, OP_ADD_SCALED, OP_MIX, OP_COPY };
 
 struct job {
     enum shape_of_op op;
@@ -27,12 +27,12 @@ VEC_INLINE vf one(const struct job *j, vf a, vf b, int64_t r, int64_t i, int64_t
         return a + b;
     case OP_GATED_ADD:
         return a + vec_round(vec_load(j->gate, j->gate_dtype, i, n) * b, d);
+    case OP_ADD_SCALED:
+        return a + vec_round(vec_splat(j->scalar) * b, d);
     case OP_GUIDE: {
         vf difference = vec_round(a - b, d);
         return b + vec_round(vec_splat(j->scalar) * difference, d);
     }
-    case OP_EULER:
-        return a + vec_round(vec_splat(j->scalar) * b, d);
     case OP_MIX: {
         vf share = vec_splat(vec_load(j->gate, j->gate_dtype, r, 1)[0]);
         return vec_round(vec_round(vec_splat(1) - share, d) * a, d) + vec_round(share * b, d);
@@ -107,15 +107,14 @@ void CPU_NAME(elementwise_gated_add)(struct kern *k, struct tensor x, struct ten
                            .gate_dtype = gate.dtype});
 }
 
+void CPU_NAME(elementwise_add_scaled)(struct kern *k, struct tensor x, struct tensor y, float s)
+{
+    apply(k, &(struct job){.op = OP_ADD_SCALED, .out = x, .a = x, .b = y, .scalar = s});
+}
+
 void CPU_NAME(elementwise_guide)(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g)
 {
     apply(k, &(struct job){.op = OP_GUIDE, .out = out, .a = c, .b = u, .scalar = g});
-}
-
-void CPU_NAME(elementwise_euler)(struct kern *k, struct tensor x, struct tensor v, float dt)
-{
-    float scalar = x.dtype == TENSOR_BF16 ? tensor_f32_of(tensor_bf16_of(dt)) : dt;
-    apply(k, &(struct job){.op = OP_EULER, .out = x, .a = x, .b = v, .scalar = scalar});
 }
 
 void CPU_NAME(elementwise_mix)(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share)

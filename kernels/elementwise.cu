@@ -12,7 +12,7 @@
 
 namespace {
 
-enum op { OP_CAST, OP_SILU, OP_SILU_MUL, OP_ADD, OP_GATED_ADD, OP_GUIDE, OP_EULER, OP_MIX };
+enum op { OP_CAST, OP_SILU, OP_SILU_MUL, OP_ADD, OP_GATED_ADD, OP_GUIDE, OP_ADD_SCALED, OP_MIX };
 
 struct operands {
     struct tensor out, a, b, gate; /* gate: by column; of OP_MIX by row */
@@ -32,10 +32,10 @@ template <int OP, typename T> __device__ __forceinline__ float one(float a, floa
         return a + b;
     case OP_GATED_ADD:
         return a + gpu_round<T>(gate * b);
+    case OP_ADD_SCALED:
+        return a + gpu_round<T>(scalar * b);
     case OP_GUIDE:
         return b + gpu_round<T>(scalar * gpu_round<T>(a - b));
-    case OP_EULER:
-        return a + gpu_round<T>(scalar * b);
     case OP_MIX:
         return gpu_round<T>(gpu_round<T>(1.0f - gate) * a) + gpu_round<T>(gate * b);
     }
@@ -211,15 +211,14 @@ void elementwise_gated_add_cuda(struct kern *k, struct tensor x, struct tensor g
     apply<OP_GATED_ADD>(k, {x, x, y, gate, 0});
 }
 
+void elementwise_add_scaled_cuda(struct kern *k, struct tensor x, struct tensor y, float s)
+{
+    apply<OP_ADD_SCALED>(k, {x, x, y, {}, s});
+}
+
 void elementwise_guide_cuda(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g)
 {
     apply<OP_GUIDE>(k, {out, c, u, {}, g});
-}
-
-void elementwise_euler_cuda(struct kern *k, struct tensor x, struct tensor v, float dt)
-{
-    float scalar = x.dtype == TENSOR_BF16 ? tensor_f32_of(tensor_bf16_of(dt)) : dt;
-    apply<OP_EULER>(k, {x, x, v, {}, scalar});
 }
 
 void elementwise_mix_cuda(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share)

@@ -306,6 +306,13 @@ void kern_gated_add(struct kern *k, struct tensor x, struct tensor gate, struct 
         k->ops->gated_add(k, x, gate, y);
 }
 
+void kern_add_scaled(struct kern *k, struct tensor x, struct tensor y, float s)
+{
+    assert(tensor_same_shape(x, y));
+    if (!k->failed)
+        k->ops->add_scaled(k, x, y, s);
+}
+
 void kern_rope(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin, enum kern_rope_layout layout)
 {
     assert(x.rank == 4 && x.shape[3] % 2 == 0 && tensor_same_shape(cos, sin));
@@ -337,9 +344,7 @@ void kern_guide(struct kern *k, struct tensor out, struct tensor c, struct tenso
 
 void kern_euler(struct kern *k, struct tensor x, struct tensor v, float dt)
 {
-    assert(tensor_same_shape(x, v));
-    if (!k->failed)
-        k->ops->euler(k, x, v, dt);
+    kern_add_scaled(k, x, v, x.dtype == TENSOR_BF16 ? tensor_f32_of(tensor_bf16_of(dt)) : dt);
 }
 
 void kern_mix(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share)

@@ -148,6 +148,8 @@ void kern_silu_mul(struct kern *k, struct tensor out, struct tensor gate, struct
 void kern_add(struct kern *k, struct tensor out, struct tensor a, struct tensor b);
 /* kern_gated_add: x = x + gate * y; product rounded, sum rounded. x, y [rows, width], gate [width] */
 void kern_gated_add(struct kern *k, struct tensor x, struct tensor gate, struct tensor y);
+/* kern_add_scaled: x = x + s * y; product rounded, sum rounded, s as it is. Any strides on the outer axes. */
+void kern_add_scaled(struct kern *k, struct tensor x, struct tensor y, float s);
 
 enum kern_rope_layout {
     KERN_ROPE_HALVES, /* Qwen3: pairs (j, j + d/2); cos and sin rounded to the dtype, both products
@@ -164,7 +166,7 @@ void kern_rope(struct kern *k, struct tensor x, struct tensor cos, struct tensor
 void kern_timestep_embedding(struct kern *k, struct tensor out, float t);
 /* kern_guide: out = u + g * (c - u); in bf16 each of the three operations rounds. */
 void kern_guide(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g);
-/* kern_euler: x = x + dt * v. bf16: x + bf16(bf16(dt) * v) in f32, rounded once. */
+/* kern_euler: x = x + dt * v, as kern_add_scaled with dt rounded to the dtype of x. */
 void kern_euler(struct kern *k, struct tensor x, struct tensor v, float dt);
 /* kern_mix: out = (1 - share) * a + share * b, one share per row; 1 - share, both products and the sum round. share is of the
  * dtype of the others. out, a, b [rows, width], share [rows] */

@@ -44,11 +44,11 @@ struct kern_ops {
     void (*silu_mul)(struct kern *k, struct tensor out, struct tensor gate, struct tensor up);
     void (*add)(struct kern *k, struct tensor out, struct tensor a, struct tensor b);
     void (*gated_add)(struct kern *k, struct tensor x, struct tensor gate, struct tensor y);
+    void (*add_scaled)(struct kern *k, struct tensor x, struct tensor y, float s); /* kern_euler, too */
     void (*rope)(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin,
                  enum kern_rope_layout layout);
     void (*timestep_embedding)(struct kern *k, struct tensor out, float t);
     void (*guide)(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g);
-    void (*euler)(struct kern *k, struct tensor x, struct tensor v, float dt);
     void (*mix)(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share);
     void (*unpatchify)(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean,
                        struct tensor std);

@@ -289,9 +289,9 @@ static void plan_guide(struct kern *k, struct tensor out, struct tensor c, struc
     (void)k, (void)out, (void)c, (void)u, (void)g;
 }
 
-static void plan_euler(struct kern *k, struct tensor x, struct tensor v, float dt)
+static void plan_add_scaled(struct kern *k, struct tensor x, struct tensor y, float s)
 {
-    (void)k, (void)x, (void)v, (void)dt;
+    (void)k, (void)x, (void)y, (void)s;
 }
 
 static void plan_four(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor c)
@@ -345,10 +345,10 @@ static const struct kern_ops plan_table = {
     .silu_mul = plan_three,
     .add = plan_three,
     .gated_add = plan_three,
+    .add_scaled = plan_add_scaled,
     .rope = plan_rope,
     .timestep_embedding = plan_timestep_embedding,
     .guide = plan_guide,
-    .euler = plan_euler,
     .mix = plan_four,
     .unpatchify = plan_four,
     .patchify = plan_four,

@@ -121,6 +121,14 @@ static struct tensor euler(struct cuda_pair_maker *m, const void *shape)
     return x;
 }
 
+static struct tensor add_scaled(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct rows *r = shape;
+    struct tensor x = cuda_pair_tensor(m, 3, r->n, 1), y = cuda_pair_tensor(m, 3, r->n, 1);
+    kern_add_scaled(m->k, x, y, 0.7f);
+    return x;
+}
+
 static struct tensor mix(struct cuda_pair_maker *m, const void *shape)
 {
     const struct rows *r = shape;
@@ -145,6 +153,7 @@ static void element_ops_equal_the_cpu(void **state)
                 cuda_pair_agree(*state, "gated_add", gated_add, r, dtypes[d], gaps[g], step_bound(dtypes[d], 1));
                 cuda_pair_agree(*state, "guide", guide, r, dtypes[d], gaps[g], step_bound(dtypes[d], 4));
                 cuda_pair_agree(*state, "mix", mix, r, dtypes[d], gaps[g], step_bound(dtypes[d], 2));
+                cuda_pair_agree(*state, "add_scaled", add_scaled, r, dtypes[d], gaps[g], step_bound(dtypes[d], 1));
                 cuda_pair_agree(*state, "euler", euler, r, dtypes[d], gaps[g], step_bound(dtypes[d], 0.03f));
             }
 }

@@ -65,6 +65,12 @@ static struct answer define_euler(enum tensor_dtype d, struct args v)
     return (struct answer){r(d, v.a + p), kernel_check_unit(d, p)};
 }
 
+static struct answer define_add_scaled(enum tensor_dtype d, struct args v)
+{
+    double p = r(d, v.scalar * v.b);
+    return (struct answer){r(d, v.a + p), kernel_check_unit(d, p)};
+}
+
 static void apply_silu(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor gate, float scalar)
 {
     (void)b, (void)gate, (void)scalar;
@@ -103,11 +109,19 @@ static void apply_euler(struct kern *k, struct tensor out, struct tensor a, stru
     kern_euler(k, out, b, scalar);
 }
 
+static void apply_add_scaled(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor gate, float scalar)
+{
+    (void)gate;
+    kern_copy(k, out, a);
+    kern_add_scaled(k, out, b, scalar);
+}
+
 static const struct {
     apply apply;
     define define;
 } ops[] = {{apply_silu, define_silu},           {apply_silu_mul, define_silu_mul}, {apply_add, define_add},
-           {apply_gated_add, define_gated_add}, {apply_guide, define_guide},       {apply_euler, define_euler}};
+           {apply_gated_add, define_gated_add}, {apply_guide, define_guide},       {apply_euler, define_euler},
+           {apply_add_scaled, define_add_scaled}};
 #define OPS (sizeof ops / sizeof *ops)
 
 static void every_op_equals_its_definition(struct kernel_check *c)
