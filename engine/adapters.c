@@ -1,12 +1,10 @@
-/* adapters.c - opens the files, adds their changes. */
+/* adapters.c - opens the files, tells which way each change goes, adds those that are merged. */
 #include "adapters.h"
 
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "lora.h"
 
 struct adapters {
     int count;
@@ -48,11 +46,48 @@ void adapters_close(struct adapters *a)
     free(a);
 }
 
+int adapters_count(const struct adapters *a)
+{
+    return a ? a->count : 0;
+}
+
 bool adapters_change(const struct adapters *a, const char *name)
 {
-    for (int i = 0; a && i < a->count; i++)
+    for (int i = 0; i < adapters_count(a); i++)
         if (lora_find(a->files[i], name))
             return true;
+    return false;
+}
+
+const struct lora_target *adapters_beside(const struct adapters *a, int index, const char *name, float *ret_scale)
+{
+    const struct lora_target *t = lora_find(a->files[index], name);
+    if (!t || !lora_is_low_rank(t))
+        return NULL;
+    *ret_scale = (float)((double)a->strength[index] * (double)t->scale);
+    return t;
+}
+
+static const struct lora_target *merged(const struct adapters *a, int index, const char *name)
+{
+    const struct lora_target *t = lora_find(a->files[index], name);
+    return t && !lora_is_low_rank(t) ? t : NULL;
+}
+
+bool adapters_merge(const struct adapters *a, const char *name)
+{
+    for (int i = 0; i < adapters_count(a); i++)
+        if (merged(a, i, name))
+            return true;
+    return false;
+}
+
+bool adapters_merge_any(const struct adapters *a)
+{
+    for (int i = 0; i < adapters_count(a); i++)
+        for (size_t j = 0; j < lora_count(a->files[i]); j++)
+            if (!lora_is_low_rank(lora_at(a->files[i], j)))
+                return true;
     return false;
 }
 
@@ -68,7 +103,7 @@ bool adapters_apply(const struct adapters *a, const char *name, float *w, int64_
     float *sum = calloc(count, sizeof *sum), *change = malloc(count * sizeof *change);
     bool ok = (sum && change) || engine_error_set(why, ENGINE_NO_MEMORY, "no memory to merge adapters into '%s'", name);
     for (int i = 0; ok && i < a->count; i++) {
-        const struct lora_target *t = lora_find(a->files[i], name);
+        const struct lora_target *t = merged(a, i, name);
         if (!t)
             continue;
         assert(t->n == n && t->k == k); /* lora_open compared them with the config, as the caller did with w */

@@ -61,6 +61,11 @@ void engine_close(struct engine *e)
     free(e);
 }
 
+bool engine_adapt(struct engine *e, const struct engine_adapter *adapters, int count, struct engine_error *why)
+{
+    return engine_model_adapt(&e->model, adapters, count, why);
+}
+
 const struct engine_info *engine_info(const struct engine *e)
 {
     return &e->model.info;
@@ -158,6 +163,11 @@ bool engine_check(struct engine *e, const struct engine_request *r, struct engin
            (!r->reference_count || engine_model_encoder(&e->model, why));
 }
 
+static bool check_adapted(const struct engine *e, struct engine_error *why)
+{
+    return e->model.is_adapted || engine_error_set(why, ENGINE_BAD_MODEL, "the last change of adapters failed; change them again");
+}
+
 static bool check_batch(struct engine *e, const struct engine_request *requests, int count, struct engine_error *why)
 {
     if (count < 1 || count > ENGINE_BATCH_MAX)
@@ -220,7 +230,7 @@ static bool run(struct engine *e, const struct engine_request *requests, int cou
 bool engine_generate(struct engine *e, const struct engine_request *requests, int count, struct engine_image *images,
                      const struct engine_watch *watch, struct engine_error *why)
 {
-    if (!check_batch(e, requests, count, why) ||
+    if (!check_adapted(e, why) || !check_batch(e, requests, count, why) ||
         !images_init(images, requests, count, e->model.info.is_distilled, why))
         return false;
     size_t mark = kern_mark(e->model.kern);

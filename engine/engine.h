@@ -42,7 +42,7 @@ struct engine_options {
     enum engine_variant variant;      /* what the user says where files cannot tell (model_variant.h) */
     bool (*sha256)(const char *path, char ret_hex[65]); /* tells published files of equal size apart; NULL: not asked */
     enum engine_precision precision;
-    const struct engine_adapter *adapters; /* of the transformer, for everything that is rendered */
+    const struct engine_adapter *adapters; /* of the transformer, for everything that is rendered until engine_adapt */
     int adapter_count;
     int threads;                      /* 0: all */
     const char *isa;                  /* see kern_cpu.h; NULL: best */
@@ -104,6 +104,11 @@ struct engine;
 
 bool engine_open(struct engine **ret, const struct engine_options *options, struct engine_error *why);
 void engine_close(struct engine *e); /* accepts NULL */
+
+/* engine_adapt: from now on the engine renders with these adapters and no others, as if it had been opened with them, to the
+ * bit. Those that run beside the weights (adapters.h: plain LoRA) come and go in no time; where others come or go, the transformer is loaded
+ * anew from the files that were there when the engine was opened. False: the engine renders nothing until it succeeds. */
+bool engine_adapt(struct engine *e, const struct engine_adapter *adapters, int count, struct engine_error *why);
 
 /* engine_request_defaults fills what was left open: 4 steps and guidance 1 for distilled models, 50 and 4 for base models;
  * the size from the first reference; the strength of a mask. */

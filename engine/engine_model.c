@@ -109,21 +109,87 @@ bool engine_model_encoder(struct engine_model *m, struct engine_error *why)
     return true;
 }
 
-static bool load_transformer(struct engine_model *m, const struct engine_options *o, struct model_parts *p,
-                             struct engine_error *why)
+/* --- the transformer and its adapters ---------------------------------------------------------------------- */
+
+bool engine_model_beside(struct engine_model *m, const struct adapters *a, struct engine_error *why)
 {
-    struct weights w = begin(m, p->files[TENSOR_NAMES_TRANSFORMER], TENSOR_NAMES_TRANSFORMER);
-    struct adapters *adapters;
-    if (!adapters_open(&adapters, o->adapters, o->adapter_count, &m->config.transformer, why))
+    struct weights w = begin(m, NULL, TENSOR_NAMES_TRANSFORMER);
+    adapted_set(&m->transformer.linears, NULL, &w);
+    weights_pool_free(m->adapter_pool);
+    m->adapter_pool = NULL;
+    if (!new_pool(m, &w, why))
         return false;
-    w.adapters = adapters;
+    m->adapter_pool = w.pool;
+    adapted_set(&m->transformer.linears, a, &w);
+    return weights_done(&w, why);
+}
+
+static void unload_transformer(struct engine_model *m)
+{
+    transformer_unload(&m->transformer);
+    weights_pool_free(m->adapter_pool);
+    weights_pool_free(m->transformer_pool);
+    m->adapter_pool = m->transformer_pool = NULL;
+}
+
+/* With what must be merged. */
+static bool load_transformer(struct engine_model *m, const struct adapters *a, struct engine_error *why)
+{
+    struct weights w = begin(m, m->transformer_files, TENSOR_NAMES_TRANSFORMER);
+    unload_transformer(m);
+    if (!new_pool(m, &w, why))
+        return false;
+    m->transformer_pool = w.pool;
+    w.adapters = a;
     w.is_streamed = m->info.placement == ENGINE_STREAMED;
     transformer_load(&m->transformer, &m->config.transformer, &w);
-    bool ok = end(m, &w, why);
-    adapters_close(adapters);
+    return end(m, &w, why);
+}
+
+/* Contexts are remembered as the transformer's first linear made them. */
+static void forget_contexts(struct engine_model *m)
+{
+    context_cache_free(m->contexts);
+    m->contexts = context_cache_new(m->dtype, TRANSFORMER_TEXT_ROWS, m->config.transformer.hidden);
+}
+
+static bool adapt(struct engine_model *m, const struct adapters *a, struct engine_error *why)
+{
+    bool is_merged = adapters_merge_any(a), is_context_adapted = adapters_change(a, "context_embedder.weight");
+    bool is_loaded = m->transformer_pool && !m->is_merged && !is_merged;
+    m->is_adapted = false;
+    if (m->is_context_adapted || is_context_adapted)
+        forget_contexts(m);
+    m->is_context_adapted = is_context_adapted;
+    if (!is_loaded && !load_transformer(m, a, why)) {
+        unload_transformer(m); /* half of it is none */
+        return false;
+    }
+    m->is_merged = is_merged;
+    m->is_adapted = engine_model_beside(m, a, why);
+    return m->is_adapted;
+}
+
+bool engine_model_adapt(struct engine_model *m, const struct engine_adapter *list, int count, struct engine_error *why)
+{
+    struct adapters *a;
+    uint64_t parameters = m->info.parameters;
+    m->is_adapted = false;
+    if (!adapters_open(&a, list, count, &m->config.transformer, why))
+        return false;
+    bool ok = (!m->plan || (engine_model_beside(m, NULL, why) && engine_plan_adapt(m->plan, m, a, why))) && adapt(m, a, why);
+    adapters_close(a);
+    m->info.parameters = parameters; /* they were counted when the model was opened */
+    if (!ok)
+        kern_recover(m->kern); /* adapters that were too large say nothing about others */
+    return ok;
+}
+
+static bool load_first(struct engine_model *m, struct model_parts *p, const struct adapters *a, struct engine_error *why)
+{
     m->transformer_files = p->files[TENSOR_NAMES_TRANSFORMER];
     p->files[TENSOR_NAMES_TRANSFORMER] = NULL;
-    return ok;
+    return adapt(m, a, why);
 }
 
 static bool load_text_encoder(struct engine_model *m, struct model_parts *p, struct engine_error *why)
@@ -159,7 +225,8 @@ bool engine_model_to_phases(struct engine_model *m, struct engine_error *why)
 }
 
 /* Where the weights go, before any is loaded. */
-static bool place(struct engine_model *m, const struct engine_options *o, const struct model_parts *parts, struct engine_error *why)
+static bool place(struct engine_model *m, const struct engine_options *o, const struct model_parts *parts, const struct adapters *a,
+                  struct engine_error *why)
 {
     struct kern_space space;
     struct engine_plan_need need;
@@ -171,7 +238,7 @@ static bool place(struct engine_model *m, const struct engine_options *o, const 
         return engine_error_set(why, ENGINE_BAD_REQUEST, "placement %s: %s works in the memory where the weights are; accepted: auto, resident",
                                 engine_placement_name(o->placement), kern_name(m->kern));
     }
-    if (!engine_plan_open(&m->plan, m, parts, why) || !engine_plan_choose(m->plan, m->kern, o, &m->info.placement, &need, why))
+    if (!engine_plan_open(&m->plan, m, parts, a, why) || !engine_plan_choose(m->plan, m->kern, o, &m->info.placement, &need, why))
         return false;
     m->info.model_bytes = need.weights;
     m->info.arena_bytes = need.arena;
@@ -196,10 +263,12 @@ bool engine_model_open(struct engine_model *ret, const struct engine_options *o,
     m.dtype = o->precision == ENGINE_BF16 ? TENSOR_BF16 : TENSOR_F32;
     struct model_parts parts = {0};
     bool ok = model_parts_open(&parts, o, why);
+    struct adapters *adapters = NULL;
     m.config = parts.config;
-    ok = ok && open_kern(&m, o, why) && open_tokenizer(&m, parts.tokenizer_dir, why) && place(&m, o, &parts, why) &&
-         load_vae(&m, &parts, why) && load_transformer(&m, o, &parts, why) && load_text_encoder(&m, &parts, why) &&
-         engine_model_sync(&m, why);
+    ok = ok && adapters_open(&adapters, o->adapters, o->adapter_count, &m.config.transformer, why) && open_kern(&m, o, why) &&
+         open_tokenizer(&m, parts.tokenizer_dir, why) && place(&m, o, &parts, adapters, why) && load_vae(&m, &parts, why) &&
+         load_first(&m, &parts, adapters, why) && load_text_encoder(&m, &parts, why) && engine_model_sync(&m, why);
+    adapters_close(adapters);
     model_parts_close(&parts);
     if (!ok) {
         engine_model_close(&m);
@@ -216,7 +285,7 @@ void engine_model_close(struct engine_model *m)
     free(m->rope.cos);
     free(m->rope.sin);
     engine_plan_close(m->plan);
-    transformer_unload(&m->transformer);
+    unload_transformer(m);
     weights_pool_free(m->encoder_pool);
     weights_pool_free(m->text_pool);
     weights_pool_free(m->pool);

@@ -3,6 +3,7 @@
 #ifndef KILN_ENGINE_MODEL_H
 #define KILN_ENGINE_MODEL_H
 
+#include "adapters.h"
 #include "context_cache.h"
 #include "engine.h"
 #include "kern.h"
@@ -30,12 +31,17 @@ struct engine_model {
     enum tensor_dtype dtype;            /* of weights and activations: the compute precision */
     struct peers peers;                 /* a team of one */
     struct kern *kern;
-    struct weights_pool *pool, *text_pool; /* text_pool: of the text encoder, which may move */
+    struct weights_pool *pool;          /* of the VAE */
+    struct weights_pool *text_pool;     /* of the text encoder, which may move */
+    struct weights_pool *transformer_pool, *adapter_pool; /* of the transformer and what runs beside it, which may change */
     struct tokenizer *tokenizer;
     struct weight_files *transformer_files; /* stay open: quantised weights are read from their mappings, */
     struct weight_files *text_files;        /* and embedding rows */
     struct text_encoder_weights text;
     struct transformer_weights transformer;
+    bool is_adapted;                    /* the transformer is there, with the adapters that were asked for last */
+    bool is_merged;                     /* some of them are in its weights */
+    bool is_context_adapted;            /* some change what is remembered of prompts */
     struct vae_weights vae;
     struct weight_files *vae_files;     /* stays open until the encoder is loaded from it */
     struct vae_encoder encoder;
@@ -50,6 +56,14 @@ struct engine_model {
 /* engine_model_open loads a folder; on failure nothing is left. engine_model_close accepts a zeroed struct. */
 bool engine_model_open(struct engine_model *ret, const struct engine_options *options, struct engine_error *why);
 void engine_model_close(struct engine_model *m);
+
+/* engine_model_adapt puts adapters in the place of those that are there. What runs beside weights is exchanged; when files of
+ * another kind come or go, the transformer is loaded anew, from the files that were there when the model was opened. After a
+ * failure the model renders nothing until it succeeds. */
+bool engine_model_adapt(struct engine_model *m, const struct engine_adapter *list, int count, struct engine_error *why);
+
+/* engine_model_beside is the first half of it, for a plan as well. */
+bool engine_model_beside(struct engine_model *m, const struct adapters *a, struct engine_error *why);
 
 /* engine_model_ids turns a prompt into 512 padded ids; more than 512 are refused, or cut from the right (which loses
  * the end of the template, as in the reference) when asked. Outputs are written on success. */

@@ -18,7 +18,12 @@ struct engine_plan {
     size_t rest, text, blocks;  /* bytes of weights: none of the others; layers of the text encoder, of the transformer */
     size_t encoder;             /* and the encoder of the VAE, for references */
     bool has_encoder;           /* without it they will be refused when it is asked for */
+    size_t beside;              /* and what adapters have beside the linears: always on the device */
     struct engine_batch batch;
+    struct engine_request expected[ENGINE_BATCH_MAX]; /* a batch that must fit; nobody reads the pixels of its references */
+    struct engine_reference references[ENGINE_REFERENCES_MAX];
+    char prompts[ENGINE_BATCH_MAX][8];
+    int expected_count;
 };
 
 /* --- the model without memory -------------------------------------------------------------------------------- */
@@ -63,7 +68,16 @@ static bool load(struct engine_plan *p, const struct model_parts *parts, struct 
     return true;
 }
 
-bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, const struct model_parts *parts,
+/* The adapters of the model without memory are these. */
+static bool put_beside(struct engine_plan *p, const struct adapters *a, struct engine_error *why)
+{
+    size_t before = kern_plan_weights(p->model.kern);
+    bool ok = engine_model_beside(&p->model, a, why);
+    p->beside = kern_plan_weights(p->model.kern) - before;
+    return ok;
+}
+
+bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, const struct model_parts *parts, const struct adapters *a,
                       struct engine_error *why)
 {
     struct engine_plan *p = calloc(1, sizeof *p);
@@ -77,7 +91,7 @@ bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, co
                                      .tokenizer = m->tokenizer, .pool = weights_pool_new(k), .encoder_pool = weights_pool_new(k)};
     p->model.info.is_distilled = m->config.is_distilled;
     bool ok = (p->model.pool && p->model.encoder_pool) || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
-    if (ok && load(p, parts, why)) {
+    if (ok && load(p, parts, why) && put_beside(p, a, why)) {
         *ret = p;
         return true;
     }
@@ -115,7 +129,7 @@ static bool need(struct engine_plan *p, enum engine_placement placement, const s
     bool ok = rehearse(p, requests, count, why);
     kern_rewind(m->kern, 0);
     ret->arena = kern_plan_arena(m->kern);
-    ret->weights = p->rest + (requests[0].reference_count ? p->encoder : 0) + (m->text.is_streamed ? 0 : p->text) +
+    ret->weights = p->rest + p->beside + (requests[0].reference_count ? p->encoder : 0) + (m->text.is_streamed ? 0 : p->text) +
                    (m->transformer.is_streamed ? 0 : p->blocks);
     return ok;
 }
@@ -126,38 +140,39 @@ static double gb(size_t bytes)
 }
 
 /* Different prompts, the dearer case. */
-static int expected(const struct engine_plan *p, const struct engine_options *o, struct engine_request *requests,
-                    char (*prompts)[8])
+static void expect(struct engine_plan *p, const struct engine_options *o)
 {
+    static const uint8_t nothing;
     int count = o->plan_count ? o->plan_count : 1, width = o->plan_width, height = o->plan_height;
     struct engine_error never; /* the references were checked */
     if (!width && o->plan_reference_count)
         engine_reference_size(o->plan_references[0].width, o->plan_references[0].height, &width, &height, &never);
+    for (int i = 0; i < o->plan_reference_count; i++)
+        p->references[i] = (struct engine_reference){o->plan_references[i].width, o->plan_references[i].height, &nothing};
     for (int i = 0; i < count; i++) {
-        snprintf(prompts[i], sizeof prompts[i], "%d", i);
-        requests[i] = (struct engine_request){.prompt = prompts[i], .width = width ? width : EXPECTED_SIDE,
-                                              .height = height ? height : EXPECTED_SIDE, .steps = 4,
-                                              .guidance = p->model.info.is_distilled ? 1 : 4,
-                                              .references = o->plan_references,
-                                              .reference_count = p->has_encoder ? o->plan_reference_count : 0};
+        snprintf(p->prompts[i], sizeof p->prompts[i], "%d", i);
+        p->expected[i] = (struct engine_request){.prompt = p->prompts[i], .width = width ? width : EXPECTED_SIDE,
+                                                 .height = height ? height : EXPECTED_SIDE, .steps = 4,
+                                                 .guidance = p->model.info.is_distilled ? 1 : 4,
+                                                 .references = p->references,
+                                                 .reference_count = p->has_encoder ? o->plan_reference_count : 0};
     }
-    return count;
+    p->expected_count = count;
 }
 
 bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engine_options *o, enum engine_placement *ret,
                         struct engine_plan_need *ret_need, struct engine_error *why)
 {
-    struct engine_request requests[ENGINE_BATCH_MAX];
-    char prompts[ENGINE_BATCH_MAX][8], figures[256] = "";
+    char figures[256] = "";
     struct kern_space space;
-    int count = expected(p, o, requests, prompts);
+    expect(p, o);
     if (!kern_memory(k, &space))
         return engine_error_set(why, ENGINE_DEVICE, "%s", kern_error(k));
     for (enum engine_placement at = ENGINE_RESIDENT; at <= ENGINE_STREAMED; at++) {
         size_t used = strlen(figures);
         if (o->placement != ENGINE_PLACEMENT_AUTO && o->placement != at)
             continue;
-        if (!need(p, at, requests, count, ret_need, why))
+        if (!need(p, at, p->expected, p->expected_count, ret_need, why))
             return false;
         *ret = at;
         if (WITH_MARGIN(ret_need->weights + ret_need->arena) <= space.available)
@@ -166,26 +181,26 @@ bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engi
                  gb(ret_need->weights + ret_need->arena), gb(ret_need->weights));
     }
     return engine_error_set(why, ENGINE_NO_MEMORY,
-                            "no memory: the model with a batch of %d at %dx%d does not fit: %s needed; %s has %.2f GB left of %.2f", count,
-                            requests[0].width, requests[0].height, figures, kern_name(k), gb(space.available), gb(space.all));
+                            "no memory: the model with a batch of %d at %dx%d does not fit: %s needed; %s has %.2f GB left of %.2f",
+                            p->expected_count, p->expected[0].width, p->expected[0].height, figures, kern_name(k), gb(space.available), gb(space.all));
 }
 
-/* Is there room for the arena on the device, with what would be given up for it? */
-static bool has_room(const struct kern_space *s, const struct engine_plan_need *n, size_t given_up)
+/* Is there room on the device for the arena and for weights that are coming, with what would be given up for it? */
+static bool has_room(const struct kern_space *s, const struct engine_plan_need *n, size_t coming, size_t given_up)
 {
-    return n->arena <= s->available + s->arena + given_up;
+    return n->arena + coming <= s->available + s->arena + given_up;
 }
 
 /* Moves the text encoder if that makes room and may be done; *n and *space follow. */
-static bool make_room(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count,
+static bool make_room(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count, size_t coming,
                       struct engine_plan_need *n, struct kern_space *space, struct engine_error *why)
 {
-    if (has_room(space, n, 0) || !m->may_move || m->info.placement != ENGINE_RESIDENT)
+    if (has_room(space, n, coming, 0) || !m->may_move || m->info.placement != ENGINE_RESIDENT)
         return true;
     struct engine_plan_need moved;
     if (!need(p, ENGINE_PHASES, requests, count, &moved, why))
         return false;
-    if (!has_room(space, &moved, p->text))
+    if (!has_room(space, &moved, coming, p->text))
         return true;
     if (!engine_model_to_phases(m, why))
         return false;
@@ -194,21 +209,39 @@ static bool make_room(struct engine_plan *p, struct engine_model *m, const struc
     return kern_memory(m->kern, space) || engine_model_sync(m, why);
 }
 
-bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count,
-                         struct engine_error *why)
+/* Room for a batch and for weights that are coming. */
+static bool reserve(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count, size_t coming,
+                    struct engine_error *why)
 {
+    char adapters[64] = "";
     struct engine_plan_need n;
     struct kern_space space;
     if (!kern_memory(m->kern, &space))
         return engine_model_sync(m, why); /* says why not */
-    if (!need(p, m->info.placement, requests, count, &n, why) || !make_room(p, m, requests, count, &n, &space, why))
+    if (!need(p, m->info.placement, requests, count, &n, why) || !make_room(p, m, requests, count, coming, &n, &space, why))
         return false;
-    if (!has_room(&space, &n, 0))
+    if (coming)
+        snprintf(adapters, sizeof adapters, " and the adapters, which take %.3f", gb(coming));
+    if (!has_room(&space, &n, coming, 0))
         return engine_error_set(why, ENGINE_NO_MEMORY,
-                                "no memory: a batch of %d at %dx%d needs %.2f GB beside the weights; %s has %.2f left for it of %.2f, "
-                                "with placement %s", count, requests[0].width, requests[0].height, gb(n.arena), kern_name(m->kern),
+                                "no memory: a batch of %d at %dx%d needs %.2f GB beside the weights%s; %s has %.2f left for it of %.2f, "
+                                "with placement %s", count, requests[0].width, requests[0].height, gb(n.arena), adapters, kern_name(m->kern),
                                 gb(space.available + space.arena), gb(space.all), engine_placement_name(m->info.placement));
     m->info.arena_bytes = n.arena > m->info.arena_bytes ? n.arena : m->info.arena_bytes;
     kern_reserve(m->kern, n.arena);
     return engine_model_sync(m, why);
+}
+
+bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count,
+                         struct engine_error *why)
+{
+    return reserve(p, m, requests, count, 0, why);
+}
+
+bool engine_plan_adapt(struct engine_plan *p, struct engine_model *m, const struct adapters *a, struct engine_error *why)
+{
+    m->info.model_bytes -= p->beside;
+    bool ok = put_beside(p, a, why);
+    m->info.model_bytes += p->beside;
+    return ok && reserve(p, m, p->expected, p->expected_count, p->beside, why);
 }

@@ -17,7 +17,7 @@ struct engine_plan;
 struct engine_plan_need { size_t weights, arena; }; /* bytes of the device */
 
 /* engine_plan_open checks all names and shapes of the parts on its way. m: configuration, dtype and tokenizer are there. */
-bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, const struct model_parts *parts,
+bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, const struct model_parts *parts, const struct adapters *a,
                       struct engine_error *why);
 void engine_plan_close(struct engine_plan *p); /* accepts NULL */
 
@@ -25,6 +25,10 @@ void engine_plan_close(struct engine_plan *p); /* accepts NULL */
  * device with the batch the options expect. False: none fits, and why has the figures. */
 bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engine_options *o, enum engine_placement *ret,
                         struct engine_plan_need *ret_need, struct engine_error *why);
+
+/* engine_plan_adapt counts these adapters from now on, and makes the room that they and the batch that was expected need on the
+ * device of a loaded model that has none, as engine_plan_reserve does; or refuses them with the figures. */
+bool engine_plan_adapt(struct engine_plan *p, struct engine_model *m, const struct adapters *a, struct engine_error *why);
 
 /* engine_plan_reserve makes the arena of a loaded model as large as this batch needs, if need be by moving a resident text
  * encoder whose placement was left open; or refuses the batch with the figures. */

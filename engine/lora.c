@@ -720,7 +720,7 @@ bool lora_delta(float *to, const struct lora_target *t, const float *base, struc
 
 bool lora_is_low_rank(const struct lora_target *t)
 {
-    return t->kind == LORA_PLAIN && !lora_needs_base(t);
+    return t->kind == LORA_PLAIN && !lora_needs_base(t) && t->rank * (t->n + t->k) <= t->n * t->k;
 }
 
 void lora_down(float *to, const struct lora_target *t)
@@ -734,8 +734,7 @@ bool lora_up(float *to, const struct lora_target *t, struct engine_error *why)
     assert(lora_is_low_rank(t));
     float *up = load_factor(t, LORA_UP);
     for (int64_t i = 0; up && i < t->n; i++)
-        for (int64_t r = 0; r < t->rank; r++)
-            to[i * t->rank + r] = up[module_row(t, i) * t->rank + r] * t->scale;
+        memcpy(to + i * t->rank, up + module_row(t, i) * t->rank, (size_t)t->rank * sizeof *to);
     free(up);
     return up || no_memory(why);
 }

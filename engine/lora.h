@@ -63,8 +63,8 @@ const struct lora_target *lora_at(const struct lora *l, size_t index); /* sorted
 const struct lora_target *lora_find(const struct lora *l, const char *name); /* or NULL */
 const char *lora_kind_name(const struct lora_target *t); /* "lora", "loha", "lokr", "dora", "loha with dora", .. */
 
-/* lora_is_low_rank: the change is B A, so it can run beside the weight: y += s up (down x). lora_down fills [rank, k],
- * lora_up [n, rank] with the scale in it, rows in the target's order. */
+/* lora_is_low_rank: the change is B A without a magnitude, of factors that have together no more values than W, so that it
+ * can run beside the weight: y += scale up (down x). lora_down fills [rank, k], lora_up [n, rank], rows in the target's order. */
 bool lora_is_low_rank(const struct lora_target *t);
 void lora_down(float *to, const struct lora_target *t);
 bool lora_up(float *to, const struct lora_target *t, struct engine_error *why);

@@ -19,43 +19,46 @@ enum { TEXT = TRANSFORMER_TEXT_ROWS };
 
 /* --- weights ------------------------------------------------------------------------------------ */
 
-static void load_stream(struct transformer_stream *ret, const struct transformer_config *c, struct weights *w,
+static void load_stream(struct transformer_stream *ret, struct adapted_list *l, const struct transformer_config *c, struct weights *w,
                         const char *block, const char *const *part)
 {
     int64_t h = c->hidden, mlp = c->mlp_hidden;
     char name[3][96];
     for (int n = 0; n < 3; n++)
         snprintf(name[n], sizeof name[n], "%s.attn.%s.weight", block, part[n]);
-    ret->qkv = weights_linear_stack(w, (int64_t[]){h, h, h}, h, 3, (const char *[]){name[0], name[1], name[2]});
-    ret->out = weights_linear(w, h, h, "%s.attn.%s.weight", block, part[3]);
+    ret->qkv = adapted_take_stack(l, w, (int64_t[]){h, h, h}, h, 3, (const char *[]){name[0], name[1], name[2]});
+    ret->out = adapted_take(l, w, h, h, "%s.attn.%s.weight", block, part[3]);
     ret->norm_q = weights_vector(w, c->attention_head_dim, "%s.attn.%s.weight", block, part[4]);
     ret->norm_k = weights_vector(w, c->attention_head_dim, "%s.attn.%s.weight", block, part[5]);
-    ret->ff_in = weights_linear(w, 2 * mlp, h, "%s.%s.linear_in.weight", block, part[6]);
-    ret->ff_out = weights_linear(w, h, mlp, "%s.%s.linear_out.weight", block, part[6]);
+    ret->ff_in = adapted_take(l, w, 2 * mlp, h, "%s.%s.linear_in.weight", block, part[6]);
+    ret->ff_out = adapted_take(l, w, h, mlp, "%s.%s.linear_out.weight", block, part[6]);
 }
 
-static void load_double(struct transformer_double *ret, const struct transformer_config *c, struct weights *w, int i)
+static void load_double(struct transformer_double *ret, struct adapted_list *l, const struct transformer_config *c, struct weights *w,
+                        int i)
 {
     static const char *const image[] = {"to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k", "ff"};
     static const char *const text[] = {"add_q_proj",   "add_k_proj",   "add_v_proj", "to_add_out",
                                        "norm_added_q", "norm_added_k", "ff_context"};
     char block[48];
     snprintf(block, sizeof block, "transformer_blocks.%d", i);
-    load_stream(&ret->image, c, w, block, image);
-    load_stream(&ret->text, c, w, block, text);
+    load_stream(&ret->image, l, c, w, block, image);
+    load_stream(&ret->text, l, c, w, block, text);
 }
 
-static void load_single(struct transformer_single *ret, const struct transformer_config *c, struct weights *w, int i)
+static void load_single(struct transformer_single *ret, struct adapted_list *l, const struct transformer_config *c, struct weights *w,
+                        int i)
 {
     int64_t h = c->hidden, mlp = c->mlp_hidden;
-    ret->in = weights_linear(w, 3 * h + 2 * mlp, h, "single_transformer_blocks.%d.attn.to_qkv_mlp_proj.weight", i);
-    ret->out = weights_linear(w, h, h + mlp, "single_transformer_blocks.%d.attn.to_out.weight", i);
+    ret->in = adapted_take(l, w, 3 * h + 2 * mlp, h, "single_transformer_blocks.%d.attn.to_qkv_mlp_proj.weight", i);
+    ret->out = adapted_take(l, w, h, h + mlp, "single_transformer_blocks.%d.attn.to_out.weight", i);
     ret->norm_q = weights_vector(w, c->attention_head_dim, "single_transformer_blocks.%d.attn.norm_q.weight", i);
     ret->norm_k = weights_vector(w, c->attention_head_dim, "single_transformer_blocks.%d.attn.norm_k.weight", i);
 }
 
 void transformer_load(struct transformer_weights *ret, const struct transformer_config *c, struct weights *w)
 {
+    struct adapted_list *l = &ret->linears;
     int64_t h = c->hidden;
     ret->doubles = calloc((size_t)c->num_layers + 1, sizeof *ret->doubles);
     ret->singles = calloc((size_t)c->num_single_layers + 1, sizeof *ret->singles);
@@ -66,24 +69,24 @@ void transformer_load(struct transformer_weights *ret, const struct transformer_
         engine_error_set(&w->why, ENGINE_NO_MEMORY, "no memory for the list of blocks");
         return;
     }
-    ret->x_embedder = weights_linear(w, h, c->in_channels, "x_embedder.weight");
-    ret->context_embedder = weights_linear(w, h, c->joint_attention_dim, "context_embedder.weight");
-    ret->time_in = weights_linear(w, h, c->timestep_guidance_channels,
+    ret->x_embedder = adapted_take(l, w, h, c->in_channels, "x_embedder.weight");
+    ret->context_embedder = adapted_take(l, w, h, c->joint_attention_dim, "context_embedder.weight");
+    ret->time_in = adapted_take(l, w, h, c->timestep_guidance_channels,
                                   "time_guidance_embed.timestep_embedder.linear_1.weight");
-    ret->time_out = weights_linear(w, h, h, "time_guidance_embed.timestep_embedder.linear_2.weight");
-    ret->modulation_image = weights_linear(w, 6 * h, h, "double_stream_modulation_img.linear.weight");
-    ret->modulation_text = weights_linear(w, 6 * h, h, "double_stream_modulation_txt.linear.weight");
-    ret->modulation_single = weights_linear(w, 3 * h, h, "single_stream_modulation.linear.weight");
+    ret->time_out = adapted_take(l, w, h, h, "time_guidance_embed.timestep_embedder.linear_2.weight");
+    ret->modulation_image = adapted_take(l, w, 6 * h, h, "double_stream_modulation_img.linear.weight");
+    ret->modulation_text = adapted_take(l, w, 6 * h, h, "double_stream_modulation_txt.linear.weight");
+    ret->modulation_single = adapted_take(l, w, 3 * h, h, "single_stream_modulation.linear.weight");
     for (int i = 0; i < c->num_layers + c->num_single_layers; i++) {
         weights_layer_begin(w);
         if (i < c->num_layers)
-            load_double(&ret->doubles[i], c, w, i);
+            load_double(&ret->doubles[i], l, c, w, i);
         else
-            load_single(&ret->singles[i - c->num_layers], c, w, i - c->num_layers);
+            load_single(&ret->singles[i - c->num_layers], l, c, w, i - c->num_layers);
         ret->streamed[i] = weights_layer_end(w);
     }
-    ret->norm_out = weights_linear(w, 2 * h, h, "norm_out.linear.weight");
-    ret->proj_out = weights_linear(w, c->in_channels, h, "proj_out.weight");
+    ret->norm_out = adapted_take(l, w, 2 * h, h, "norm_out.linear.weight");
+    ret->proj_out = adapted_take(l, w, c->in_channels, h, "proj_out.weight");
 }
 
 void transformer_unload(struct transformer_weights *w)
@@ -91,6 +94,7 @@ void transformer_unload(struct transformer_weights *w)
     free(w->doubles);
     free(w->singles);
     free(w->streamed);
+    adapted_done(&w->linears);
     *w = (struct transformer_weights){0};
 }
 
@@ -111,20 +115,20 @@ void transformer_times(struct kern *k, const struct transformer_config *c, const
     struct tensor hidden = kern_temp(k, dtype, 2, (int64_t[]){steps, h});
     for (int i = 0; i < steps; i++)
         kern_timestep_embedding(k, tensor_slice(waves, 0, i, 1), model_time[i]);
-    kern_linear(k, hidden, waves, w->time_in);
+    adapted_apply(k, hidden, waves, w->time_in);
     kern_silu(k, hidden, hidden);
-    kern_linear(k, ret->temb, hidden, w->time_out);
+    adapted_apply(k, ret->temb, hidden, w->time_out);
     kern_silu(k, hidden, ret->temb);
-    kern_linear(k, ret->image, hidden, w->modulation_image);
-    kern_linear(k, ret->text, hidden, w->modulation_text);
-    kern_linear(k, ret->single, hidden, w->modulation_single);
-    kern_linear(k, ret->out, hidden, w->norm_out);
+    adapted_apply(k, ret->image, hidden, w->modulation_image);
+    adapted_apply(k, ret->text, hidden, w->modulation_text);
+    adapted_apply(k, ret->single, hidden, w->modulation_single);
+    adapted_apply(k, ret->out, hidden, w->norm_out);
     kern_rewind(k, mark);
 }
 
 void transformer_context(struct kern *k, const struct transformer_weights *w, struct tensor out, struct tensor embeds)
 {
-    kern_linear(k, out, embeds, w->context_embedder);
+    adapted_apply(k, out, embeds, w->context_embedder);
 }
 
 /* One row of both tables; the number of values in it. */
@@ -251,7 +255,7 @@ static void double_project(struct kern *k, const struct transformer_config *c, c
     struct tensor work = first_rows(d->work, rows), flat = first_rows(d->qkv, rows), qkv = per_image(flat, batch);
 
     kern_layer_norm_modulate(k, work, s->x, chunk(s->modulation, 1, h), chunk(s->modulation, 0, h), c->eps);
-    kern_linear(k, flat, work, w->qkv);
+    adapted_apply(k, flat, work, w->qkv);
     kern_rms_norm(k, tensor_slice(d->q, 1, s->first, s->rows), tensor_split(tensor_slice(qkv, 2, 0, h), dim),
                   w->norm_q, c->eps, KERN_ROUND_ONCE);
     kern_rms_norm(k, tensor_slice(d->k, 1, s->first_key, s->rows), tensor_split(tensor_slice(qkv, 2, h, h), dim),
@@ -269,7 +273,7 @@ static void double_attend(struct kern *k, const struct peers *peers, const struc
 
     kern_attention(k, tensor_split(per_image(mixed, batch), dim), tensor_slice(d->q, 1, s->first, s->rows), d->k, d->v,
                    1.0f / sqrtf((float)dim), (struct kern_mask){0});
-    kern_linear(k, work, mixed, w->out);
+    adapted_apply(k, work, mixed, w->out);
     peers_sum(peers, k, work);
     kern_gated_add(k, s->x, chunk(s->modulation, 2, h), work);
 }
@@ -284,9 +288,9 @@ static void double_mlp(struct kern *k, const struct peers *peers, const struct t
     struct tensor gate = tensor_slice(ff, 1, 0, mlp), up = tensor_slice(ff, 1, mlp, mlp);
 
     kern_layer_norm_modulate(k, work, s->x, chunk(s->modulation, 4, h), chunk(s->modulation, 3, h), c->eps);
-    kern_linear(k, ff, work, w->ff_in);
+    adapted_apply(k, ff, work, w->ff_in);
     kern_silu_mul(k, gate, gate, up);
-    kern_linear(k, work, gate, w->ff_out);
+    adapted_apply(k, work, gate, w->ff_out);
     peers_sum(peers, k, work);
     kern_gated_add(k, s->x, chunk(s->modulation, 5, h), work);
 }
@@ -359,7 +363,7 @@ static void single_block(struct kern *k, const struct peers *peers, const struct
     struct tensor x = tensor_rows(s->joint);
 
     kern_layer_norm_modulate(k, t->work, x, chunk(modulation, 1, h), chunk(modulation, 0, h), c->eps);
-    kern_linear(k, tensor_rows(t->in), t->work, w->in);
+    adapted_apply(k, tensor_rows(t->in), t->work, w->in);
     kern_rms_norm(k, q, q, w->norm_q, c->eps, KERN_ROUND_ONCE);
     kern_rms_norm(k, key, key, w->norm_k, c->eps, KERN_ROUND_ONCE);
     rotate(k, s, in, q, s->text_rows);
@@ -373,7 +377,7 @@ static void single_block(struct kern *k, const struct peers *peers, const struct
     kern_attention(k, tensor_split(tensor_slice(t->mixed, 2, 0, h), dim), q, keys, values, 1.0f / sqrtf((float)dim),
                    (struct kern_mask){0});
     kern_silu_mul(k, tensor_rows(tensor_slice(t->mixed, 2, h, mlp)), tensor_rows(gate), tensor_rows(up));
-    kern_linear(k, t->work, tensor_rows(t->mixed), w->out);
+    adapted_apply(k, t->work, tensor_rows(t->mixed), w->out);
     peers_sum(peers, k, t->work);
     kern_gated_add(k, x, chunk(modulation, 2, h), t->work);
 }
@@ -417,7 +421,7 @@ static void embed_image(struct kern *k, const struct transformer_weights *w, str
             kern_copy(k, tensor_slice(tensor_slice(tokens, 0, b, 1), 1, s->tokens, references),
                       tensor_shape(in->references[b], 3, (int64_t[]){1, references, channels}));
     }
-    kern_linear(k, s->image, tensor_rows(tokens), w->x_embedder);
+    adapted_apply(k, s->image, tensor_rows(tokens), w->x_embedder);
     kern_rewind(k, mark);
 }
 
@@ -444,7 +448,7 @@ static void project_out(struct kern *k, const struct transformer_config *c, cons
     struct tensor picture = first_rows(s->image, s->batch * s->tokens);
     kern_copy(k, per_image(picture, s->batch), tensor_slice(s->joint, 1, s->text_rows, s->tokens));
     kern_layer_norm_modulate(k, picture, picture, chunk(modulation, 0, c->hidden), chunk(modulation, 1, c->hidden), c->eps);
-    kern_linear(k, tensor_rows(velocity), picture, w->proj_out);
+    adapted_apply(k, tensor_rows(velocity), picture, w->proj_out);
 }
 
 static struct transformer_state state_of(struct kern *k, const struct transformer_config *c, const struct transformer_input *in)

@@ -12,44 +12,45 @@
 #ifndef KILN_TRANSFORMER_H
 #define KILN_TRANSFORMER_H
 
+#include "adapted.h"
 #include "model_config.h"
 #include "peers.h"
-#include "weights.h"
 
 #define TRANSFORMER_TEXT_ROWS 512
 
-struct transformer_stream {            /* one of the two streams of a double block */
-    const struct kern_weight *qkv;     /* [3h, h] */
-    const struct kern_weight *out;     /* [h, h] */
-    const struct kern_weight *ff_in;   /* [6h, h]: gate, up */
-    const struct kern_weight *ff_out;  /* [h, 3h] */
-    struct tensor norm_q, norm_k;      /* [D] */
+struct transformer_stream {              /* one of the two streams of a double block */
+    const struct adapted_linear *qkv;    /* [3h, h] */
+    const struct adapted_linear *out;    /* [h, h] */
+    const struct adapted_linear *ff_in;  /* [6h, h]: gate, up */
+    const struct adapted_linear *ff_out; /* [h, 3h] */
+    struct tensor norm_q, norm_k;        /* [D] */
 };
 struct transformer_double {
     struct transformer_stream image, text;
 };
 struct transformer_single {
-    const struct kern_weight *in;      /* [9h, h]: q, k, v, gate, up */
-    const struct kern_weight *out;     /* [h, 4h]: attention, mlp */
-    struct tensor norm_q, norm_k;      /* [D] */
+    const struct adapted_linear *in;     /* [9h, h]: q, k, v, gate, up */
+    const struct adapted_linear *out;    /* [h, 4h]: attention, mlp */
+    struct tensor norm_q, norm_k;        /* [D] */
 };
 
 struct transformer_weights {
-    const struct kern_weight *x_embedder;         /* [h, 128] */
-    const struct kern_weight *context_embedder;   /* [h, joint_attention_dim] */
-    const struct kern_weight *time_in, *time_out; /* [h, 256], [h, h] */
-    const struct kern_weight *modulation_image, *modulation_text; /* [6h, h] */
-    const struct kern_weight *modulation_single;  /* [3h, h] */
-    const struct kern_weight *norm_out;           /* [2h, h]: scale, shift */
-    const struct kern_weight *proj_out;           /* [128, h] */
-    struct transformer_double *doubles;           /* [num_layers] */
-    struct transformer_single *singles;           /* [num_single_layers] */
-    struct kern_layer **streamed;                 /* [num_layers + num_single_layers]: their matrices, when they wait in host memory */
+    const struct adapted_linear *x_embedder;         /* [h, 128] */
+    const struct adapted_linear *context_embedder;   /* [h, joint_attention_dim] */
+    const struct adapted_linear *time_in, *time_out; /* [h, 256], [h, h] */
+    const struct adapted_linear *modulation_image, *modulation_text; /* [6h, h] */
+    const struct adapted_linear *modulation_single;  /* [3h, h] */
+    const struct adapted_linear *norm_out;           /* [2h, h]: scale, shift */
+    const struct adapted_linear *proj_out;           /* [128, h] */
+    struct transformer_double *doubles;              /* [num_layers] */
+    struct transformer_single *singles;              /* [num_single_layers] */
+    struct adapted_list linears;                     /* all of these */
+    struct kern_layer **streamed;                    /* [num_layers + num_single_layers]: their matrices, when they wait in host memory */
     bool is_streamed;
 };
 
-/* transformer_load names what is taken (weights_done tells how it went) and allocates the lists;
- * transformer_unload frees them and accepts a zeroed struct. */
+/* transformer_load names what is taken (weights_done tells how it went) and allocates the lists; adapted_set gives adapters to
+ * the linears. transformer_unload frees the lists and accepts a zeroed struct. */
 void transformer_load(struct transformer_weights *ret, const struct transformer_config *c, struct weights *w);
 void transformer_unload(struct transformer_weights *w);
 

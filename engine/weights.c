@@ -1,7 +1,7 @@
 /* weights.c - tensors by name into the backend's layout, checked for shape, dtype and NaN on the way.
  *
  * Matrices go to the backend as rows in the file: it decodes and packs them on all its threads, or keeps them where they
- * are if they are quantised. Only what adapters change is decoded here first, since its sum is made in f32, and the few
+ * are if they are quantised. Only what adapters are merged into is decoded here first, since its sum is made in f32, and the few
  * matrices whose rows in a GGUF file are not their own; both are then weights like any other, in the compute dtype. */
 #include "weights.h"
 
@@ -209,9 +209,9 @@ static struct tensor upload(struct weights *w, const struct weight *e)
 
 /* --- matrices, one or several by rows ---------------------------------------------------------------------------- */
 
-static bool is_adapted(const struct weights *w, const struct weight *e)
+static bool is_merged(const struct weights *w, const struct weight *e)
 {
-    return adapters_change(w->adapters, e->asked);
+    return adapters_merge(w->adapters, e->asked);
 }
 
 /* The runs of all parts; 0: the kernels cannot read them where they are. */
@@ -219,7 +219,7 @@ static int runs_of(const struct weights *w, const struct weight *parts, int coun
 {
     int runs = 0;
     for (int i = 0; i < count; i++) {
-        int of_part = is_adapted(w, &parts[i]) ? 0 : weight_files_runs(&parts[i], ret + runs);
+        int of_part = is_merged(w, &parts[i]) ? 0 : weight_files_runs(&parts[i], ret + runs);
         if (of_part == 0)
             return 0;
         runs += of_part;
@@ -227,14 +227,14 @@ static int runs_of(const struct weights *w, const struct weight *parts, int coun
     return runs;
 }
 
-/* `to` [n, k], contiguous, gets the weight and what the adapters change of it: that in f32, rounded once when it is whole. */
+/* `to` [n, k], contiguous, gets the weight and the changes that are merged into it: that in f32, rounded once when it is whole. */
 static void decode(struct weights *w, struct tensor to, const struct weight *e)
 {
     struct engine_error why;
     if (kern_is_dry(w->kern))
         return;
     weight_files_decode(to, e);
-    if (is_adapted(w, e) && !adapters_apply(w->adapters, e->asked, to.data, e->shape[0], e->shape[1], &why))
+    if (is_merged(w, e) && !adapters_apply(w->adapters, e->asked, to.data, e->shape[0], e->shape[1], &why))
         fail(w, why.fault, "%s", why.text);
 }
 
@@ -245,7 +245,7 @@ static struct kern_weight *pack_decoded(struct weights *w, const struct weight *
     int64_t total = 0, at = 0;
     for (int i = 0; i < count; i++) {
         total += parts[i].shape[0];
-        dtype = is_adapted(w, &parts[i]) ? TENSOR_F32 : dtype;
+        dtype = is_merged(w, &parts[i]) ? TENSOR_F32 : dtype;
     }
     struct tensor all = tensor_2d(NULL, dtype, total, parts[0].shape[1]);
     all.data = malloc(tensor_bytes(all));
@@ -269,6 +269,11 @@ static const struct kern_weight *pack_rows(struct weights *w, const struct weigh
     for (int i = 0; i < count && !(packed && kern_weight_is_kept(packed)); i++)
         weight_files_advise(&parts[i], SAFETENSORS_DONE);
     return w->failed ? NULL : keep_packed(w, packed);
+}
+
+const struct kern_weight *weights_matrix(struct weights *w, struct tensor values)
+{
+    return w->failed ? NULL : keep_packed(w, kern_weight_linear(w->kern, w->dtype, values, (struct tensor){0}));
 }
 
 const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k, const char *format, ...)

@@ -20,7 +20,7 @@ struct weights {
     struct kern *kern;
     struct weights_pool *pool;
     const struct weight_files *files;
-    const struct adapters *adapters; /* change what is taken; NULL: none do */
+    const struct adapters *adapters; /* merged into what is taken, as far as they must be; NULL: none are */
     enum tensor_dtype dtype;  /* compute dtype everything is converted to */
     const char *part;         /* "transformer", for messages */
     bool is_streamed;         /* matrices of layers stay in host memory until they are needed */
@@ -38,6 +38,8 @@ const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k
 #define WEIGHTS_STACK_MAX 3
 const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t *n, int64_t k, int count,
                                                const char *const *names);
+/* weights_matrix keeps a matrix [n, k] that comes from elsewhere: contiguous f32 in host memory. */
+const struct kern_weight *weights_matrix(struct weights *w, struct tensor values);
 /* with_bias variants take NAME.weight and NAME.bias; conv is [out, in, size, size]. */
 const struct kern_weight *weights_linear_bias(struct weights *w, int64_t n, int64_t k, const char *name, ...)
     __attribute__((format(printf, 4, 5)));

@@ -15,6 +15,8 @@
 
 #include <cmocka.h>
 
+#include "pocket_adapters.h"
+
 #define DISTILLED "tests/golden/models/pocket"
 #define BASE "tests/golden/models/base"
 #define KV "tests/golden/models/kv"
@@ -690,6 +692,94 @@ static void a_picture_of_nan_is_an_error(void **state)
     engine_close(e);
 }
 
+/* --- adapters come and go -------------------------------------------------------------------------------- */
+
+#define PEFT "tests/golden/files/lora-peft.safetensors"
+#define BFL "tests/golden/files/lora-bfl.safetensors"
+
+struct set { struct engine_adapter list[2]; int count; };
+
+static void render_adapted(struct engine *e, struct engine_image *ret)
+{
+    struct engine_request r = request_of(e, "a fox", 3);
+    r.steps = 2;
+    render(e, &r, 1, ret);
+}
+
+/* One engine through all sets, each picture against that of an engine opened with the set. */
+static void walk(const struct set *sets, int count, enum engine_precision precision)
+{
+    struct engine *walker = open_with(DISTILLED, precision, 1, NULL);
+    struct engine_error why;
+    struct engine_image first = {0};
+    uint64_t parameters = engine_info(walker)->parameters;
+    for (int i = 0; i < count; i++) {
+        struct engine *fresh;
+        struct engine_image got, want;
+        struct engine_options o = {.model_dir = DISTILLED, .precision = precision, .threads = 2, .adapters = sets[i].list,
+                                   .adapter_count = sets[i].count};
+        if (!engine_adapt(walker, sets[i].list, sets[i].count, &why) || !engine_open(&fresh, &o, &why))
+            fail_msg("set %d: %s", i, why.text);
+        render_adapted(walker, &got);
+        render_adapted(fresh, &want);
+        assert_same_pixels(&got, &want);
+        assert_true(i == 0 || i + 1 == count || !has_same_pixels(&got, &first));
+        assert_int_equal(engine_info(walker)->parameters, parameters);
+        engine_image_done(&want);
+        engine_image_done(i ? &got : &first);
+        if (!i)
+            render_adapted(walker, &first);
+        engine_close(fresh);
+    }
+    engine_image_done(&first);
+    engine_close(walker);
+}
+
+static void adapters_that_change_leave_no_trace(void **state)
+{
+    (void)state;
+    char folder[] = "/tmp/kiln-engine-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    struct pocket_adapters own = pocket_adapters_make(folder);
+    const struct set sets[] = {
+        {.count = 0},
+        {{{PEFT, 0.7f}}, 1},
+        {{{PEFT, -0.5f}, {BFL, 1}}, 2},
+        {{{own.context, 1}}, 1},
+        {{{own.lokr, 1}}, 1},               /* merged: the transformer is loaded anew */
+        {{{own.lokr, 1}, {PEFT, 0.7f}}, 2},
+        {{{PEFT, 0.7f}}, 1},
+        {.count = 0},
+    };
+    walk(sets, sizeof sets / sizeof *sets, ENGINE_BF16);
+    walk(sets + 4, 3, ENGINE_F32);
+    unlink(own.lokr);
+    unlink(own.context);
+    rmdir(folder);
+}
+
+static void after_adapters_that_do_not_fit_others_are_taken(void **state)
+{
+    (void)state;
+    struct engine *e = open_with(DISTILLED, ENGINE_BF16, 1, NULL);
+    struct engine_image before, after;
+    struct engine_error why;
+    struct engine_request r = request_of(e, "a fox", 3);
+    render_adapted(e, &before);
+    assert_false(engine_adapt(e, &(struct engine_adapter){DISTILLED "/vae/diffusion_pytorch_model.safetensors", 1}, 1, &why));
+    assert_int_equal(why.fault, ENGINE_BAD_MODEL);
+    assert_non_null(strstr(why.text, "match no linear"));
+    assert_false(engine_generate(e, &r, 1, &after, NULL, &why));
+    assert_int_equal(why.fault, ENGINE_BAD_MODEL);
+    assert_non_null(strstr(why.text, "change of adapters failed"));
+    assert_true(engine_adapt(e, NULL, 0, &why));
+    render_adapted(e, &after);
+    assert_same_pixels(&before, &after);
+    engine_image_done(&before);
+    engine_image_done(&after);
+    engine_close(e);
+}
+
 static void the_model_describes_itself(void **state)
 {
     (void)state;
@@ -776,6 +866,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(defaults_are_those_of_the_model),
         cmocka_unit_test(a_cancelled_batch_ends_between_steps_and_the_next_is_whole),
         cmocka_unit_test(a_picture_of_nan_is_an_error),
+        cmocka_unit_test(adapters_that_change_leave_no_trace),
+        cmocka_unit_test(after_adapters_that_do_not_fit_others_are_taken),
         cmocka_unit_test(the_model_describes_itself),
         cmocka_unit_test(the_cpu_takes_a_placement_that_means_something_there),
         cmocka_unit_test(what_could_never_be_rendered_is_no_plan),

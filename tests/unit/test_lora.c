@@ -134,7 +134,7 @@ static void factors_beside_the_weights_are_the_same_change(void **state)
                     float sum = 0;
                     for (int64_t r = 0; r < t->rank; r++)
                         sum += up[n * t->rank + r] * down[r * t->k + k];
-                    assert_true(fabsf(sum - want[n * t->k + k]) <= TOLERANCE);
+                    assert_true(fabsf(t->scale * sum - want[n * t->k + k]) <= TOLERANCE);
                 }
             free(down), free(up), free(want);
         }
@@ -279,6 +279,22 @@ static bool open_made(struct lora **ret, struct file *f, struct engine_error *wh
         free(f->values[i]);
     *f = (struct file){0};
     return ok;
+}
+
+/* Factors that have more values than the weight would take more memory beside it than in it. */
+static void a_rank_that_is_not_low_is_told(void **state)
+{
+    (void)state;
+    static const struct { int64_t rank; bool is_low; } cases[] = {{5, true}, {6, false}, {40, false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct file f = {0};
+        struct lora *l;
+        struct engine_error why;
+        put(&f, "transformer.proj_out.lora_A.weight", cases[i].rank, 16), put(&f, "transformer.proj_out.lora_B.weight", 8, cases[i].rank);
+        assert_true(open_made(&l, &f, &why));
+        assert_int_equal(lora_is_low_rank(lora_at(l, 0)), cases[i].is_low); /* rank * (8 + 16) values of 8 * 16 */
+        lora_close(l);
+    }
 }
 
 static void expect_refused(struct file *f, const char *word)
@@ -440,6 +456,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_same_adapter_in_five_styles_is_the_same_change),
         cmocka_unit_test(factors_beside_the_weights_are_the_same_change),
+        cmocka_unit_test(a_rank_that_is_not_low_is_told),
         cmocka_unit_test(other_kinds_follow_their_formulas),
         cmocka_unit_test(golden_adapters_change_what_diffusers_changed),
         cmocka_unit_test(keys_that_match_nothing_are_listed),

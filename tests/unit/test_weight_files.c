@@ -20,9 +20,10 @@
 
 #include <cmocka.h>
 
-#include "engine.h"
+#include "engine_model.h"
 #include "model_shape.h"
 #include "model_variant.h"
+#include "pocket_adapters.h"
 
 #define POCKET "tests/golden/models/pocket"
 #define TENSORS_MAX 1024
@@ -330,20 +331,49 @@ static void every_format_of_a_transformer_runs(void **unused)
         }
 }
 
-/* What an adapter changes is decoded, summed in f32 and rounded once; its neighbours stay quantised. */
-static void an_adapter_changes_quantised_weights(void **unused)
+/* Matrices of the transformer that are as in the file. */
+static int kept_with(struct engine_options o, const char *adapter)
+{
+    struct engine_model m;
+    struct engine_error why;
+    struct engine_adapter one = {adapter, 0.75f};
+    int kept = 0;
+    o.adapters = &one;
+    o.adapter_count = adapter != NULL;
+    o.precision = ENGINE_BF16;
+    o.variant = ENGINE_DISTILLED;
+    if (!engine_model_open(&m, &o, &why))
+        fail_msg("%s", why.text);
+    for (int i = 0; i < m.transformer.linears.count; i++)
+        kept += kern_weight_is_kept(m.transformer.linears.linears[i]->weight);
+    engine_model_close(&m);
+    return kept;
+}
+
+/* What runs beside a weight leaves it as it is; what is merged into it is summed in f32 and rounded once, and its neighbours stay. */
+static void adapters_leave_quantised_weights_alone_if_they_can(void **unused)
 {
     (void)unused;
     static struct file f;
-    static const struct engine_adapter adapter = {"tests/golden/files/lora-peft.safetensors", 0.75f};
+    struct pocket_adapters own = pocket_adapters_make(folder);
     const char *path = path_of("x.safetensors"), *plain = path_of("plain.safetensors");
+    const struct engine_options quantised = {.model_dir = POCKET, .transformer = path}, meaning = {.model_dir = POCKET, .transformer = plain};
+    const char *const files[] = {"tests/golden/files/lora-peft.safetensors", own.lokr};
     make(&f, TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, "", QUANT_FP8_E4M3);
     write_safetensors(&f, path, NULL);
     write_meaning(&f, plain);
     file_done(&f);
-    expect_equal((struct engine_options){.model_dir = POCKET, .transformer = path, .adapters = &adapter, .adapter_count = 1},
-                 (struct engine_options){.model_dir = POCKET, .transformer = plain, .adapters = &adapter, .adapter_count = 1},
-                 "transformer", "FP8_E4M3 with an adapter");
+    for (int i = 0; i < 2; i++) {
+        const struct engine_adapter adapter = {files[i], 0.75f};
+        struct engine_options one = quantised, other = meaning;
+        one.adapters = other.adapters = &adapter;
+        one.adapter_count = other.adapter_count = 1;
+        expect_equal(one, other, "transformer", i ? "FP8_E4M3 with a LoKr" : "FP8_E4M3 with an adapter");
+    }
+    int all = kept_with(quantised, NULL);
+    assert_true(all > 20);
+    assert_int_equal(kept_with(quantised, files[0]), all);
+    assert_int_equal(kept_with(quantised, files[1]), all - 1);
 }
 
 static void a_text_encoder_runs_under_every_scheme(void **unused)
@@ -538,7 +568,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dimensions_are_told_from_tensors),
         cmocka_unit_test(every_format_of_a_transformer_runs),
-        cmocka_unit_test(an_adapter_changes_quantised_weights),
+        cmocka_unit_test(adapters_leave_quantised_weights_alone_if_they_can),
         cmocka_unit_test(a_text_encoder_runs_under_every_scheme),
         cmocka_unit_test(what_is_not_understood_is_refused_with_its_sentence),
         cmocka_unit_test(variants_are_told_by_name_or_index_or_asked_for),
