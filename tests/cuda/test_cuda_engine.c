@@ -74,24 +74,34 @@ static void a_picture_depends_neither_on_its_batch_nor_on_the_run(void **state)
     }
 }
 
+/* Nor does one with adapters that came later. */
 static void a_picture_does_not_depend_on_where_weights_are_kept(void **state)
 {
     static const enum engine_placement placements[] = {ENGINE_RESIDENT, ENGINE_PHASES, ENGINE_STREAMED};
-    struct engine_image first[IMAGES], image[IMAGES];
+    static const struct engine_adapter adapters[] = {{"tests/golden/files/lora-peft.safetensors", 0.7f},
+                                                     {"tests/golden/files/lora-bfl.safetensors", -0.4f}};
+    struct engine_image first[IMAGES + 1], image[IMAGES + 1];
     (void)state;
     for (int p = 0; p < 3; p++) {
         struct engine *e = open_placed(ENGINE_BF16, placements[p]);
         struct engine_request r[IMAGES];
+        struct engine_error why;
         requests_of(e, r);
         assert_int_equal(engine_info(e)->placement, placements[p]);
+        size_t model_bytes = engine_info(e)->model_bytes;
         paint(e, r, IMAGES, p ? image : first);
-        for (int i = 0; i < IMAGES && p; i++) {
+        if (!engine_adapt(e, adapters, 2, &why))
+            fail_msg("%s", why.text);
+        assert_true(engine_info(e)->model_bytes > model_bytes);
+        paint(e, r, 1, p ? image + IMAGES : first + IMAGES);
+        for (int i = 0; i <= IMAGES && p; i++) {
             same_picture(&first[i], &image[i], engine_placement_name(placements[p]), i);
             engine_image_done(&image[i]);
         }
         engine_close(e);
     }
-    for (int i = 0; i < IMAGES; i++)
+    assert_memory_not_equal(first[0].rgb, first[IMAGES].rgb, (size_t)first[0].width * (size_t)first[0].height * 3);
+    for (int i = 0; i <= IMAGES; i++)
         engine_image_done(&first[i]);
 }
 

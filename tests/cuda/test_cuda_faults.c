@@ -241,6 +241,36 @@ static void after_a_batch_without_memory_the_next_is_the_same_as_ever(void **sta
     nothing_is_left("close", 0);
 }
 
+/* Adapters that find no memory at their 1st, 2nd, 4th .. allocation are refused; then they, or none, are taken. */
+static void adapters_without_memory_leave_the_model_as_it_was(void **state)
+{
+    (void)state;
+    static const struct engine_adapter adapter = {"tests/golden/files/lora-peft.safetensors", 0.7f};
+    struct engine *e;
+    struct engine_error why = {0};
+    struct engine_image plain, adapted, image;
+    assert_true(open_engine(&e, &why) && paint(e, &plain, &why));
+    for (int n = 1, is_over = 0; !is_over; n *= 2) {
+        set_fault("malloc", n);
+        is_over = engine_adapt(e, &adapter, 1, &why);
+        sim.fault("");
+        if (!is_over && why.fault != ENGINE_NO_MEMORY)
+            fail_msg("malloc:%d: %s: %s", n, engine_error_fault(why.fault), why.text);
+        assert_true(is_over || !paint(e, &image, &why));
+        if (!engine_adapt(e, NULL, 0, &why) || !paint(e, &image, &why))
+            fail_msg("malloc:%d: then without adapters: %s", n, why.text);
+        assert_memory_equal(image.rgb, plain.rgb, (size_t)plain.width * (size_t)plain.height * 3);
+        engine_image_done(&image);
+        assert_true(!is_over || n > 16);
+    }
+    assert_true(engine_adapt(e, &adapter, 1, &why) && paint(e, &adapted, &why));
+    assert_memory_not_equal(adapted.rgb, plain.rgb, (size_t)plain.width * (size_t)plain.height * 3);
+    engine_image_done(&plain);
+    engine_image_done(&adapted);
+    engine_close(e);
+    nothing_is_left("close", 0);
+}
+
 static void a_lost_device_is_called_so(void **state)
 {
     (void)state;
@@ -276,6 +306,7 @@ int main(void)
         cmocka_unit_test(every_copy_wait_and_product_may_fail),
         cmocka_unit_test(a_model_that_does_not_fit_leaves_nothing),
         cmocka_unit_test(after_a_batch_without_memory_the_next_is_the_same_as_ever),
+        cmocka_unit_test(adapters_without_memory_leave_the_model_as_it_was),
         cmocka_unit_test(a_lost_device_is_called_so),
     };
     return cmocka_run_group_tests_name("cuda_faults", tests, find_simulator, NULL);

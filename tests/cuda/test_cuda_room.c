@@ -107,11 +107,44 @@ static void what_fits_nowhere_is_refused_and_the_next_is_rendered(void **state)
     assert_non_null(strstr(why.text, "streamed"));
 }
 
+/* More and more adapters: some fit, some more where the text encoder was, the rest nowhere. */
+static void adapters_send_the_text_encoder_away_or_are_refused(void **state)
+{
+    (void)state;
+    enum { SIDE = 112, MOST = ENGINE_ADAPTERS_MAX };
+    struct engine_adapter many[MOST];
+    struct engine_error why = {0};
+    struct engine_image plain, image;
+    struct engine *e = open_engine(ENGINE_PLACEMENT_AUTO, SIDE);
+    int count = 0;
+    for (int i = 0; i < MOST; i++)
+        many[i] = (struct engine_adapter){"tests/golden/files/lora-kohya.safetensors", 0.1f};
+    paint_or_fail(e, SIDE, &plain);
+    while (engine_info(e)->placement == ENGINE_RESIDENT && ++count <= MOST)
+        if (!engine_adapt(e, many, count, &why))
+            fail_msg("%d adapters: %s", count, why.text);
+    assert_int_equal(engine_info(e)->placement, ENGINE_PHASES);
+    assert_true(count > 1);
+    paint_or_fail(e, SIDE, &image);
+    engine_image_done(&image);
+    for (; count <= MOST && engine_adapt(e, many, count, &why); count++)
+        assert_true(engine_info(e)->model_bytes + engine_info(e)->arena_bytes < 4200000);
+    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
+    assert_non_null(strstr(why.text, "and the adapters, which take 0."));
+    assert_true(engine_adapt(e, NULL, 0, &why));
+    paint_or_fail(e, SIDE, &image);
+    assert_same(&plain, &image);
+    engine_close(e);
+    engine_image_done(&plain);
+    engine_image_done(&image);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_larger_picture_sends_the_text_encoder_away),
         cmocka_unit_test(a_placement_that_was_asked_for_stays),
+        cmocka_unit_test(adapters_send_the_text_encoder_away_or_are_refused),
         cmocka_unit_test(what_fits_nowhere_is_refused_and_the_next_is_rendered),
     };
     return cmocka_run_group_tests_name("cuda_room", tests, NULL, NULL);
