@@ -105,36 +105,61 @@ static bool list_adapters(const struct task_inputs *in, struct engine_adapter *r
     return true;
 }
 
+static void remember_misfit(struct model *m, const char *loras, const struct engine_error *why)
+{
+    free(m->misfit);
+    m->misfit = strdup(loras);
+    snprintf(m->misfit_why, sizeof m->misfit_why, "%s", why->text);
+}
+
 /* Which of the two is to blame? What does not fit a model that was open before, or makes no picture with it, is the adapter,
  * everywhere. */
 static struct failure failure_to_open(struct model *m, const struct task_inputs *in, const char *loras, const struct engine_error *why)
 {
     if (!in->lora_count || (why->fault != ENGINE_BAD_MODEL && why->fault != ENGINE_BAD_RESULT))
         return failure_of_engine(why);
-    free(m->misfit);
-    m->misfit = strdup(loras);
-    snprintf(m->misfit_why, sizeof m->misfit_why, "%s", why->text);
+    remember_misfit(m, loras, why);
     return failure_refuse("%s", why->text);
 }
 
-/* Opens the model anew. The adapters are looked at before, so that one that is away closes nothing, and again behind it: one that
- * was replaced between is in the weights now, or is what did not fit. */
-static bool open_with(struct model_set *s, struct model *m, const struct task_inputs *in, const char *loras, struct failure *f)
+/* In an open engine. Where a device has no room for them, the model is opened anew, with a placement that counts them. */
+static bool adapt(struct model_set *s, struct model *m, const struct engine_adapter *adapters, int count, struct engine_error *why)
+{
+    double start_s = clock_s();
+    bool ok;
+    do
+        ok = engine_adapt(m->engine, adapters, count, why);
+    while (!ok && why->fault == ENGINE_NO_MEMORY && close_one(s, m));
+    if (!ok && why->fault == ENGINE_NO_MEMORY) {
+        close_model(m);
+        return open_engine(s, m, adapters, count, why);
+    }
+    if (!ok)
+        return engine_error_at(why, "model '%s' (%s)", m->name, m->dir);
+    log_event(LOG_INFO, "adapters_changed", "model=%s adapters=%d seconds=%.3f", log_quote(m->name), count, clock_s() - start_s);
+    return true;
+}
+
+/* The adapters are looked at before, so that one that is away changes nothing, and again behind it: one that was replaced between
+ * is what was read, or is what did not fit. */
+static bool change_to(struct model_set *s, struct model *m, const struct task_inputs *in, const char *loras, struct failure *f)
 {
     struct engine_adapter adapters[TASK_INPUTS_LORAS_MAX];
     struct engine_error why = {0};
     if (!list_adapters(in, adapters, f))
         return false;
-    close_model(m);
-    bool is_open = open_engine(s, m, adapters, in->lora_count, &why);
+    free(m->loras);
+    m->loras = NULL;
+    bool ok = m->engine ? adapt(s, m, adapters, in->lora_count, &why) : open_engine(s, m, adapters, in->lora_count, &why);
     if (!model_set_is_unchanged(m)) {
         *f = model_set_changed(m);
-    } else if (list_adapters(in, adapters, f)) {
-        if (is_open && (m->loras = strdup(loras)))
-            return true;
-        *f = is_open ? failure_retry("no memory for the names of the adapters") : failure_to_open(m, in, loras, &why);
+        return false;
     }
-    close_model(m);
+    if (!list_adapters(in, adapters, f))
+        return false;
+    if (ok && (m->loras = strdup(loras)))
+        return true;
+    *f = ok ? failure_retry("no memory for the names of the adapters") : failure_to_open(m, in, loras, &why);
     return false;
 }
 
@@ -144,14 +169,26 @@ bool model_set_open(struct model_set *s, struct model *m, const struct task_inpu
     json_text_put(&text, "");
     task_inputs_loras(&text, in);
     const char *loras = text.data ? text.data : "";
-    bool ok = m->engine && strcmp(m->loras ? m->loras : "", loras) == 0;
+    bool is_misfit = m->misfit && strcmp(m->misfit, loras) == 0;
+    bool ok = !is_misfit && m->engine && m->loras && strcmp(m->loras, loras) == 0;
     m->used = ++s->uses;
-    if (!ok && m->misfit && strcmp(m->misfit, loras) == 0)
+    if (is_misfit)
         *f = failure_refuse("%s", m->misfit_why);
     else if (!ok)
-        ok = open_with(s, m, in, loras, f);
+        ok = change_to(s, m, in, loras, f);
     json_text_done(&text);
     return ok;
+}
+
+bool model_set_blame(struct model *m, const struct engine_error *why, struct failure *f)
+{
+    struct engine_error warm = {0};
+    if (why->fault != ENGINE_BAD_RESULT || !m->loras || !*m->loras || warm_up(m, true, &warm) || warm.fault != ENGINE_BAD_RESULT)
+        return false;
+    engine_error_at(&warm, "model '%s' (%s)", m->name, m->dir);
+    remember_misfit(m, m->loras, &warm);
+    *f = failure_refuse("%s", warm.text);
+    return true;
 }
 
 static bool look_at(struct model *m, struct engine_error *why)
@@ -172,9 +209,9 @@ static bool open_and_hash(struct model_set *s, struct model *m, struct engine_er
     log_event(LOG_INFO, "model_hashing", "model=%s dir=%s", log_quote(m->name), log_quote(m->dir));
     if (!weights_digest_begin(&hashing, &options, text, sizeof text))
         return engine_error_set(why, ENGINE_NO_MEMORY, "model '%s': %s", m->name, text);
-    if (!open_engine(s, m, NULL, 0, why)) {
+    if (!open_engine(s, m, NULL, 0, why) || !(m->loras = strdup(""))) {
         weights_digest_drop(&hashing);
-        return false;
+        return m->engine ? engine_error_set(why, ENGINE_NO_MEMORY, "model '%s': no memory", m->name) : false;
     }
     if (!weights_digest_end(&hashing, m->digest, text, sizeof text))
         return engine_error_set(why, ENGINE_BAD_MODEL, "model '%s': %s", m->name, text);

@@ -19,7 +19,7 @@ struct model {
     char digest[65], look[65]; /* of the weights; of their files' sizes and times before they were hashed */
     struct engine_info info;
     struct engine *engine; /* NULL: closed */
-    char *loras;           /* adapters in its weights, as task_inputs_loras writes them; owned; NULL: none */
+    char *loras;           /* the engine's adapters, as task_inputs_loras writes them, "": none; owned; NULL: not known to be any */
     char *misfit;          /* adapters that do not fit the model or make no picture with it, in the same words; owned; NULL: none known */
     char misfit_why[1024]; /* the engine's sentence about them */
     uint64_t used;         /* higher: used later */
@@ -38,10 +38,13 @@ bool model_set_prepare(struct model_set *s, const struct model_source *sources, 
 void model_set_close(struct model_set *s);
 
 struct model *model_set_find(struct model_set *s, const char *name); /* NULL: not one of ours */
-/* model_set_open: afterwards the model's weights have the adapters of these inputs and no others. Open so already: nothing to do;
- * open with others: it is opened anew, because an adapter is merged when a weight is loaded. Adapters that do not fit close
- * nothing a second time: the last ones are remembered. */
+/* model_set_open: afterwards the model is open with the adapters of these inputs and no others (engine_adapt). Adapters that do not
+ * fit are read once: the last ones are remembered. */
 bool model_set_open(struct model_set *s, struct model *m, const struct task_inputs *in, struct failure *f);
+
+/* model_set_blame: after a picture that is none (BAD_RESULT), do the model's adapters make none at all? Then they are remembered as
+ * those that do not fit, and f says so. */
+bool model_set_blame(struct model *m, const struct engine_error *why, struct failure *f);
 void model_set_describe(const struct model_set *s, struct msg_hello *ret);
 
 /* model_set_look logs when a batch has moved the model's weights (engine_placement.h). */

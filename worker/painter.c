@@ -166,6 +166,10 @@ static void paint_failed(struct painter *p, const struct group *g, const struct 
     struct failure f = failure_of_engine(why);
     log_event(LOG_WARN, "render_failed", "batch=%" PRIu64 " count=%" PRIu32 " fault=%s why=%s", a->batch, g->count,
               engine_error_fault(why->fault), log_quote(why->text));
+    if (model_set_blame(g->model, why, &f)) {
+        fail_group(p, g, &f);
+        return;
+    }
     if (g->count > 1 && why->fault == ENGINE_NO_MEMORY) {
         int cap = batch_caps_lower(&p->caps, a->model, a->width, a->height, (int)g->count);
         log_event(LOG_WARN, "batch_cap_lowered", "model=%s size=%" PRIu32 "x%" PRIu32 " cap=%d", log_quote(a->model),
