@@ -107,10 +107,8 @@ static void attention_block(struct kern *k, const struct peers *peers, struct te
 
     kern_rms_norm(k, s->normed, s->hidden, w->input_norm, c->rms_norm_eps, KERN_ROUND_BEFORE_WEIGHT);
     kern_linear(k, tensor_rows(s->qkv), s->normed, w->qkv);
-    kern_rms_norm(k, q, q, w->q_norm, c->rms_norm_eps, KERN_ROUND_BEFORE_WEIGHT);
-    kern_rms_norm(k, key, key, w->k_norm, c->rms_norm_eps, KERN_ROUND_BEFORE_WEIGHT);
-    kern_rope(k, q, s->cos, s->sin, KERN_ROPE_HALVES);
-    kern_rope(k, key, s->cos, s->sin, KERN_ROPE_HALVES);
+    kern_rms_rope(k, q, q, w->q_norm, c->rms_norm_eps, KERN_ROUND_BEFORE_WEIGHT, s->cos, s->sin, KERN_ROPE_HALVES);
+    kern_rms_rope(k, key, key, w->k_norm, c->rms_norm_eps, KERN_ROUND_BEFORE_WEIGHT, s->cos, s->sin, KERN_ROPE_HALVES);
     kern_attention(k, tensor_split(s->mixed, dim), q, key, value, 1.0f / sqrtf((float)dim),
                    (struct kern_mask){.causal = true, .key_count = token_count});
     kern_linear(k, s->normed, tensor_rows(s->mixed), w->out);

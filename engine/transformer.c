@@ -1,11 +1,13 @@
 /* transformer.c - double blocks with a text and an image stream, then single blocks on both joined.
  *
- * A pass over b images of I = N + R image rows. Streams are dense, [b * 512, h] and [b * I, h], so that every matrix
- * product sees all rows at once; only queries, keys and values are laid out per image, [b, S, heads, D], text first,
- * and the norms of q and k do that move on their way. Keys and values have room for what a transformer_kv brings:
+ * A pass over b images of I = N + R image rows. The residual stream x and queries, keys and values are laid out per image,
+ * [b, S, ..], text first. What goes into a product is dense, [b * 512, h] and [b * I, h], so that every matrix product sees all
+ * rows at once; norms and what is added do that move on their way. Keys and values have room for what a transformer_kv brings:
  *
- *   queries            text | image rows
- *   keys and values    text | kv | image rows          (rows of the rotary tables, too) */
+ *   x, queries         text | image rows
+ *   keys and values    text | kv | image rows          (rows of the rotary tables, too)
+ *
+ * A branch's result waits in the memory that the next norm fills: adding it and that norm are one operation (enter). */
 #include "transformer.h"
 
 #include <assert.h>
@@ -170,8 +172,7 @@ struct transformer_kv transformer_kv_temp(struct kern *k, const struct transform
 struct transformer_state {             /* arena memory of one pass */
     int64_t batch, text_rows, image_rows, kv_rows; /* rows per image: 512 or 0, N + R, those of in->kv or 0 */
     int64_t tokens;                    /* N */
-    struct tensor text, image;         /* [b * 512, h], [b * (N + R), h] */
-    struct tensor joint;               /* [b, S, h] */
+    struct tensor x;                   /* [b, S, h] */
     struct layer_stream stream;        /* of the blocks */
 };
 
@@ -186,13 +187,13 @@ static int64_t key_rows(const struct transformer_state *s)
 }
 
 struct stream_state {                  /* what differs between the two streams of a double block */
-    struct tensor x;                   /* [b * rows, h] */
+    struct tensor x;                   /* [b, rows, h] */
+    struct tensor work;                /* [b * rows, h]: norm(x) on its way into a product, then what the branch gave */
     int64_t rows, first, first_key;    /* of this stream; where it stands among queries and among keys */
     struct tensor modulation;          /* [1, 6h] */
 };
 
 struct double_state {                  /* rows = b * max(512, N + R) */
-    struct tensor work;                /* [rows, h] */
     struct tensor qkv;                 /* [rows, 3h] */
     struct tensor q, k, v;             /* [b, queries or keys, heads, D] */
     struct tensor mixed;               /* [rows, h] */
@@ -215,16 +216,23 @@ static struct tensor per_image(struct tensor t, int64_t batch)
     return tensor_shape(t, 3, (int64_t[]){batch, t.shape[0] / batch, t.shape[1]});
 }
 
-/* Turns the text and the image rows of queries (image_first = text rows) or keys; those of a transformer_kv are turned. */
-static void rotate(struct kern *k, const struct transformer_state *s, const struct transformer_input *in, struct tensor x,
-                   int64_t image_first)
+/* work = norm(x), modulated; x first gets the branch that waits in work, times gate (data NULL: none waits). */
+static void enter(struct kern *k, const struct transformer_config *c, struct tensor work, struct tensor x, struct tensor gate,
+                  struct tensor scale, struct tensor shift)
 {
-    int64_t image_key = s->text_rows + s->kv_rows;
-    if (s->text_rows)
-        kern_rope(k, tensor_slice(x, 1, 0, s->text_rows), tensor_slice(in->cos, 0, 0, s->text_rows),
-                  tensor_slice(in->sin, 0, 0, s->text_rows), KERN_ROPE_PAIRS);
-    kern_rope(k, tensor_slice(x, 1, image_first, s->image_rows), tensor_slice(in->cos, 0, image_key, s->image_rows),
-              tensor_slice(in->sin, 0, image_key, s->image_rows), KERN_ROPE_PAIRS);
+    struct tensor rows = per_image(work, x.shape[0]);
+    if (gate.data)
+        kern_gated_add_norm(k, rows, x, gate, rows, scale, shift, c->eps);
+    else
+        kern_layer_norm_modulate(k, rows, x, scale, shift, c->eps);
+}
+
+/* out = x normalised and turned, from row `first` of the rotary tables on */
+static void turn(struct kern *k, const struct transformer_config *c, const struct transformer_input *in, struct tensor out,
+                 struct tensor x, struct tensor weight, int64_t first)
+{
+    kern_rms_rope(k, out, x, weight, c->eps, KERN_ROUND_ONCE, tensor_slice(in->cos, 0, first, x.shape[1]),
+                  tensor_slice(in->sin, 0, first, x.shape[1]), KERN_ROPE_PAIRS);
 }
 
 static struct tensor kv_block(struct tensor kv, int block)
@@ -249,67 +257,74 @@ static void exchange_kv(struct kern *k, const struct transformer_state *s, const
 
 /* q, k, v of one stream, into its rows of the joint sequence */
 static void double_project(struct kern *k, const struct transformer_config *c, const struct transformer_stream *w,
-                           const struct stream_state *s, struct double_state *d, int64_t batch)
+                           const struct transformer_input *in, const struct stream_state *s, struct double_state *d, bool is_first)
 {
-    int64_t h = c->hidden, dim = c->attention_head_dim, rows = batch * s->rows;
-    struct tensor work = first_rows(d->work, rows), flat = first_rows(d->qkv, rows), qkv = per_image(flat, batch);
+    int64_t h = c->hidden, dim = c->attention_head_dim;
+    struct tensor flat = first_rows(d->qkv, s->work.shape[0]), qkv = per_image(flat, s->x.shape[0]);
+    struct tensor gate = is_first ? (struct tensor){0} : chunk(s->modulation, 5, h);
 
-    kern_layer_norm_modulate(k, work, s->x, chunk(s->modulation, 1, h), chunk(s->modulation, 0, h), c->eps);
-    adapted_apply(k, flat, work, w->qkv);
-    kern_rms_norm(k, tensor_slice(d->q, 1, s->first, s->rows), tensor_split(tensor_slice(qkv, 2, 0, h), dim),
-                  w->norm_q, c->eps, KERN_ROUND_ONCE);
-    kern_rms_norm(k, tensor_slice(d->k, 1, s->first_key, s->rows), tensor_split(tensor_slice(qkv, 2, h, h), dim),
-                  w->norm_k, c->eps, KERN_ROUND_ONCE);
+    enter(k, c, s->work, s->x, gate, chunk(s->modulation, 1, h), chunk(s->modulation, 0, h));
+    adapted_apply(k, flat, s->work, w->qkv);
+    turn(k, c, in, tensor_slice(d->q, 1, s->first, s->rows), tensor_split(tensor_slice(qkv, 2, 0, h), dim), w->norm_q, s->first_key);
+    turn(k, c, in, tensor_slice(d->k, 1, s->first_key, s->rows), tensor_split(tensor_slice(qkv, 2, h, h), dim), w->norm_k, s->first_key);
     kern_copy(k, tensor_slice(d->v, 1, s->first_key, s->rows), tensor_split(tensor_slice(qkv, 2, 2 * h, h), dim));
 }
 
-/* x = x + gate * Wo attention(own queries, all keys) */
+/* the branch Wo attention(own queries, all keys), to be added by gate 2 */
 static void double_attend(struct kern *k, const struct peers *peers, const struct transformer_config *c,
-                          const struct transformer_stream *w, const struct stream_state *s, struct double_state *d,
-                          int64_t batch)
+                          const struct transformer_stream *w, const struct stream_state *s, struct double_state *d)
 {
-    int64_t h = c->hidden, dim = c->attention_head_dim, rows = batch * s->rows;
-    struct tensor work = first_rows(d->work, rows), mixed = first_rows(d->mixed, rows);
+    int64_t dim = c->attention_head_dim;
+    struct tensor mixed = first_rows(d->mixed, s->work.shape[0]);
 
-    kern_attention(k, tensor_split(per_image(mixed, batch), dim), tensor_slice(d->q, 1, s->first, s->rows), d->k, d->v,
+    kern_attention(k, tensor_split(per_image(mixed, s->x.shape[0]), dim), tensor_slice(d->q, 1, s->first, s->rows), d->k, d->v,
                    1.0f / sqrtf((float)dim), (struct kern_mask){0});
-    adapted_apply(k, work, mixed, w->out);
-    peers_sum(peers, k, work);
-    kern_gated_add(k, s->x, chunk(s->modulation, 2, h), work);
+    adapted_apply(k, s->work, mixed, w->out);
+    peers_sum(peers, k, s->work);
 }
 
-/* x = x + gate * Wout (silu(a) * b), (a, b) = Win norm(x) */
+/* the branch Wout (silu(a) * b), (a, b) = Win norm(x), to be added by gate 5 */
 static void double_mlp(struct kern *k, const struct peers *peers, const struct transformer_config *c,
-                       const struct transformer_stream *w, const struct stream_state *s, struct double_state *d,
-                       int64_t batch)
+                       const struct transformer_stream *w, const struct stream_state *s, struct double_state *d)
 {
-    int64_t h = c->hidden, mlp = c->mlp_hidden, rows = batch * s->rows;
-    struct tensor work = first_rows(d->work, rows), ff = first_rows(d->ff, rows);
+    int64_t h = c->hidden, mlp = c->mlp_hidden;
+    struct tensor ff = first_rows(d->ff, s->work.shape[0]);
     struct tensor gate = tensor_slice(ff, 1, 0, mlp), up = tensor_slice(ff, 1, mlp, mlp);
 
-    kern_layer_norm_modulate(k, work, s->x, chunk(s->modulation, 4, h), chunk(s->modulation, 3, h), c->eps);
-    adapted_apply(k, ff, work, w->ff_in);
+    enter(k, c, s->work, s->x, chunk(s->modulation, 2, h), chunk(s->modulation, 4, h), chunk(s->modulation, 3, h));
+    adapted_apply(k, ff, s->work, w->ff_in);
     kern_silu_mul(k, gate, gate, up);
-    adapted_apply(k, work, gate, w->ff_out);
-    peers_sum(peers, k, work);
-    kern_gated_add(k, s->x, chunk(s->modulation, 5, h), work);
+    adapted_apply(k, s->work, gate, w->ff_out);
+    peers_sum(peers, k, s->work);
+}
+
+static struct stream_state stream_of(struct kern *k, const struct transformer_state *s, int64_t first, int64_t first_key, int64_t rows,
+                                     struct tensor modulation)
+{
+    struct tensor x = tensor_slice(s->x, 1, first, rows);
+    return (struct stream_state){x, kern_temp(k, x.dtype, 2, (int64_t[]){s->batch * rows, x.shape[2]}), rows, first, first_key, modulation};
+}
+
+/* The branch that the last of the double blocks left. */
+static void leave(struct kern *k, const struct transformer_config *c, const struct stream_state *s)
+{
+    kern_gated_add(k, s->x, chunk(s->modulation, 5, c->hidden), per_image(s->work, s->x.shape[0]));
 }
 
 static void run_doubles(struct kern *k, const struct peers *peers, const struct transformer_config *c,
                         const struct transformer_weights *w, struct transformer_state *s,
                         const struct transformer_input *in)
 {
-    enum tensor_dtype dtype = s->image.dtype;
+    enum tensor_dtype dtype = s->x.dtype;
     int64_t h = c->hidden, batch = s->batch, heads = c->num_attention_heads, dim = c->attention_head_dim;
     int64_t most = batch * (s->image_rows > s->text_rows ? s->image_rows : s->text_rows);
     int64_t queries[4] = {batch, query_rows(s), heads, dim}, keys[4] = {batch, key_rows(s), heads, dim};
-    struct stream_state text = {s->text, s->text_rows, 0, 0, tensor_slice(in->times->text, 0, in->step, 1)};
-    struct stream_state image = {s->image, s->image_rows, s->text_rows, s->text_rows + s->kv_rows,
-                                 tensor_slice(in->times->image, 0, in->step, 1)};
     bool has_text = s->text_rows > 0;
     size_t mark = kern_mark(k);
+    struct stream_state text = stream_of(k, s, 0, 0, s->text_rows, tensor_slice(in->times->text, 0, in->step, 1));
+    struct stream_state image = stream_of(k, s, s->text_rows, s->text_rows + s->kv_rows, s->image_rows,
+                                          tensor_slice(in->times->image, 0, in->step, 1));
     struct double_state d = {
-        .work = kern_temp(k, dtype, 2, (int64_t[]){most, h}),
         .qkv = kern_temp(k, dtype, 2, (int64_t[]){most, 3 * h}),
         .q = kern_temp(k, dtype, 4, queries),
         .k = kern_temp(k, dtype, 4, keys),
@@ -321,72 +336,91 @@ static void run_doubles(struct kern *k, const struct peers *peers, const struct 
         const struct transformer_double *block = &w->doubles[i];
         layer_stream_need(&s->stream, i);
         if (has_text)
-            double_project(k, c, &block->text, &text, &d, batch);
-        double_project(k, c, &block->image, &image, &d, batch);
-        rotate(k, s, in, d.q, image.first);
-        rotate(k, s, in, d.k, image.first_key);
+            double_project(k, c, &block->text, in, &text, &d, i == 0);
+        double_project(k, c, &block->image, in, &image, &d, i == 0);
         exchange_kv(k, s, in, d.k, d.v, i);
         if (has_text)
-            double_attend(k, peers, c, &block->text, &text, &d, batch);
-        double_attend(k, peers, c, &block->image, &image, &d, batch);
+            double_attend(k, peers, c, &block->text, &text, &d);
+        double_attend(k, peers, c, &block->image, &image, &d);
         if (has_text)
-            double_mlp(k, peers, c, &block->text, &text, &d, batch);
-        double_mlp(k, peers, c, &block->image, &image, &d, batch);
+            double_mlp(k, peers, c, &block->text, &text, &d);
+        double_mlp(k, peers, c, &block->image, &image, &d);
     }
+    if (has_text)
+        leave(k, c, &text);
+    leave(k, c, &image);
     kern_rewind(k, mark);
 }
 
 struct single_state {
-    struct tensor work;  /* [b * S, h] */
+    struct tensor work;  /* [b * S, h]: norm(x), then what the block gave */
     struct tensor in;    /* [b, S, 9h]: q, k, v, gate, up */
     struct tensor mixed; /* [b, S, 4h]: attention, mlp */
     struct tensor k, v;  /* [b, keys, heads, D] when a transformer_kv brings some; else they stay in `in` */
 };
 
-/* Moves keys or values of text and image rows apart, so that there is room for others between them. */
+/* Values of text and image rows apart, so that there is room for others between them. */
 static void spread(struct kern *k, const struct transformer_state *s, struct tensor out, struct tensor x)
 {
     kern_copy(k, tensor_slice(out, 1, 0, s->text_rows), tensor_slice(x, 1, 0, s->text_rows));
     kern_copy(k, tensor_slice(out, 1, s->text_rows + s->kv_rows, s->image_rows), tensor_slice(x, 1, s->text_rows, s->image_rows));
 }
 
-/* s = s + gate * W2 [attention ; silu(gate) * up], all from one product W1 norm(s) */
+/* Queries or keys of text and image rows, which out has from out_image on. Where a transformer_kv has rows of the rotary tables
+ * between the two, they are turned apart. */
+static void turn_joint(struct kern *k, const struct transformer_config *c, const struct transformer_state *s,
+                       const struct transformer_input *in, struct tensor out, int64_t out_image, struct tensor x, struct tensor weight)
+{
+    int64_t apart = s->kv_rows ? s->text_rows : 0, rows = query_rows(s) - apart;
+    if (apart)
+        turn(k, c, in, tensor_slice(out, 1, 0, apart), tensor_slice(x, 1, 0, apart), weight, 0);
+    turn(k, c, in, tensor_slice(out, 1, apart ? out_image : 0, rows), tensor_slice(x, 1, apart, rows), weight, apart + s->kv_rows);
+}
+
+/* W2 [attention ; silu(gate) * up], all from one product W1 norm(x), to be added by gate 2 */
 static void single_block(struct kern *k, const struct peers *peers, const struct transformer_config *c,
                          const struct transformer_single *w, struct single_state *t, const struct transformer_state *s,
                          struct tensor modulation, const struct transformer_input *in, int block)
 {
     int64_t h = c->hidden, mlp = c->mlp_hidden, dim = c->attention_head_dim;
     struct tensor q = tensor_split(tensor_slice(t->in, 2, 0, h), dim);
-    struct tensor key = tensor_split(tensor_slice(t->in, 2, h, h), dim), keys = key;
-    struct tensor value = tensor_split(tensor_slice(t->in, 2, 2 * h, h), dim), values = value;
+    struct tensor key = tensor_split(tensor_slice(t->in, 2, h, h), dim), keys = s->kv_rows ? t->k : key;
+    struct tensor value = tensor_split(tensor_slice(t->in, 2, 2 * h, h), dim), values = s->kv_rows ? t->v : value;
     struct tensor gate = tensor_slice(t->in, 2, 3 * h, mlp), up = tensor_slice(t->in, 2, 3 * h + mlp, mlp);
-    struct tensor x = tensor_rows(s->joint);
 
-    kern_layer_norm_modulate(k, t->work, x, chunk(modulation, 1, h), chunk(modulation, 0, h), c->eps);
+    enter(k, c, t->work, s->x, block ? chunk(modulation, 2, h) : (struct tensor){0}, chunk(modulation, 1, h), chunk(modulation, 0, h));
     adapted_apply(k, tensor_rows(t->in), t->work, w->in);
-    kern_rms_norm(k, q, q, w->norm_q, c->eps, KERN_ROUND_ONCE);
-    kern_rms_norm(k, key, key, w->norm_k, c->eps, KERN_ROUND_ONCE);
-    rotate(k, s, in, q, s->text_rows);
-    rotate(k, s, in, key, s->text_rows);
-    if (s->kv_rows) {
-        keys = t->k, values = t->v;
-        spread(k, s, keys, key);
+    turn_joint(k, c, s, in, q, s->text_rows, q, w->norm_q);
+    turn_joint(k, c, s, in, keys, s->text_rows + s->kv_rows, key, w->norm_k);
+    if (s->kv_rows)
         spread(k, s, values, value);
-    }
     exchange_kv(k, s, in, keys, values, c->num_layers + block);
     kern_attention(k, tensor_split(tensor_slice(t->mixed, 2, 0, h), dim), q, keys, values, 1.0f / sqrtf((float)dim),
                    (struct kern_mask){0});
     kern_silu_mul(k, tensor_rows(tensor_slice(t->mixed, 2, h, mlp)), tensor_rows(gate), tensor_rows(up));
     adapted_apply(k, t->work, tensor_rows(t->mixed), w->out);
     peers_sum(peers, k, t->work);
-    kern_gated_add(k, x, chunk(modulation, 2, h), t->work);
+}
+
+/* velocity = Wp norm(x), rows of the picture, which get the branch of the last block first; here the order is scale, shift */
+static void project_out(struct kern *k, const struct transformer_config *c, const struct transformer_weights *w,
+                        const struct transformer_state *s, struct tensor work, struct tensor gate, struct tensor velocity,
+                        const struct transformer_input *in)
+{
+    int64_t h = c->hidden;
+    struct tensor modulation = tensor_slice(in->times->out, 0, in->step, 1);
+    struct tensor picture = kern_temp(k, s->x.dtype, 3, (int64_t[]){s->batch, s->tokens, h});
+    kern_gated_add_norm(k, picture, tensor_slice(s->x, 1, s->text_rows, s->tokens), gate,
+                        tensor_slice(per_image(work, s->batch), 1, s->text_rows, s->tokens), chunk(modulation, 0, h),
+                        chunk(modulation, 1, h), c->eps);
+    adapted_apply(k, tensor_rows(velocity), tensor_rows(picture), w->proj_out);
 }
 
 static void run_singles(struct kern *k, const struct peers *peers, const struct transformer_config *c,
-                        const struct transformer_weights *w, struct transformer_state *s,
+                        const struct transformer_weights *w, struct transformer_state *s, struct tensor velocity,
                         const struct transformer_input *in)
 {
-    enum tensor_dtype dtype = s->joint.dtype;
+    enum tensor_dtype dtype = s->x.dtype;
     int64_t h = c->hidden, mlp = c->mlp_hidden, rows = query_rows(s);
     int64_t keys[4] = {s->batch, key_rows(s), c->num_attention_heads, c->attention_head_dim};
     struct tensor modulation = tensor_slice(in->times->single, 0, in->step, 1);
@@ -404,51 +438,28 @@ static void run_singles(struct kern *k, const struct peers *peers, const struct 
         layer_stream_need(&s->stream, c->num_layers + i);
         single_block(k, peers, c, &w->singles[i], &single, s, modulation, in, i);
     }
+    if (velocity.data)
+        project_out(k, c, w, s, single.work, chunk(modulation, 2, h), velocity, in);
     kern_rewind(k, mark);
+}
+
+/* Rows of one image, of x. */
+static struct tensor rows_of(const struct transformer_state *s, int64_t image, int64_t first, int64_t rows)
+{
+    return tensor_rows(tensor_slice(tensor_slice(s->x, 0, image, 1), 1, first, rows));
 }
 
 /* The image rows: tokens of the picture, those of its references behind them. */
-static void embed_image(struct kern *k, const struct transformer_weights *w, struct transformer_state *s,
-                        const struct transformer_input *in)
-{
-    size_t mark = kern_mark(k);
-    struct tensor tokens = in->latents;
-    int64_t channels = tokens.shape[2], references = s->image_rows - s->tokens;
-    if (references) {
-        tokens = kern_temp(k, tokens.dtype, 3, (int64_t[]){s->batch, s->image_rows, channels});
-        kern_copy(k, tensor_slice(tokens, 1, 0, s->tokens), in->latents);
-        for (int64_t b = 0; b < s->batch; b++)
-            kern_copy(k, tensor_slice(tensor_slice(tokens, 0, b, 1), 1, s->tokens, references),
-                      tensor_shape(in->references[b], 3, (int64_t[]){1, references, channels}));
-    }
-    adapted_apply(k, s->image, tensor_rows(tokens), w->x_embedder);
-    kern_rewind(k, mark);
-}
-
 static void embed(struct kern *k, const struct transformer_weights *w, struct transformer_state *s,
                   const struct transformer_input *in)
 {
-    embed_image(k, w, s, in);
-    for (int64_t b = 0; s->text_rows && b < s->batch; b++)
-        kern_copy(k, tensor_slice(s->text, 0, b * TEXT, TEXT), in->context[b]);
-}
-
-static void join(struct kern *k, struct transformer_state *s)
-{
-    if (s->text_rows)
-        kern_copy(k, tensor_slice(s->joint, 1, 0, s->text_rows), per_image(s->text, s->batch));
-    kern_copy(k, tensor_slice(s->joint, 1, s->text_rows, s->image_rows), per_image(s->image, s->batch));
-}
-
-/* velocity = Wp norm(rows of the picture); here the order is scale, shift */
-static void project_out(struct kern *k, const struct transformer_config *c, const struct transformer_weights *w,
-                        struct transformer_state *s, struct tensor velocity, const struct transformer_input *in)
-{
-    struct tensor modulation = tensor_slice(in->times->out, 0, in->step, 1);
-    struct tensor picture = first_rows(s->image, s->batch * s->tokens);
-    kern_copy(k, per_image(picture, s->batch), tensor_slice(s->joint, 1, s->text_rows, s->tokens));
-    kern_layer_norm_modulate(k, picture, picture, chunk(modulation, 0, c->hidden), chunk(modulation, 1, c->hidden), c->eps);
-    adapted_apply(k, tensor_rows(velocity), picture, w->proj_out);
+    for (int64_t b = 0; b < s->batch; b++) {
+        if (s->text_rows)
+            kern_copy(k, rows_of(s, b, 0, TEXT), in->context[b]);
+        adapted_apply(k, rows_of(s, b, s->text_rows, s->tokens), tensor_rows(tensor_slice(in->latents, 0, b, 1)), w->x_embedder);
+        if (in->references)
+            adapted_apply(k, rows_of(s, b, s->text_rows + s->tokens, in->references[b].shape[0]), in->references[b], w->x_embedder);
+    }
 }
 
 static struct transformer_state state_of(struct kern *k, const struct transformer_config *c, const struct transformer_input *in)
@@ -463,10 +474,7 @@ static struct transformer_state state_of(struct kern *k, const struct transforme
         .kv_rows = in->kv ? in->kv[0]->k.shape[1] : 0,
     };
     assert(in->cos.shape[0] == key_rows(&s) && !(in->keep && batch > 1));
-    if (s.text_rows)
-        s.text = kern_temp(k, dtype, 2, (int64_t[]){batch * TEXT, h});
-    s.image = kern_temp(k, dtype, 2, (int64_t[]){batch * s.image_rows, h});
-    s.joint = kern_temp(k, dtype, 3, (int64_t[]){batch, query_rows(&s), h});
+    s.x = kern_temp(k, dtype, 3, (int64_t[]){batch, query_rows(&s), h});
     return s;
 }
 
@@ -478,9 +486,6 @@ void transformer_run(struct kern *k, const struct peers *peers, const struct tra
     layer_stream_begin(&s.stream, k, w->streamed, w->is_streamed ? c->num_layers + c->num_single_layers : 0);
     embed(k, w, &s, in);
     run_doubles(k, peers, c, w, &s, in);
-    join(k, &s);
-    run_singles(k, peers, c, w, &s, in);
-    if (velocity.data)
-        project_out(k, c, w, &s, velocity, in);
+    run_singles(k, peers, c, w, &s, velocity, in);
     kern_rewind(k, mark);
 }

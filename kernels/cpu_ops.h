@@ -18,10 +18,15 @@ void CPU_NAME(norm_rms)(struct kern *k, struct tensor out, struct tensor x, stru
                         enum kern_rounding rounding);
 void CPU_NAME(norm_layer_modulate)(struct kern *k, struct tensor out, struct tensor x, struct tensor scale,
                                    struct tensor shift, float eps);
+void CPU_NAME(norm_gated_add)(struct kern *k, struct tensor out, struct tensor x, struct tensor gate, struct tensor y,
+                              struct tensor scale, struct tensor shift, float eps);
+/* norm_rms_row is norm_rms of one row. */
+void CPU_NAME(norm_rms_row)(void *out, const void *x, enum tensor_dtype dtype, struct tensor weight, float eps,
+                            enum kern_rounding rounding);
 void CPU_NAME(norm_group)(struct kern *k, struct tensor out, struct tensor x, struct tensor weight,
                           struct tensor bias, int groups, float eps, bool silu);
-void CPU_NAME(rope_rotate)(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin,
-                           enum kern_rope_layout layout);
+void CPU_NAME(rope_rms)(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
+                        enum kern_rounding rounding, struct tensor cos, struct tensor sin, enum kern_rope_layout layout);
 void CPU_NAME(gather_rows)(struct kern *k, struct tensor out, const struct quant_matrix *table, struct tensor ids);
 void CPU_NAME(resample_timestep)(struct kern *k, struct tensor out, float t);
 void CPU_NAME(resample_unpatchify)(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean,

@@ -60,10 +60,12 @@ void norm_rms_cuda(struct kern *k, struct tensor out, struct tensor x, struct te
                    enum kern_rounding rounding);
 void norm_layer_modulate_cuda(struct kern *k, struct tensor out, struct tensor x, struct tensor scale,
                               struct tensor shift, float eps);
+void norm_gated_add_cuda(struct kern *k, struct tensor out, struct tensor x, struct tensor gate, struct tensor y,
+                         struct tensor scale, struct tensor shift, float eps);
 void norm_group_cuda(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, struct tensor bias,
                      int groups, float eps, bool silu);
-void rope_rotate_cuda(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin,
-                      enum kern_rope_layout layout);
+void rope_rms_cuda(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
+                   enum kern_rounding rounding, struct tensor cos, struct tensor sin, enum kern_rope_layout layout);
 void resample_unpatchify_cuda(struct kern *k, struct tensor out, struct tensor tokens, struct tensor mean,
                               struct tensor std);
 void resample_patchify_cuda(struct kern *k, struct tensor tokens, struct tensor x, struct tensor mean, struct tensor std);

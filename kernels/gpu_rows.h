@@ -138,10 +138,11 @@ template <int N, typename T> static __device__ __forceinline__ void gpu_store(T 
 
 static __device__ __forceinline__ float gpu_silu(float x) { return x / (1.0f + expf(-x)); }
 
-static __device__ __forceinline__ float gpu_warp_sum(float v)
+/* The sum over `LANES` neighbours, the same in each of them. All lanes of the warp call together. */
+template <int LANES = 32> static __device__ __forceinline__ float gpu_warp_sum(float v)
 {
 #pragma unroll
-    for (int distance = 16; distance; distance >>= 1)
+    for (int distance = LANES / 2; distance; distance >>= 1)
         v += __shfl_xor_sync(0xffffffffu, v, distance);
     return v;
 }

@@ -262,10 +262,20 @@ void kern_rms_norm(struct kern *k, struct tensor out, struct tensor x, struct te
 void kern_layer_norm_modulate(struct kern *k, struct tensor out, struct tensor x, struct tensor scale,
                               struct tensor shift, float eps)
 {
-    assert(tensor_same_shape(out, x) && x.rank == 2);
-    assert(tensor_count(scale) == x.shape[1] && tensor_count(shift) == x.shape[1]);
+    int64_t width = x.shape[x.rank - 1];
+    assert(tensor_same_shape(out, x) && tensor_count(scale) == width && tensor_count(shift) == width);
     if (!k->failed)
         k->ops->layer_norm_modulate(k, out, x, scale, shift, eps);
+}
+
+void kern_gated_add_norm(struct kern *k, struct tensor out, struct tensor x, struct tensor gate, struct tensor y,
+                         struct tensor scale, struct tensor shift, float eps)
+{
+    int64_t width = x.shape[x.rank - 1];
+    assert(tensor_same_shape(out, x) && tensor_same_shape(y, x) && tensor_count(gate) == width);
+    assert(tensor_count(scale) == width && tensor_count(shift) == width);
+    if (!k->failed)
+        k->ops->gated_add_norm(k, out, x, gate, y, scale, shift, eps);
 }
 
 void kern_group_norm(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, struct tensor bias,
@@ -301,7 +311,7 @@ void kern_add(struct kern *k, struct tensor out, struct tensor a, struct tensor 
 
 void kern_gated_add(struct kern *k, struct tensor x, struct tensor gate, struct tensor y)
 {
-    assert(tensor_same_shape(x, y) && x.rank == 2 && tensor_count(gate) == x.shape[1]);
+    assert(tensor_same_shape(x, y) && tensor_count(gate) == x.shape[x.rank - 1]);
     if (!k->failed)
         k->ops->gated_add(k, x, gate, y);
 }
@@ -313,13 +323,14 @@ void kern_add_scaled(struct kern *k, struct tensor x, struct tensor y, float s)
         k->ops->add_scaled(k, x, y, s);
 }
 
-void kern_rope(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin, enum kern_rope_layout layout)
+void kern_rms_rope(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
+                   enum kern_rounding rounding, struct tensor cos, struct tensor sin, enum kern_rope_layout layout)
 {
-    assert(x.rank == 4 && x.shape[3] % 2 == 0 && tensor_same_shape(cos, sin));
-    assert(cos.dtype == TENSOR_F32 && sin.dtype == TENSOR_F32);
+    assert(x.rank == 4 && x.shape[3] % 2 == 0 && tensor_same_shape(out, x) && weight.shape[0] == x.shape[3]);
+    assert(tensor_same_shape(cos, sin) && cos.dtype == TENSOR_F32 && sin.dtype == TENSOR_F32);
     assert(cos.rank == 2 && cos.shape[0] == x.shape[1] && cos.shape[1] == x.shape[3] / 2);
     if (!k->failed)
-        k->ops->rope(k, x, cos, sin, layout);
+        k->ops->rms_rope(k, out, x, weight, eps, rounding, cos, sin, layout);
 }
 
 float kern_ops_frequency(int64_t i, int64_t half)

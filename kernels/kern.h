@@ -133,9 +133,13 @@ void kern_rms_norm(struct kern *k, struct tensor out, struct tensor x, struct te
                    enum kern_rounding rounding);
 /* kern_layer_norm_modulate: out = (1 + scale) * layer_norm(x) + shift; no affine, f32 statistics.
  * bf16: layer_norm rounded, 1 + scale rounded, product rounded, sum rounded.
- * x, out [rows, width]   scale, shift [width] */
+ * x, out [.., width]   scale, shift [width] */
 void kern_layer_norm_modulate(struct kern *k, struct tensor out, struct tensor x, struct tensor scale,
                               struct tensor shift, float eps);
+/* kern_gated_add_norm: kern_gated_add(x, gate, y), then kern_layer_norm_modulate(out, x, scale, shift, eps), to the bit; a
+ * device reads and writes x once. x, y, out [.., width]   gate, scale, shift [width]. out may be y. */
+void kern_gated_add_norm(struct kern *k, struct tensor out, struct tensor x, struct tensor gate, struct tensor y,
+                         struct tensor scale, struct tensor shift, float eps);
 /* kern_group_norm: per sample and group of channels; then SiLU if asked (norm rounded, silu rounded).
  * x, out [b, h, w, c]   weight, bias [c] */
 void kern_group_norm(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, struct tensor bias,
@@ -146,7 +150,7 @@ void kern_group_norm(struct kern *k, struct tensor out, struct tensor x, struct 
 void kern_silu(struct kern *k, struct tensor out, struct tensor x);                        /* one rounding */
 void kern_silu_mul(struct kern *k, struct tensor out, struct tensor gate, struct tensor up); /* silu rounded, product rounded */
 void kern_add(struct kern *k, struct tensor out, struct tensor a, struct tensor b);
-/* kern_gated_add: x = x + gate * y; product rounded, sum rounded. x, y [rows, width], gate [width] */
+/* kern_gated_add: x = x + gate * y; product rounded, sum rounded. x, y [.., width], gate [width] */
 void kern_gated_add(struct kern *k, struct tensor x, struct tensor gate, struct tensor y);
 /* kern_add_scaled: x = x + s * y; product rounded, sum rounded, s as it is. Any strides on the outer axes. */
 void kern_add_scaled(struct kern *k, struct tensor x, struct tensor y, float s);
@@ -156,8 +160,10 @@ enum kern_rope_layout {
                          and the sum rounded */
     KERN_ROPE_PAIRS,  /* FLUX.2: pairs (2j, 2j + 1); all in f32, one rounding */
 };
-/* kern_rope: rotates x [b, rows, heads, d] in place by cos, sin [rows, d/2] f32. */
-void kern_rope(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin, enum kern_rope_layout layout);
+/* kern_rms_rope: kern_rms_norm over d with its roundings, then turned by cos, sin [rows, d/2] f32.
+ * x, out [b, rows, heads, d]   weight [d]. out may be x. */
+void kern_rms_rope(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
+                   enum kern_rounding rounding, struct tensor cos, struct tensor sin, enum kern_rope_layout layout);
 
 /* --- sampling and image ends ------------------------------------------------------------------------ */
 

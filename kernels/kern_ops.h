@@ -38,6 +38,8 @@ struct kern_ops {
                      enum kern_rounding rounding);
     void (*layer_norm_modulate)(struct kern *k, struct tensor out, struct tensor x, struct tensor scale,
                                 struct tensor shift, float eps);
+    void (*gated_add_norm)(struct kern *k, struct tensor out, struct tensor x, struct tensor gate, struct tensor y,
+                           struct tensor scale, struct tensor shift, float eps);
     void (*group_norm)(struct kern *k, struct tensor out, struct tensor x, struct tensor weight,
                        struct tensor bias, int groups, float eps, bool silu);
     void (*silu)(struct kern *k, struct tensor out, struct tensor x);
@@ -45,8 +47,8 @@ struct kern_ops {
     void (*add)(struct kern *k, struct tensor out, struct tensor a, struct tensor b);
     void (*gated_add)(struct kern *k, struct tensor x, struct tensor gate, struct tensor y);
     void (*add_scaled)(struct kern *k, struct tensor x, struct tensor y, float s); /* kern_euler, too */
-    void (*rope)(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin,
-                 enum kern_rope_layout layout);
+    void (*rms_rope)(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
+                     enum kern_rounding rounding, struct tensor cos, struct tensor sin, enum kern_rope_layout layout);
     void (*timestep_embedding)(struct kern *k, struct tensor out, float t);
     void (*guide)(struct kern *k, struct tensor out, struct tensor c, struct tensor u, float g);
     void (*mix)(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share);

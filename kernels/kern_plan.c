@@ -261,6 +261,12 @@ static void plan_layer_norm_modulate(struct kern *k, struct tensor out, struct t
     (void)k, (void)out, (void)x, (void)scale, (void)shift, (void)eps;
 }
 
+static void plan_gated_add_norm(struct kern *k, struct tensor out, struct tensor x, struct tensor gate, struct tensor y,
+                                struct tensor scale, struct tensor shift, float eps)
+{
+    (void)k, (void)out, (void)x, (void)gate, (void)y, (void)scale, (void)shift, (void)eps;
+}
+
 static void plan_group_norm(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, struct tensor bias, int groups,
                             float eps, bool silu)
 {
@@ -274,9 +280,10 @@ static void plan_three(struct kern *k, struct tensor out, struct tensor a, struc
     (void)k, (void)out, (void)a, (void)b;
 }
 
-static void plan_rope(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin, enum kern_rope_layout layout)
+static void plan_rms_rope(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
+                          enum kern_rounding rounding, struct tensor cos, struct tensor sin, enum kern_rope_layout layout)
 {
-    (void)k, (void)x, (void)cos, (void)sin, (void)layout;
+    (void)k, (void)out, (void)x, (void)weight, (void)eps, (void)rounding, (void)cos, (void)sin, (void)layout;
 }
 
 static void plan_timestep_embedding(struct kern *k, struct tensor out, float t)
@@ -340,13 +347,14 @@ static const struct kern_ops plan_table = {
     .attention = plan_attention,
     .rms_norm = plan_rms_norm,
     .layer_norm_modulate = plan_layer_norm_modulate,
+    .gated_add_norm = plan_gated_add_norm,
     .group_norm = plan_group_norm,
     .silu = plan_move,
     .silu_mul = plan_three,
     .add = plan_three,
     .gated_add = plan_three,
     .add_scaled = plan_add_scaled,
-    .rope = plan_rope,
+    .rms_rope = plan_rms_rope,
     .timestep_embedding = plan_timestep_embedding,
     .guide = plan_guide,
     .mix = plan_four,

@@ -6,42 +6,42 @@
 #include "vec.h"
 
 struct rms {
-    struct tensor out, x;
-    const void *weight;
-    enum tensor_dtype weight_dtype;
+    struct tensor out, x, weight;
     float eps;
     enum kern_rounding rounding;
 };
 
+void CPU_NAME(norm_rms_row)(void *out, const void *x, enum tensor_dtype d, struct tensor weight, float eps,
+                            enum kern_rounding rounding)
+{
+    int64_t width = weight.shape[0];
+    vf sum = {0};
+    for (int64_t i = 0; i < width; i += VEC) {
+        vf v = vec_load(x, d, i, width - i);
+        sum += v * v;
+    }
+    vf scale = vec_splat(1.0f / sqrtf(vec_sum(sum) / (float)width + eps));
+    for (int64_t i = 0; i < width; i += VEC) {
+        vf v = vec_load(x, d, i, width - i) * scale;
+        if (rounding == KERN_ROUND_BEFORE_WEIGHT)
+            v = vec_round(v, d);
+        v *= vec_load(weight.data, weight.dtype, i, width - i);
+        vec_store(out, d, i, width - i, v);
+    }
+}
+
 static void rms_rows(void *context, int64_t first, int64_t end)
 {
     const struct rms *j = context;
-    enum tensor_dtype d = j->x.dtype;
-    int64_t width = j->x.shape[j->x.rank - 1];
-    for (int64_t r = first; r < end; r++) {
-        const void *x = cpu_row(j->x, r);
-        void *out = cpu_row(j->out, r);
-        vf sum = {0};
-        for (int64_t i = 0; i < width; i += VEC) {
-            vf v = vec_load(x, d, i, width - i);
-            sum += v * v;
-        }
-        vf scale = vec_splat(1.0f / sqrtf(vec_sum(sum) / (float)width + j->eps));
-        for (int64_t i = 0; i < width; i += VEC) {
-            vf v = vec_load(x, d, i, width - i) * scale;
-            if (j->rounding == KERN_ROUND_BEFORE_WEIGHT)
-                v = vec_round(v, d);
-            v *= vec_load(j->weight, j->weight_dtype, i, width - i);
-            vec_store(out, j->out.dtype, i, width - i, v);
-        }
-    }
+    for (int64_t r = first; r < end; r++)
+        CPU_NAME(norm_rms_row)(cpu_row(j->out, r), cpu_row(j->x, r), j->x.dtype, j->weight, j->eps, j->rounding);
 }
 
 void CPU_NAME(norm_rms)(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
                         enum kern_rounding rounding)
 {
     int64_t width = x.shape[x.rank - 1];
-    struct rms j = {out, x, weight.data, weight.dtype, eps, rounding};
+    struct rms j = {out, x, weight, eps, rounding};
     cpu_rows(k, tensor_count(x) / width, width, rms_rows, &j);
 }
 
@@ -54,7 +54,7 @@ static void layer_rows(void *context, int64_t first, int64_t end)
 {
     const struct layer *j = context;
     enum tensor_dtype d = j->x.dtype;
-    int64_t width = j->x.shape[1];
+    int64_t width = j->x.shape[j->x.rank - 1];
     for (int64_t r = first; r < end; r++) {
         const void *x = cpu_row(j->x, r);
         void *out = cpu_row(j->out, r);
@@ -81,8 +81,17 @@ static void layer_rows(void *context, int64_t first, int64_t end)
 void CPU_NAME(norm_layer_modulate)(struct kern *k, struct tensor out, struct tensor x, struct tensor scale,
                                    struct tensor shift, float eps)
 {
+    int64_t width = x.shape[x.rank - 1];
     struct layer j = {out, x, scale, shift, eps};
-    cpu_rows(k, x.shape[0], x.shape[1], layer_rows, &j);
+    cpu_rows(k, tensor_count(x) / width, width, layer_rows, &j);
+}
+
+/* As kern.h defines it. Rows of a task are a small part of what its products take: one pass over them would not be seen. */
+void CPU_NAME(norm_gated_add)(struct kern *k, struct tensor out, struct tensor x, struct tensor gate, struct tensor y,
+                              struct tensor scale, struct tensor shift, float eps)
+{
+    CPU_NAME(elementwise_gated_add)(k, x, gate, y);
+    CPU_NAME(norm_layer_modulate)(k, out, x, scale, shift, eps);
 }
 
 /* Group norm, channels last: chunks of pixels give per-channel sums (f32 over at most CHUNK_STEP pixels, then

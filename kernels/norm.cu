@@ -1,13 +1,14 @@
-/* norm.cu - norm.c on the device: RMS, layer norm with modulation, group norm with SiLU.
+/* norm.cu - norm.c on the device: RMS, layer norm with modulation (and what is added before), group norm with SiLU.
  *
- * Who does what: a row of up to 1024 values (a head) belongs to a warp, four rows to a block; a longer row to a block
+ * Who does what: a row of up to 1024 values belongs to a warp, four rows to a block; a longer row to a block
  *     of 256 threads. A thread takes 16 bytes at a time, threads next to each other, and reads the row again for each
- *     pass: it is in the first-level cache by then. Group norm is three launches: sums per chunk of pixels and group,
+ *     pass: it is in the first-level cache by then, or, where a branch was added to it, in shared memory, each thread's
+ *     part written by itself. Group norm is three launches: sums per chunk of pixels and group,
  *     their total in chunk order as scale and shift per channel, and one pass that applies them.
- * Shared memory: one float per warp; group norm two doubles per thread and channel of its vector (32 KB bf16).
- * Limit: bytes. RMS and layer norm read and write each value once; group norm reads twice and writes once.
- * Expected, not measured: 80 to 90 % of the memory bandwidth on sm_80, 89 and 90 for rows of 3072 and more; 60 to 70 %
- *     for heads of 128 bf16 (half of a warp's lanes have work).
+ * Shared memory: one float per warp; the row where something is added (6 KB for 3072 bf16); group norm two doubles per
+ *     thread and channel of its vector (32 KB bf16).
+ * Limit: bytes. RMS and layer norm read and write each value once, with a branch twice; group norm reads twice and writes once.
+ * Expected, not measured: 80 to 90 % of the memory bandwidth on sm_80, 89 and 90 for rows of 3072 and more.
  *
  * The order of a sum depends on the width alone (pixels for group norm), so a row's bits do not depend on the others. */
 #include "gpu_rows.h"
@@ -15,6 +16,7 @@
 #define ROW_THREADS 256
 #define WARP_ROWS 4           /* rows in a block when each has one warp */
 #define WARP_WIDTH_MAX 1024
+#define ADD_WIDTH_MAX 12288   /* 48 KB of f32 */
 
 namespace {
 
@@ -72,10 +74,37 @@ __global__ void __launch_bounds__(THREADS == 32 ? 32 * WARP_ROWS : THREADS)
     }
 }
 
+template <typename T> struct branch {
+    gpu_rows<T> x; /* gets what is added */
+    gpu_rows<const T> y;
+    const T *gate;
+};
+
+/* x + gate * y of the thread's part of row r, into x and into `held`. */
 template <typename T, int N, int THREADS>
-__global__ void __launch_bounds__(THREADS == 32 ? 32 * WARP_ROWS : THREADS)
-    layer_kernel(gpu_rows<T> out, gpu_rows<const T> x, const T *scale, const T *shift, uint32_t rows, int width, float eps)
+__device__ __forceinline__ void add_row(T *held, const struct branch<T> &b, uint32_t r, int lane, int width)
 {
+    T *x = b.x.at(r);
+    const T *y = b.y.at(r);
+    float v[N], u[N], g[N];
+    for (int i = lane * N; i < width; i += THREADS * N) {
+        gpu_load<N>(v, x + i);
+        gpu_load<N>(u, y + i);
+        gpu_load<N>(g, b.gate + i);
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            v[j] += gpu_round<T>(g[j] * u[j]);
+        gpu_store<N>(x + i, v);
+        gpu_store<N>(held + i, v);
+    }
+}
+
+template <typename T, int N, int THREADS, bool ADDS>
+__global__ void __launch_bounds__(THREADS == 32 ? 32 * WARP_ROWS : THREADS)
+    layer_kernel(gpu_rows<T> out, gpu_rows<const T> x, struct branch<T> added, const T *scale, const T *shift, uint32_t rows,
+                 int width, float eps)
+{
+    GPU_SHARED(T, shared); /* [rows of the block][width], where something is added */
     __shared__ float part[ROW_THREADS / 32];
     int lane;
     uint32_t r = row_of<THREADS>(&lane);
@@ -83,6 +112,11 @@ __global__ void __launch_bounds__(THREADS == 32 ? 32 * WARP_ROWS : THREADS)
         return;
     const T *from = x.at(r);
     T *to = out.at(r);
+    if constexpr (ADDS) {
+        T *held = shared + threadIdx.x / THREADS * width;
+        add_row<T, N, THREADS>(held, added, r, lane, width);
+        from = held;
+    }
     float sum = 0, squares = 0, v[N], a[N], b[N];
     for (int i = lane * N; i < width; i += THREADS * N) {
         gpu_load<N>(v, from + i);
@@ -113,6 +147,7 @@ struct row_job {
     struct tensor out, x, a, b; /* a: weight or scale, b: shift */
     float eps;
     bool is_layer, round_first;
+    struct tensor gate, y; /* y.data NULL: nothing is added to x */
 };
 
 template <typename T, int N, int THREADS> void rows_run(struct kern *k, const struct row_job &j)
@@ -124,9 +159,13 @@ template <typename T, int N, int THREADS> void rows_run(struct kern *k, const st
     gpu_rows<T> out = gpu_rows_of<T>(j.out);
     gpu_rows<const T> x = gpu_rows_of<const T>(j.x);
     const T *a = (const T *)j.a.data, *b = (const T *)j.b.data;
-    GPU_COST(2.0 * rows * width * sizeof(T), (double)rows * width * (j.is_layer ? 8 : 4), false);
-    if (j.is_layer)
-        GPU_LAUNCH((layer_kernel<T, N, THREADS>), grid, block, 0, cuda_stream(k), out, x, a, b, rows, width, j.eps);
+    struct branch<T> added = {gpu_rows_of<T>(j.x), gpu_rows_of<const T>(j.y), (const T *)j.gate.data};
+    size_t held = (size_t)(THREADS == 32 ? WARP_ROWS : 1) * width * sizeof(T);
+    GPU_COST((j.y.data ? 4.0 : 2.0) * rows * width * sizeof(T), (double)rows * width * (j.y.data ? 10 : j.is_layer ? 8 : 4), false);
+    if (j.y.data)
+        GPU_LAUNCH((layer_kernel<T, N, THREADS, true>), grid, block, held, cuda_stream(k), out, x, added, a, b, rows, width, j.eps);
+    else if (j.is_layer)
+        GPU_LAUNCH((layer_kernel<T, N, THREADS, false>), grid, block, 0, cuda_stream(k), out, x, added, a, b, rows, width, j.eps);
     else
         GPU_LAUNCH((rms_kernel<T, N, THREADS>), grid, block, 0, cuda_stream(k), out, x, a, rows, width, j.eps, j.round_first);
     cuda_launched(k, j.is_layer ? "layer_norm" : "rms_norm");
@@ -146,7 +185,12 @@ void rows_apply(struct kern *k, const struct row_job &j)
     if (tensor_count(j.x) == 0)
         return;
     bool vector = gpu_is_vector(j.out) && gpu_is_vector(j.x) && (uintptr_t)j.a.data % 16 == 0 &&
-                  (uintptr_t)j.b.data % 16 == 0;
+                  (uintptr_t)j.b.data % 16 == 0 && (!j.y.data || (gpu_is_vector(j.y) && (uintptr_t)j.gate.data % 16 == 0));
+    size_t width = (size_t)j.x.shape[j.x.rank - 1];
+    if (j.y.data && width > ADD_WIDTH_MAX) {
+        kern_ops_fail(k, "gated_add_norm: %zu wide, accepted on this device: up to %d", width, ADD_WIDTH_MAX);
+        return;
+    }
     if (j.x.dtype == TENSOR_F32)
         vector ? rows_width<float, 4>(k, j) : rows_width<float, 1>(k, j);
     else
@@ -322,13 +366,19 @@ template <typename T> void group_vector(struct kern *k, const struct group_job &
 void norm_rms_cuda(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
                    enum kern_rounding rounding)
 {
-    rows_apply(k, {out, x, weight, {}, eps, false, rounding == KERN_ROUND_BEFORE_WEIGHT});
+    rows_apply(k, {out, x, weight, {}, eps, false, rounding == KERN_ROUND_BEFORE_WEIGHT, {}, {}});
 }
 
 void norm_layer_modulate_cuda(struct kern *k, struct tensor out, struct tensor x, struct tensor scale,
                               struct tensor shift, float eps)
 {
-    rows_apply(k, {out, x, scale, shift, eps, true, false});
+    rows_apply(k, {out, x, scale, shift, eps, true, false, {}, {}});
+}
+
+void norm_gated_add_cuda(struct kern *k, struct tensor out, struct tensor x, struct tensor gate, struct tensor y,
+                         struct tensor scale, struct tensor shift, float eps)
+{
+    rows_apply(k, {out, x, scale, shift, eps, true, false, gate, y});
 }
 
 void norm_group_cuda(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, struct tensor bias,

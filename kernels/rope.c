@@ -1,10 +1,12 @@
-/* rope.c - rotary position embedding in its two layouts; mixing them up yields plausible noise. */
+/* rope.c - norm of a head, then rotary position embedding in its two layouts; mixing them up yields plausible noise. */
 #include "cpu_ops.h"
 
 #include "vec.h"
 
 struct job {
-    struct tensor x, cos, sin;
+    struct tensor out, x, weight, cos, sin;
+    float eps;
+    enum kern_rounding rounding;
     enum kern_rope_layout layout;
 };
 
@@ -48,16 +50,18 @@ static void run(void *context, int64_t first, int64_t end)
         int64_t position = r / heads % rows;
         const float *cos = (const float *)j->cos.data + position * half;
         const float *sin = (const float *)j->sin.data + position * half;
+        void *out = cpu_row(j->out, r);
+        CPU_NAME(norm_rms_row)(out, cpu_row(j->x, r), j->x.dtype, j->weight, j->eps, j->rounding);
         if (j->layout == KERN_ROPE_HALVES)
-            rotate_halves(j, cpu_row(j->x, r), cos, sin);
+            rotate_halves(j, out, cos, sin);
         else
-            rotate_pairs(j, cpu_row(j->x, r), cos, sin);
+            rotate_pairs(j, out, cos, sin);
     }
 }
 
-void CPU_NAME(rope_rotate)(struct kern *k, struct tensor x, struct tensor cos, struct tensor sin,
-                           enum kern_rope_layout layout)
+void CPU_NAME(rope_rms)(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
+                        enum kern_rounding rounding, struct tensor cos, struct tensor sin, enum kern_rope_layout layout)
 {
-    struct job j = {x, cos, sin, layout};
+    struct job j = {out, x, weight, cos, sin, eps, rounding, layout};
     cpu_rows(k, x.shape[0] * x.shape[1] * x.shape[2], x.shape[3], run, &j);
 }

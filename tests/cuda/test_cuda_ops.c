@@ -47,6 +47,16 @@ static struct cuda_pair_bound step_bound(enum tensor_dtype dtype, float size)
 
 static const struct cuda_pair_bound exact = {0, 0, 0};
 
+/* The rows [first, first + count) of what op makes of `all` must be what the whole gave. */
+static void same_bits(struct kern *k, struct tensor whole, int64_t first, struct tensor part, const char *what)
+{
+    float *a = cuda_pair_floats(k, tensor_slice(whole, 0, first, part.shape[0])), *b = cuda_pair_floats(k, part);
+    if (memcmp(a, b, (size_t)tensor_count(part) * sizeof *a) != 0)
+        fail_msg("%s: rows from %lld have other bits", what, (long long)first);
+    free(a);
+    free(b);
+}
+
 /* --- element by element --------------------------------------------------------------------------------- */
 
 struct rows {
@@ -202,16 +212,39 @@ static struct tensor layer(struct cuda_pair_maker *m, const void *shape)
     return out;
 }
 
+static const struct rows norm_widths[] = {{{2, 3, 16}}, {{1, 5, 24}}, {{2, 2, 128}}, {{1, 3, 1000}}, {{1, 2, 1025}}, {{1, 2, 3072}}};
+
+/* What is fused has the bits of the two it is made of, in x and in the result. */
+static void gated_add_norm_is_the_two_it_is_made_of(void **state)
+{
+    struct kern *k = ((const struct cuda_pair *)*state)->cuda;
+    for (int s = 0; s < COUNT(norm_widths); s++)
+        for (int v = 0; v < 6; v++) {
+            const int64_t *n = norm_widths[s].n;
+            struct cuda_pair_maker m = {.k = k, .dtype = dtypes[v % 2], .gap = gaps[v / 2], .seed = 8};
+            size_t mark = kern_mark(k);
+            struct tensor x = cuda_pair_tensor(&m, 3, n, 3), y = cuda_pair_tensor(&m, 3, n, 2), sum = cuda_pair_space(&m, 3, n);
+            struct tensor gate = cuda_pair_tensor(&m, 1, n + 2, 1), a = cuda_pair_tensor(&m, 1, n + 2, 1), b = cuda_pair_tensor(&m, 1, n + 2, 1);
+            struct tensor want = cuda_pair_space(&m, 3, n);
+            kern_copy(k, sum, x);
+            kern_gated_add(k, x, gate, y);
+            kern_layer_norm_modulate(k, want, x, a, b, 1e-6f);
+            kern_gated_add_norm(k, y, sum, gate, y, a, b, 1e-6f);
+            same_bits(k, x, 0, sum, "gated_add_norm, x");
+            same_bits(k, want, 0, y, "gated_add_norm");
+            kern_rewind(k, mark);
+        }
+}
+
 static void row_norms_equal_the_cpu(void **state)
 {
-    static const struct rows widths[] = {{{2, 3, 16}}, {{1, 5, 24}}, {{2, 2, 128}}, {{1, 3, 1000}}, {{1, 2, 1025}}, {{1, 2, 3072}}};
-    for (int s = 0; s < COUNT(widths); s++)
+    for (int s = 0; s < COUNT(norm_widths); s++)
         for (int d = 0; d < 2; d++)
             for (int g = 0; g < 3; g++) {
                 struct cuda_pair_bound one = step_bound(dtypes[d], dtypes[d] == TENSOR_F32 ? 4 : 0), two = step_bound(dtypes[d], 4);
-                cuda_pair_agree(*state, "rms_norm, one rounding", rms_once, &widths[s], dtypes[d], gaps[g], one);
-                cuda_pair_agree(*state, "rms_norm, two roundings", rms_before, &widths[s], dtypes[d], gaps[g], one);
-                cuda_pair_agree(*state, "layer_norm_modulate", layer, &widths[s], dtypes[d], gaps[g], two);
+                cuda_pair_agree(*state, "rms_norm, one rounding", rms_once, &norm_widths[s], dtypes[d], gaps[g], one);
+                cuda_pair_agree(*state, "rms_norm, two roundings", rms_before, &norm_widths[s], dtypes[d], gaps[g], one);
+                cuda_pair_agree(*state, "layer_norm_modulate", layer, &norm_widths[s], dtypes[d], gaps[g], two);
             }
 }
 
@@ -242,6 +275,7 @@ static void group_norm_equals_the_cpu(void **state)
 struct turn {
     int64_t n[4];
     enum kern_rope_layout layout;
+    enum kern_rounding rounding;
 };
 
 static struct tensor rope(struct cuda_pair_maker *m, const void *shape)
@@ -249,20 +283,58 @@ static struct tensor rope(struct cuda_pair_maker *m, const void *shape)
     const struct turn *t = shape;
     struct cuda_pair_maker tables = {.k = m->k, .dtype = TENSOR_F32, .seed = 99};
     int64_t n[2] = {t->n[1], t->n[3] / 2};
-    struct tensor x = cuda_pair_tensor(m, 4, t->n, 2), cos = cuda_pair_tensor(&tables, 2, n, 1), sin = cuda_pair_tensor(&tables, 2, n, 1);
-    kern_rope(m->k, x, cos, sin, t->layout);
-    return x;
+    struct tensor x = cuda_pair_tensor(m, 4, t->n, 2), w = cuda_pair_tensor(m, 1, t->n + 3, 1), out = cuda_pair_space(m, 4, t->n);
+    struct tensor cos = cuda_pair_tensor(&tables, 2, n, 1), sin = cuda_pair_tensor(&tables, 2, n, 1);
+    kern_rms_rope(m->k, out, x, w, 1e-6f, t->rounding, cos, sin, t->layout);
+    return out;
 }
+
+static const struct turn turns[] = {
+    {{2, 5, 3, 16}, KERN_ROPE_HALVES, KERN_ROUND_BEFORE_WEIGHT}, {{1, 7, 2, 24}, KERN_ROPE_HALVES, KERN_ROUND_BEFORE_WEIGHT},
+    {{1, 4, 2, 128}, KERN_ROPE_HALVES, KERN_ROUND_BEFORE_WEIGHT}, {{2, 5, 3, 32}, KERN_ROPE_PAIRS, KERN_ROUND_ONCE},
+    {{1, 7, 2, 12}, KERN_ROPE_PAIRS, KERN_ROUND_ONCE}, {{1, 4, 2, 128}, KERN_ROPE_PAIRS, KERN_ROUND_ONCE},
+    {{1, 3, 3, 304}, KERN_ROPE_PAIRS, KERN_ROUND_ONCE}};
 
 static void rope_equals_the_cpu(void **state)
 {
-    static const struct turn turns[] = {{{2, 5, 3, 16}, KERN_ROPE_HALVES}, {{1, 7, 2, 24}, KERN_ROPE_HALVES}, {{1, 4, 2, 128}, KERN_ROPE_HALVES},
-                                        {{2, 5, 3, 32}, KERN_ROPE_PAIRS},  {{1, 7, 2, 12}, KERN_ROPE_PAIRS},  {{1, 4, 2, 128}, KERN_ROPE_PAIRS}};
     for (int s = 0; s < COUNT(turns); s++)
         for (int d = 0; d < 2; d++)
             for (int g = 0; g < 3; g++)
                 cuda_pair_agree(*state, turns[s].layout == KERN_ROPE_PAIRS ? "rope, pairs" : "rope, halves", rope, &turns[s],
                                 dtypes[d], gaps[g] == 3 ? 2 : gaps[g], step_bound(dtypes[d], 2));
+}
+
+/* A quarter turn moves values and changes no bit of them: before it stands what kern_rms_norm gives, in place too. */
+static void rope_turns_what_rms_norm_gives(void **state)
+{
+    struct kern *k = ((const struct cuda_pair *)*state)->cuda;
+    for (int s = 0; s < COUNT(turns); s++)
+        for (int v = 0; v < 6; v++) {
+            const struct turn *t = &turns[s];
+            int64_t n[2] = {t->n[1], t->n[3] / 2}, width = t->n[3];
+            bool is_pairs = t->layout == KERN_ROPE_PAIRS;
+            struct cuda_pair_maker m = {.k = k, .dtype = dtypes[v % 2], .gap = gaps[v / 2] == 3 ? 2 : gaps[v / 2], .seed = 9};
+            size_t mark = kern_mark(k);
+            struct tensor x = cuda_pair_tensor(&m, 4, t->n, 2), w = cuda_pair_tensor(&m, 1, t->n + 3, 1), want = cuda_pair_space(&m, 4, t->n);
+            struct tensor cos = kern_temp(k, TENSOR_F32, 2, n), sin = kern_temp(k, TENSOR_F32, 2, n);
+            float zero[5 * 152] = {0}, one[5 * 152];
+            for (int i = 0; i < COUNT(one); i++)
+                one[i] = 1;
+            kern_write(k, cos, tensor_2d(zero, TENSOR_F32, n[0], n[1]));
+            kern_write(k, sin, tensor_2d(one, TENSOR_F32, n[0], n[1]));
+            kern_rms_norm(k, want, x, w, 1e-6f, t->rounding);
+            kern_rms_rope(k, x, x, w, 1e-6f, t->rounding, cos, sin, t->layout);
+            float *a = cuda_pair_floats(k, want), *b = cuda_pair_floats(k, x);
+            for (int64_t i = 0; i < tensor_count(x); i++) {
+                int64_t at = i % width, other = is_pairs ? i ^ 1 : at < width / 2 ? i + width / 2 : i - width / 2;
+                if (b[i] != ((is_pairs ? at % 2 == 0 : at < width / 2) ? -a[other] : a[other]))
+                    fail_msg("turn %d, %s, gap %lld: value %lld is %.9g, normalised %.9g", s, tensor_dtype_name(m.dtype), (long long)m.gap,
+                             (long long)i, (double)b[i], (double)a[other]);
+            }
+            free(a);
+            free(b);
+            kern_rewind(k, mark);
+        }
 }
 
 /* --- products ---------------------------------------------------------------------------------------------- */
@@ -602,16 +674,6 @@ static void gather_takes_rows_from_the_host(void **state)
 
 /* --- a row depends on itself ------------------------------------------------------------------------------------ */
 
-/* The rows [first, first + count) of what op makes of `all` must be what the whole gave. */
-static void same_bits(struct kern *k, struct tensor whole, int64_t first, struct tensor part, const char *what)
-{
-    float *a = cuda_pair_floats(k, tensor_slice(whole, 0, first, part.shape[0])), *b = cuda_pair_floats(k, part);
-    if (memcmp(a, b, (size_t)tensor_count(part) * sizeof *a) != 0)
-        fail_msg("%s: rows from %lld differ when they are alone", what, (long long)first);
-    free(a);
-    free(b);
-}
-
 /* With a bias by the kernels of our own, without by the library, whose heuristic likes another algorithm for few rows. */
 static void rows_of_linear_do_not_depend_on_their_number(void **state)
 {
@@ -691,8 +753,10 @@ int main(void)
         cmocka_unit_test(element_ops_equal_the_cpu),
         cmocka_unit_test(has_nan_finds_one_bad_value),
         cmocka_unit_test(row_norms_equal_the_cpu),
+        cmocka_unit_test(gated_add_norm_is_the_two_it_is_made_of),
         cmocka_unit_test(group_norm_equals_the_cpu),
         cmocka_unit_test(rope_equals_the_cpu),
+        cmocka_unit_test(rope_turns_what_rms_norm_gives),
         cmocka_unit_test(linear_equals_the_cpu),
         cmocka_unit_test(a_quantised_weight_has_the_bits_of_its_definition),
         cmocka_unit_test(conv_equals_the_cpu),

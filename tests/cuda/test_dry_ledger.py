@@ -17,6 +17,7 @@ PRODUCTS = ("cublasLt", "gemm_", "flash_", "wide_", "plain_")
 PEAKS = {"rtx4090": (165.2e12, 82.6e12, 1008e9, 16e9 * 16 / 8 * 128 / 130)} # bf16, f32, bytes, bytes from the host
 SIZES = ("512x512", "1024x1024", "1536x1536")
 MARGIN = 1.02 # of a plan
+OUTSIDE = 1.05 # times the least, of a step's bytes outside of products
 LAUNCH_S = 3.8e-6
 worker = None
 
@@ -216,6 +217,7 @@ class FullSize(unittest.TestCase):
                     what = family, size, placement
                     self.assertEqual(report["placement"], placement)
                     self.assertEqual((steps["allocations"], report["step_late_stalls"]), (0, 0), what)
+                    self.assertLessEqual(report["step_bytes_outside_products"], OUTSIDE * report["step_bytes_outside_products_least"], what)
                     self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"], what)
                     self.assertGreaterEqual(report["peak_bytes"], report["plan_bytes"] / MARGIN, what)
 

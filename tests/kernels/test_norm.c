@@ -72,6 +72,22 @@ static void layer_norm_modulate_equals_the_definition(struct kernel_check *c)
     }
 }
 
+static void gated_add_norm_is_the_two_it_is_made_of(struct kernel_check *c)
+{
+    for (size_t s = 0; s < WIDTHS; s++) {
+        int64_t width = widths[s], shape[3] = {2, 3, width};
+        struct tensor x = kernel_check_random(c, 3, shape, 1, 3), y = kernel_check_random(c, 3, shape, 2, 2);
+        struct tensor gate = kernel_check_random(c, 1, &width, 3, 1), scale = kernel_check_random(c, 1, &width, 4, 1);
+        struct tensor shift = kernel_check_random(c, 1, &width, 5, 1), want = kernel_check_tensor(c, c->dtype, 3, shape);
+        struct tensor sum = kernel_check_strided(c, x, 5), work = kernel_check_strided(c, y, 3);
+        kern_gated_add(c->k, x, gate, y);
+        kern_layer_norm_modulate(c->k, want, x, scale, shift, 1e-6f);
+        kern_gated_add_norm(c->one, work, sum, gate, work, scale, shift, 1e-6f); /* as the model does */
+        kernel_check_same_bits(sum, x);
+        kernel_check_same_bits(work, want);
+    }
+}
+
 struct picture {
     int64_t b, h, w, channels;
     int groups;
@@ -162,6 +178,7 @@ int main(void)
     static const struct kernel_check_test tests[] = {
         KERNEL_CHECK_TEST(rms_norm_equals_the_definition),
         KERNEL_CHECK_TEST(layer_norm_modulate_equals_the_definition),
+        KERNEL_CHECK_TEST(gated_add_norm_is_the_two_it_is_made_of),
         KERNEL_CHECK_TEST(group_norm_equals_the_definition),
         KERNEL_CHECK_TEST(results_do_not_depend_on_rows_batch_or_threads),
         KERNEL_CHECK_TEST(nan_reaches_its_row_only),
