@@ -431,7 +431,13 @@ bool task_store_submit_end(struct task_store *s, struct task_submitted *ret, str
 
 /* --- states -------------------------------------------------------------------------------------------------- */
 
-struct change { const char *name; int64_t id, count; char state[16]; };
+struct change {
+    const char *name;
+    const uint64_t *tasks; /* of task_store_lost */
+    size_t task_count;
+    int64_t id, count;
+    char state[16];
+};
 
 /* hold locks the campaign's row and reads its state. */
 static bool hold(struct task_store *s, struct change *c, struct pg_error *why)
@@ -466,6 +472,12 @@ static bool move(struct task_store *s, const char *query, struct change *c, stru
     struct pg_result *r = NULL;
     pg_values_clear(&s->values);
     pg_values_i64(&s->values, c->id);
+    if (c->tasks) {
+        pg_values_array(&s->values, PG_I64);
+        for (size_t i = 0; i < c->task_count; i++)
+            pg_values_i64(&s->values, (int64_t)c->tasks[i]);
+        pg_values_array_end(&s->values);
+    }
     if (!run(s, query, &r, why))
         return false;
     c->count = pg_row_i64(r, 0, 0);
@@ -526,6 +538,16 @@ static bool act_retry(struct task_store *s, void *context, struct pg_error *why)
     return set_state(s, c, state, why) && move(s, "campaign_retry", c, why) && announce(s, why);
 }
 
+static bool act_lost(struct task_store *s, void *context, struct pg_error *why)
+{
+    struct change *c = context;
+    if (!hold(s, c, why))
+        return false;
+    if (strcmp(c->state, "cancelled") == 0)
+        return refuse_cancelled(c, "rendered again", why);
+    return move(s, "campaign_lost", c, why) && announce(s, why);
+}
+
 bool task_store_pause(struct task_store *s, const char *name, struct pg_error *why)
 {
     return transact(s, act_pause, &(struct change){.name = name}, why);
@@ -549,6 +571,15 @@ bool task_store_retry(struct task_store *s, const char *name, int64_t *ret_count
 {
     struct change c = {.name = name};
     bool ok = transact(s, act_retry, &c, why);
+    if (ok)
+        *ret_count = c.count;
+    return ok;
+}
+
+bool task_store_lost(struct task_store *s, const char *name, const uint64_t *tasks, size_t task_count, int64_t *ret_count, struct pg_error *why)
+{
+    struct change c = {.name = name, .tasks = tasks, .task_count = task_count};
+    bool ok = transact(s, act_lost, &c, why);
     if (ok)
         *ret_count = c.count;
     return ok;

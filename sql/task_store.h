@@ -67,6 +67,8 @@ bool task_store_pause(struct task_store *s, const char *name, struct pg_error *w
 bool task_store_resume(struct task_store *s, const char *name, struct pg_error *why);
 bool task_store_cancel(struct task_store *s, const char *name, int64_t *ret_count, struct pg_error *why);
 bool task_store_retry(struct task_store *s, const char *name, int64_t *ret_count, struct pg_error *why);
+/* lost: done tasks, whose files are lost, become ready again and their images are forgotten. A cancelled campaign is refused. */
+bool task_store_lost(struct task_store *s, const char *name, const uint64_t *tasks, size_t task_count, int64_t *ret_count, struct pg_error *why);
 
 struct image_row {
     uint64_t task; const char *campaign; int row, variation; const char *path; const char *sha256; uint64_t bytes;

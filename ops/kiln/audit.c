@@ -2,7 +2,10 @@
  *
  * It may run while the farm works. The order makes that safe: a file gets its official name only after its row is
  * committed, so folders are listed first and rows are read after; a row whose file is not there yet is looked at
- * again at the end. Several campaigns may share a folder: a file is an orphan only when none of them knows it. */
+ * again at the end. Several campaigns may share a folder: a file is an orphan only when none of them knows it.
+ *
+ * --repair has what is missing or damaged rendered again. First a damaged file leaves its name (it is renamed, not removed), then
+ * the database takes the image back: killed in between, the image is a missing one and the next repair finds it. */
 #include "audit.h"
 
 #include "clock.h"
@@ -25,7 +28,6 @@
 #include <unistd.h>
 
 #define EXAMPLES 5              /* violations that are named */
-#define SECOND_LOOK_MAX 1024    /* files that may be on their way */
 #define SECOND_LOOK_MS 2000
 #define STAGED_GRACE_S 120      /* the coordinator's janitor clears up within this */
 
@@ -44,10 +46,18 @@ struct folder {
     int64_t running;           /* of all campaigns that write here */
 };
 
+struct lost {                  /* an image whose file is not what its row says */
+    const struct campaign *campaign;
+    uint64_t task;
+    char *path;
+    bool is_missing;           /* else damaged */
+    bool is_over;              /* it was on its way, or cannot be repaired */
+};
+
 struct audit {
     struct command_call *call;
     struct task_store *store;
-    bool json;
+    bool json, repair;
     const char *name;
     struct campaign *campaigns;
     int campaign_count;
@@ -57,15 +67,16 @@ struct audit {
     bool is_checked;                 /* the rows being read are audited, not only known */
     int64_t violations;
     struct finding missing, damaged, orphan, staged;
-    char *second_look[SECOND_LOOK_MAX];
-    int second_look_count;
+    struct lost *lost;
+    size_t lost_count, lost_room;
     struct progress bar;
     struct progress_now now;
     bool has_bar;
 };
 
 static const char usage[] = "  Without NAME: all campaigns. Reads every image's file. Exit code 0: clean, 1: something is not as it should be.\n"
-                            "  --json   {\"check\",\"violations\",\"examples\"}\n";
+                            "  --repair   images whose file is missing or damaged are rendered again; a damaged file is kept as FILE.damaged\n"
+                            "  --json     {\"check\",\"violations\",\"examples\"}; with --repair, at the end, {\"rendered_again\"}\n";
 
 static void found(struct finding *f, const char *path)
 {
@@ -181,7 +192,24 @@ static bool note_orphan(struct audit *a, struct folder *folder, const char *file
 
 /* --- rows against files ----------------------------------------------------------------------------------- */
 
-static void check_content(struct audit *a, const char *path, const struct image_row *r)
+static bool note_lost(struct audit *a, const struct image_row *r, const char *path, bool is_missing)
+{
+    if (a->lost_count == a->lost_room) {
+        size_t room = a->lost_room ? 2 * a->lost_room : 64;
+        struct lost *more = realloc(a->lost, room * sizeof *more);
+        if (!more)
+            return false;
+        a->lost = more;
+        a->lost_room = room;
+    }
+    struct lost *l = &a->lost[a->lost_count];
+    *l = (struct lost){.campaign = a->campaign, .task = r->task, .path = strdup(path), .is_missing = is_missing};
+    a->lost_count += l->path != NULL;
+    return l->path != NULL;
+}
+
+/* False: it is damaged. */
+static bool check_content(struct audit *a, const char *path, const struct image_row *r)
 {
     char sha256[65], why[PATH_MAX + 256], line[PATH_MAX + 512];
     uint64_t bytes = 0;
@@ -194,15 +222,10 @@ static void check_content(struct audit *a, const char *path, const struct image_
     } else if (bytes != r->bytes || strcmp(sha256, r->sha256) != 0) {
         snprintf(line, sizeof line, "%s: SHA-256 %s, the row says %s", path, sha256, r->sha256);
         found(&a->damaged, line);
+    } else {
+        return true;
     }
-}
-
-static void check_missing(struct audit *a, const char *path)
-{
-    if (a->second_look_count < SECOND_LOOK_MAX && (a->second_look[a->second_look_count] = strdup(path)))
-        a->second_look_count++;
-    else
-        found(&a->missing, path);
+    return false;
 }
 
 static bool check_image(void *context, const struct image_row *r)
@@ -216,14 +239,13 @@ static bool check_image(void *context, const struct image_row *r)
     if (!a->is_checked)
         return slot != NULL;
     snprintf(path, sizeof path, "%s/%s", a->campaign->out_dir, file);
-    if (access(path, F_OK) == 0)
-        check_content(a, path, r);
-    else
-        check_missing(a, path);
+    bool is_missing = access(path, F_OK) != 0, ok = slot != NULL;
+    if (is_missing || !check_content(a, path, r))
+        ok = note_lost(a, r, path, is_missing) && ok;
     a->now.done++;
     if (a->has_bar)
         progress_update(&a->bar, &a->now);
-    return slot != NULL;
+    return ok;
 }
 
 static int check_rows(struct audit *a)
@@ -243,14 +265,16 @@ static int check_rows(struct audit *a)
 static void look_again(struct audit *a)
 {
     const int64_t until = clock_ms() + SECOND_LOOK_MS;
-    for (int i = 0; i < a->second_look_count; i++) {
-        while (access(a->second_look[i], F_OK) != 0 && clock_ms() < until)
+    for (size_t i = 0; i < a->lost_count; i++) {
+        struct lost *l = &a->lost[i];
+        if (!l->is_missing)
+            continue;
+        while (access(l->path, F_OK) != 0 && clock_ms() < until)
             clock_sleep_ms(50);
-        if (access(a->second_look[i], F_OK) != 0)
-            found(&a->missing, a->second_look[i]);
-        free(a->second_look[i]);
+        l->is_over = access(l->path, F_OK) == 0;
+        if (!l->is_over)
+            found(&a->missing, l->path);
     }
-    a->second_look_count = 0;
 }
 
 /* What is staged while nothing runs was left behind; the janitor takes it away after a while. */
@@ -286,6 +310,90 @@ static int check_files(struct audit *a)
     return COMMAND_DONE;
 }
 
+/* --- repairing ---------------------------------------------------------------------------------------------- */
+
+static void leave(struct audit *a, struct lost *l, const char *why)
+{
+    l->is_over = true;
+    command_say(a->call, COMMAND_FAILED, "%s: not rendered again: %s", l->path, why);
+}
+
+/* A staged file of the task gets its name from the worker or the janitor. */
+static bool note_on_its_way(void *context, uint64_t task, uint64_t token, double age_s)
+{
+    struct audit *a = context;
+    (void)token;
+    (void)age_s;
+    for (size_t i = 0; i < a->lost_count; i++)
+        if (a->lost[i].campaign == a->campaign && a->lost[i].task == task && !a->lost[i].is_over)
+            leave(a, &a->lost[i], "its file is staged and gets its name within a minute; if another file has it, move that away");
+    return true;
+}
+
+static void move_aside(struct audit *a, struct lost *l)
+{
+    char aside[PATH_MAX + 16], why[PATH_MAX + 256];
+    snprintf(aside, sizeof aside, "%s.damaged", l->path);
+    if (rename(l->path, aside) == 0)
+        return;
+    snprintf(why, sizeof why, "it cannot be renamed to %s: %s", aside, strerror(errno));
+    leave(a, l, why);
+}
+
+/* A folder that is gone is most often a disk that is not mounted: then everything would be rendered again. */
+static void prepare_repair(struct audit *a)
+{
+    struct store_error ignored;
+    struct stat info;
+    bool is_there = stat(a->campaign->out_dir, &info) == 0 && S_ISDIR(info.st_mode);
+    if (is_there)
+        store_dir_staged(a->campaign->out_dir, note_on_its_way, a, &ignored);
+    for (size_t i = 0; i < a->lost_count; i++) {
+        struct lost *l = &a->lost[i];
+        if (l->campaign != a->campaign || l->is_over)
+            continue;
+        if (!is_there)
+            leave(a, l, "its folder is not there; mount its disk, or make the folder to have all of it rendered again");
+        else if (!l->is_missing)
+            move_aside(a, l);
+    }
+}
+
+static int repair_campaign(struct audit *a, uint64_t *tasks, int64_t *count)
+{
+    struct pg_error why;
+    size_t task_count = 0;
+    int64_t moved = 0;
+    if (strcmp(a->campaign->state, "cancelled") != 0)
+        prepare_repair(a);
+    for (size_t i = 0; i < a->lost_count; i++)
+        if (a->lost[i].campaign == a->campaign && !a->lost[i].is_over)
+            tasks[task_count++] = a->lost[i].task;
+    if (task_count && !task_store_lost(a->store, a->campaign->name, tasks, task_count, &moved, &why))
+        return command_fault(a->call, &why);
+    *count += moved;
+    return COMMAND_DONE;
+}
+
+static int repair(struct audit *a)
+{
+    int64_t count = 0;
+    int code = COMMAND_DONE;
+    uint64_t *tasks = malloc((a->lost_count + 1) * sizeof *tasks);
+    if (!tasks)
+        return command_say(a->call, COMMAND_FAILED, "no memory for %zu images", a->lost_count);
+    for (int i = 0; i < a->campaign_count && code == COMMAND_DONE; i++) {
+        a->campaign = &a->campaigns[i];
+        code = repair_campaign(a, tasks, &count);
+    }
+    free(tasks);
+    if (a->json)
+        printf("{\"rendered_again\":%" PRId64 "}\n", count);
+    else
+        printf("%" PRId64 " image%s rendered again\n", count, count == 1 ? " is" : "s are");
+    return code;
+}
+
 /* --- the command ------------------------------------------------------------------------------------------ */
 
 static bool sql_check(void *context, const char *check, int64_t violations)
@@ -318,14 +426,17 @@ static int steps(struct audit *a)
     if (!a->json && a->violations == 0)
         printf("clean\n");
     else if (!a->json)
-        printf("%" PRId64 " violations\n", a->violations);
-    return a->violations ? COMMAND_FAILED : COMMAND_DONE;
+        printf("%" PRId64 " violation%s\n", a->violations, a->violations == 1 ? "" : "s");
+    if (a->repair)
+        code = repair(a);
+    return code == COMMAND_DONE && a->violations ? COMMAND_FAILED : code;
 }
 
 static void done(struct audit *a)
 {
-    for (int i = 0; i < a->second_look_count; i++)
-        free(a->second_look[i]);
+    for (size_t i = 0; i < a->lost_count; i++)
+        free(a->lost[i].path);
+    free(a->lost);
     for (int i = 0; i < a->folder_count; i++)
         tally_done(&a->folders[i].files);
     json_text_done(&a->missing.examples);
@@ -341,9 +452,9 @@ static int audit_run(struct command_call *call)
 {
     struct audit a = {.call = call, .now = PROGRESS_UNKNOWN, .missing.check = "image_file_missing",
                       .damaged.check = "image_file_damaged", .orphan.check = "file_without_row", .staged.check = "stale_staged_file"};
-    const struct command_option options[] = {{"json", COMMAND_FLAG, &a.json, 0, 0}};
+    const struct command_option options[] = {{"json", COMMAND_FLAG, &a.json, 0, 0}, {"repair", COMMAND_FLAG, &a.repair, 0, 0}};
     int word_count;
-    if (!command_parse(call, options, 1, &a.name, 0, 1, &word_count))
+    if (!command_parse(call, options, sizeof options / sizeof *options, &a.name, 0, 1, &word_count))
         return command_code(call);
     a.now.total = 0;
     int code = steps(&a);
@@ -351,4 +462,4 @@ static int audit_run(struct command_call *call)
     return code;
 }
 
-const struct command audit_command = {"audit", "[NAME] [--json]", "see whether rows and files agree", usage, audit_run};
+const struct command audit_command = {"audit", "[NAME] [--repair] [--json]", "see whether rows and files agree", usage, audit_run};

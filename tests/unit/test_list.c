@@ -432,6 +432,52 @@ static void audit_finds_what_was_done_to_files(void **state)
     assert_int_equal(unlink(stray), 0);
 }
 
+/* A disk that lost files: their images are rendered again, and nothing else is. */
+static void repair_has_lost_and_damaged_images_rendered_again(void **state)
+{
+    (void)state;
+    char damaged[1024], lost[1024], aside[1040], staged[1100], moved[1100];
+    EXPECT(0, audit_command, "audited", "--repair");
+    expect_word(out, "0 images are rendered again");
+    image_path(0, damaged);
+    image_path(1, lost);
+    write_text(damaged, "short");
+    assert_int_equal(unlink(lost), 0);
+    EXPECT(1, audit_command, "audited", "--repair", "--json");
+    expect_word(out, "{\"rendered_again\":2}");
+    snprintf(aside, sizeof aside, "%s.damaged", damaged);
+    assert_int_equal(access(aside, F_OK), 0);
+    assert_int_equal(access(damaged, F_OK), -1);
+    EXPECT(0, audit_command, "audited"); /* tasks that wait have no files; what was put aside is nobody's */
+    EXPECT(0, list_status_command, "audited", "--json");
+    expect_word(out, "\"state\":\"active\",\"total\":3,\"ready\":2,\"running\":0,\"done\":1,\"failed\":0");
+    assert_int_equal(work("audited", 3, 0), 2);
+    EXPECT(0, audit_command, "audited");
+    image_path(0, lost);
+    assert_string_equal(lost, damaged); /* the same place */
+
+    /* one whose file waits to be published is on its way; a folder that is gone is no reason to render all of it */
+    EXPECT(0, list_images_command, "audited", "--json");
+    json_t *line = line_json(2);
+    snprintf(lost, sizeof lost, "%s", json_string_value(json_object_get(line, "path")));
+    snprintf(staged, sizeof staged, "%.*s/.staging/%lld-1", (int)(strrchr(lost, '/') - lost), lost,
+             (long long)json_integer_value(json_object_get(line, "task")));
+    json_decref(line);
+    assert_int_equal(rename(lost, staged), 0);
+    EXPECT(1, audit_command, "audited", "--repair");
+    expect_word(out, "0 images are rendered again");
+    expect_word(err, "its file is staged");
+    assert_int_equal(rename(staged, lost), 0);
+    *strrchr(lost, '/') = 0;
+    snprintf(moved, sizeof moved, "%s.moved", lost);
+    assert_int_equal(rename(lost, moved), 0);
+    EXPECT(1, audit_command, "audited", "--repair");
+    expect_word(out, "0 images are rendered again");
+    expect_word(err, "its folder is not there");
+    assert_int_equal(rename(moved, lost), 0);
+    EXPECT(0, audit_command, "audited");
+}
+
 /* Two campaigns that write to one folder are no strangers to each other. */
 static void audit_knows_folders_that_are_shared(void **state)
 {
@@ -500,6 +546,7 @@ int main(void)
         cmocka_unit_test(state_changes_do_what_they_say),
         cmocka_unit_test(database_that_is_away_is_exit_code_75),
         cmocka_unit_test(audit_finds_what_was_done_to_files),
+        cmocka_unit_test(repair_has_lost_and_damaged_images_rendered_again),
         cmocka_unit_test(audit_knows_folders_that_are_shared),
     };
     return cmocka_run_group_tests(tests, start, stop);
