@@ -1,4 +1,4 @@
-"""Fixtures: the smallest model once, a farm that tests of one module share, farms of a test's own. A failed test shows the
+"""Fixtures: the smallest model once, a farm that tests share, farms of a test's own. A failed test shows the
 ends of all logs."""
 
 import pytest
@@ -26,9 +26,9 @@ def model(tmp_path_factory):
     return speck.make(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def farm(model):
-    """A farm that the module's tests share, each with campaigns of its own."""
+    """A farm that tests share, each with campaigns of its own, whose names no other test has."""
     shared = Farm(model)
     try:
         shared.up("--workers", "2", "--threads", "1")

@@ -48,10 +48,8 @@ def test_an_up_that_was_killed_while_it_made_the_database_is_simply_repeated(new
     assert not list(farm.home.glob("postgres.new*"))
 
 
-def test_a_second_up_on_the_same_home_is_refused(new_farm):
+def test_a_second_up_on_the_same_home_is_refused(farm):
     """Two supervisors of one database would each start what the other stops."""
-    farm = new_farm()
-    farm.up()
     pid = farm.pid("kiln")
     run = farm.up(code=2)
     assert "already running" in run.stderr and str(pid) in run.stderr
@@ -186,10 +184,8 @@ def test_a_database_of_a_newer_kiln_is_refused(new_loose_farm):
     assert "999" in farm.log("coordinator")
 
 
-def test_the_home_is_closed_to_others(new_farm):
+def test_the_home_is_closed_to_others(farm):
     """Whoever reaches the private PostgreSQL's socket is trusted by it."""
-    farm = new_farm()
-    farm.up()
     run = os.stat(farm.home / "run")
     assert run.st_mode & 0o007 == 0, oct(run.st_mode)
     data = os.stat(farm.home / "postgres")
