@@ -102,7 +102,7 @@ static bool read_campaign(const struct pg_result *r, int row, struct campaign *r
         .running = pg_row_i64(r, row, 5), .done = pg_row_i64(r, row, 6), .failed = pg_row_i64(r, row, 7),
         .images_per_second = pg_row_f64(r, row, 8), .eta_s = pg_row_f64(r, row, 9),
         .out_dir = strdup(pg_row_text(r, row, 10)), .priority = (int)pg_row_i64(r, row, 13),
-        .base_seed = pg_row_u64(r, row, 14)};
+        .base_seed = pg_row_u64(r, row, 14), .cancelled = pg_row_i64(r, row, 15)};
     if (!c.out_dir)
         return pg_error_set(why, PG_AWAY, "out of memory for a campaign");
     snprintf(c.name, sizeof c.name, "%s", pg_row_text(r, row, 1));

@@ -25,6 +25,7 @@ struct campaign {
     int64_t id;
     char name[TASK_STORE_NAME_MAX + 1], state[16]; /* active, paused, cancelled, done */
     int64_t total, ready, running, done, failed;
+    int64_t cancelled;                             /* of the failed */
     double images_per_second, eta_s;               /* NaN when unknown */
     char *out_dir, format[8], use[16];
     int priority;

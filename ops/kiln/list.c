@@ -130,6 +130,7 @@ static bool status_json(struct listing *l, const struct campaign *c)
     put_int(t, "running", c->running);
     put_int(t, "done", c->done);
     put_int(t, "failed", c->failed);
+    put_int(t, "cancelled", c->cancelled);
     put_double(t, "images_per_second", c->images_per_second);
     put_double(t, "eta_s", c->eta_s);
     return print_object(t);
@@ -146,7 +147,8 @@ static void status_row(struct table *table, const struct campaign *c)
     table_cell(table, "%" PRId64, c->ready);
     table_cell(table, "%" PRId64, c->running);
     table_cell(table, "%" PRId64, c->done);
-    table_cell(table, "%" PRId64, c->failed);
+    table_cell(table, "%" PRId64, c->failed - c->cancelled);
+    table_cell(table, "%" PRId64, c->cancelled);
     if (isfinite(c->images_per_second))
         table_cell(table, "%.2f", c->images_per_second);
     else
@@ -158,7 +160,7 @@ static void status_print(struct listing *l, const struct campaign *campaigns, in
 {
     struct table table;
     if (!l->json)
-        table_begin(&table, "CAMPAIGN|STATE|TOTAL|READY|RUNNING|DONE|FAILED|IMAGES/S|LEFT", "llrrrrrrr");
+        table_begin(&table, "CAMPAIGN|STATE|TOTAL|READY|RUNNING|DONE|FAILED|CANCELLED|IMAGES/S|LEFT", "llrrrrrrrr");
     for (int i = 0; i < count; i++)
         if (!l->json)
             status_row(&table, &campaigns[i]);
@@ -440,7 +442,8 @@ static int retry_run(struct command_call *call)
 
 const struct command list_status_command = {
     "status", "[NAME] [--json]", "counters and rates of campaigns",
-    "  --json   {\"campaign\",\"state\",\"total\",\"ready\",\"running\",\"done\",\"failed\",\"images_per_second\",\"eta_s\"}\n", status_run};
+    "  --json   {\"campaign\",\"state\",\"total\",\"ready\",\"running\",\"done\",\"failed\",\"cancelled\",\"images_per_second\",\"eta_s\"};\n"
+    "           failed counts the cancelled, too\n", status_run};
 const struct command list_images_command = {
     "images", "NAME [--json]", "what was rendered: file, seed, prompt",
     "  --json   {\"task\",\"campaign\",\"row\",\"variation\",\"path\",\"sha256\",\"bytes\",\"width\",\"height\",\"seed\",\"prompt\",\n"

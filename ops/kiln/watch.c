@@ -116,7 +116,7 @@ static struct progress_now state_now(struct watch *w)
     struct progress_now now = PROGRESS_UNKNOWN;
     now.done = c->done;
     now.total = c->total;
-    now.failed = c->failed;
+    now.failed = c->failed - c->cancelled;
     /* The database knows the rate of all workers; nothing is computed from how long this program looks on. */
     now.per_second = is_over(c) || !isfinite(c->images_per_second) ? 0 : c->images_per_second;
     now.left_s = is_over(c) || !isfinite(c->eta_s) ? -1 : c->eta_s;

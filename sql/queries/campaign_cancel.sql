@@ -15,6 +15,6 @@ with gone as (
            'the campaign was cancelled', seed, content_key, worker, file, name, prompt, negative, labels, inputs
     from gone
 ), counted as (
-    insert into campaign_count (campaign_id, failed) select $1::bigint, count(*) from gone having count(*) > 0
+    insert into campaign_count (campaign_id, failed, cancelled) select $1::bigint, count(*), count(*) from gone having count(*) > 0
 )
 select count(*) from gone;

@@ -12,6 +12,7 @@ with gone as (
            negative, labels, inputs
     from gone order by task_id
 ), counted as (
-    insert into campaign_count (campaign_id, failed) select $1::bigint, -count(*) from gone having count(*) > 0
+    insert into campaign_count (campaign_id, failed, cancelled)
+    select $1::bigint, -count(*), -count(*) filter (where kind = 'cancelled') from gone having count(*) > 0
 )
 select count(*) from gone;

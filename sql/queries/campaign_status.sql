@@ -10,7 +10,8 @@
 with wanted as (
     select * from campaign c where $1::text is null or c.name = $1::text
 ), counted as (
-    select k.campaign_id, sum(k.done)::bigint as done, sum(k.failed)::bigint as failed
+    select k.campaign_id, sum(k.done)::bigint as done, sum(k.failed)::bigint as failed,
+           sum(k.cancelled)::bigint as cancelled
     from campaign_count k where k.campaign_id in (select id from wanted) group by k.campaign_id
 ), recent as (
     select w.id as campaign_id, span.s, sum(k.done) as done, min(k.at) as since,
@@ -42,6 +43,7 @@ with wanted as (
     group by g.campaign_id
 ), sums as (
     select w.*, w.done + coalesce(k.done, 0) as all_done, w.failed + coalesce(k.failed, 0) as all_failed,
+           w.cancelled + coalesce(k.cancelled, 0) as all_cancelled,
            coalesce(h.running, 0) as running,
            case when w.total > w.done + coalesce(k.done, 0) + w.failed + coalesce(k.failed, 0) then r.images_per_second end as images_per_second,
            exists (select from stuck where campaign_id = w.id) as is_stuck
@@ -55,6 +57,6 @@ select id, name,
        total, total - all_done - all_failed - running as ready, running, all_done, all_failed,
        images_per_second::float8,
        case when state = 'active' and not is_stuck then ((total - all_done - all_failed) / nullif(images_per_second, 0))::float8 end as eta_s,
-       out_dir, format, use, priority, base_seed
+       out_dir, format, use, priority, base_seed, all_cancelled
 from sums
 order by id;

@@ -12,11 +12,12 @@ with free as (
 ), old as (
     delete from campaign_count k using free
     where k.campaign_id = free.id and k.at < clock_timestamp() - interval '5 min'
-    returning k.campaign_id, k.done, k.failed, k.at
+    returning k.campaign_id, k.done, k.failed, k.cancelled, k.at
 ), sums as (
-    select campaign_id, sum(done) as done, sum(failed) as failed, max(at) as at from old group by campaign_id
+    select campaign_id, sum(done) as done, sum(failed) as failed, sum(cancelled) as cancelled, max(at) as at from old group by campaign_id
 )
 update campaign c
-set done = c.done + s.done, failed = c.failed + s.failed, touched_at = greatest(c.touched_at, s.at)
+set done = c.done + s.done, failed = c.failed + s.failed, cancelled = c.cancelled + s.cancelled,
+    touched_at = greatest(c.touched_at, s.at)
 from sums s
 where c.id = s.campaign_id;

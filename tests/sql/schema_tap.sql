@@ -3,7 +3,7 @@
 \i tests/sql/setup.psql
 select plan(34);
 
-select is(max(version), 2, 'the schema says its version') from schema_version;
+select is(max(version), 3, 'the schema says its version') from schema_version;
 select hasnt_index('kiln', 'task', 'lease_until', 'heartbeats touch no index');
 select ok(not exists (select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
                       where i.indrelid = 'task'::regclass and a.attname in ('lease_until', 'worker')),

@@ -454,6 +454,7 @@ static void pause_cancel_and_retry(void **state)
     c = find(s, "states");
     assert_string_equal(c.state, "cancelled");
     assert_int_equal(c.failed, 13);
+    assert_int_equal(c.cancelled, 11);
     assert_int_equal(c.ready, 0);
     assert_int_equal(c.running, 3);
     assert_false(task_store_resume(s, "states", &why));
@@ -469,6 +470,13 @@ static void pause_cancel_and_retry(void **state)
     task_turn_finish(t);
     task_turn_close(t);
     assert_int_equal(find(s, "states").failed, 16);
+    assert_int_equal(find(s, "states").cancelled, 14);
+    test_server_sql(&server, "update campaign_count set at = at - interval '10 min'");
+    t = test_server_turn_open(&server);
+    assert_true(test_server_turn(t, &(struct task_turn_request){.sweep = true, .coordinator = "c"})); /* it folds */
+    task_turn_finish(t);
+    task_turn_close(t);
+    assert_int_equal(test_server_number(&server, "select cancelled from campaign"), 14);
     test_server_audit(&server);
 
     assert_true(task_store_retry(s, "states", &count, &why));
@@ -477,6 +485,7 @@ static void pause_cancel_and_retry(void **state)
     assert_string_equal(c.state, "active");
     assert_int_equal(c.ready, 16);
     assert_int_equal(c.failed, 0);
+    assert_int_equal(c.cancelled, 0);
     assert_int_equal(c.done, 4);
     test_server_audit(&server);
     /* the tokens went on growing: a result of before the cancel is stale once its task is claimed again */

@@ -13,7 +13,7 @@ from PIL import Image
 
 from farm import BIN, PARTI, environment, sha256
 
-STATUS_KEYS = ["campaign", "state", "total", "ready", "running", "done", "failed", "images_per_second", "eta_s"]
+STATUS_KEYS = ["campaign", "state", "total", "ready", "running", "done", "failed", "cancelled", "images_per_second", "eta_s"]
 IMAGE_KEYS = ["task", "campaign", "row", "variation", "path", "sha256", "bytes", "width", "height", "seed", "prompt", "model", "worker",
               "attempt", "render_s"]
 
@@ -61,7 +61,7 @@ def test_status_and_images_have_the_promised_shape(farm):
     status = farm.status("shape")
     assert list(status) == STATUS_KEYS
     assert status["campaign"] == "shape" and status["state"] == "done"
-    assert {k: status[k] for k in STATUS_KEYS[2:7]} == {"total": 4, "ready": 0, "running": 0, "done": 4, "failed": 0}
+    assert {k: status[k] for k in STATUS_KEYS[2:8]} == {"total": 4, "ready": 0, "running": 0, "done": 4, "failed": 0, "cancelled": 0}
     assert any(line["campaign"] == "shape" for line in farm.lines("status"))
     images = farm.images("shape")
     for image in images:

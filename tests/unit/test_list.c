@@ -196,7 +196,7 @@ static void submitting_again_adds_only_what_is_missing(void **state)
     json_t *line = line_json(0);
     assert_int_equal(json_integer_value(json_object_get(line, "total")), 10);
     assert_int_equal(json_integer_value(json_object_get(line, "ready")), 10);
-    assert_int_equal(json_object_size(line), 9);
+    assert_int_equal(json_object_size(line), 10);
     assert_true(json_is_null(json_object_get(line, "images_per_second")));
     assert_string_equal(json_string_value(json_object_get(line, "state")), "active");
     json_decref(line);
@@ -339,6 +339,7 @@ static void state_changes_do_what_they_say(void **state)
     expect_word(out, "3 tasks taken out");
     EXPECT(0, list_status_command, "states", "--json");
     expect_word(out, "\"state\":\"cancelled\"");
+    expect_word(out, "\"failed\":3,\"cancelled\":3,");
     EXPECT(0, submit_command, file_of("o.txt", "a\n"), "--campaign", "one", "--model", "m");
     EXPECT(0, list_cancel_command, "one");
     expect_word(out, "1 task taken out");
