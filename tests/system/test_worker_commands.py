@@ -223,14 +223,14 @@ def test_parts_of_a_model_folder_may_be_links_to_files(tmp_path):
 
 def test_adapters_change_the_picture_by_their_scale_and_foreign_keys_are_listed(tmp_path):
     lora, out = ROOT / "tests/golden/files/lora-bfl.safetensors", tmp_path / "x.png"
-    words = ["--model", TINY, "--prompt", "x", "--seed", 1, "--size", "64x64", "--steps", 1, "--out", out]
+    words = ["--model", TINY, "--prompt", "x", "--seed", 1, "--size", "64x64", "--steps", 1, "--precision", "f32", "--out", out]
     pictures = []
     for more in ([], ["--lora", f"{lora}:0"], ["--lora", lora], ["--lora", f"{lora}:0.5", "--lora", f"{lora}:0.5"]):
         run = worker("render", *words, *more)
         assert run.returncode == 0, run.stderr
         pictures.append(Image.open(out).tobytes())
     assert pictures[0] == pictures[1] != pictures[2]
-    assert max(abs(a - b) for a, b in zip(pictures[2], pictures[3])) <= 2  # bf16 rounds a sum of halves elsewhere
+    assert max(abs(a - b) for a, b in zip(pictures[2], pictures[3])) <= 1  # each half is added, and rounded, for itself
     run = worker("render", *words, "--lora", TINY / "vae/diffusion_pytorch_model.safetensors")
     assert run.returncode == 2 and "bn.running_mean" in run.stderr
 
