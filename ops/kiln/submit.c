@@ -6,7 +6,7 @@
 
 #include "clock.h"
 #include "image_plan.h"
-#include "licence_check.h"
+#include "model_check.h"
 #include "progress.h"
 #include "prompt_file.h"
 #include "row_inputs.h"
@@ -52,6 +52,7 @@ struct submit {
     char tool[HOME_PATH_MAX];  /* kiln-worker, or "" */
     struct token_check *checks[HOME_MODELS_MAX]; /* beside models; NULL until a row needs it */
     bool is_known[HOME_MODELS_MAX];              /* licence looked at */
+    char variants[HOME_MODELS_MAX][16];          /* "distilled", "base"; "unknown"; "": not looked at */
     bool has_warned;
     char *mistakes[MISTAKES_TOLD]; /* of the first pass: sentences with their places */
     int64_t mistake_count;
@@ -75,7 +76,7 @@ static const char usage[] =
     "  --guidance G          0 to 100 (the model's own)\n"
     "  --seeds N             images per row, each with its own seed (1)\n"
     "  --seed BASE           the campaign's base seed, from which seeds that no row gives are derived (0)\n"
-    "  --negative TEXT       for rows that give none\n"
+    "  --negative TEXT       for rows that give none; a distilled model takes none\n"
     "  --image FILE          reference image for rows that name none: PNG, JPEG or WebP; up to 10 times\n"
     "  --mask FILE           for rows that name none: the first image is repainted where this picture is white\n"
     "  --strength S          with a mask: above 0, at most 1 (everything is new); 0.8\n"
@@ -267,9 +268,9 @@ static int check_licence(struct submit *s, int index)
     s->is_known[index] = true;
     if (!s->use || strcmp(s->use, "commercial") != 0 || !s->tool[0])
         return COMMAND_DONE;
-    if (!licence_check_read(s->tool, model->dir, licence, sizeof licence, why, sizeof why))
+    if (!model_check_read(s->tool, model->dir, "licence", licence, sizeof licence, why, sizeof why))
         return command_refuse(s->call, "%s", why);
-    if (!licence_check_is_commercial(licence))
+    if (!model_check_is_commercial(licence))
         return command_refuse(s->call, "model '%s' has the licence %s: --use commercial is not allowed with it; take another model, or "
                               "--use non-commercial if that is what it is", model->name, licence);
     if (strcmp(licence, "unknown") == 0)
@@ -308,6 +309,28 @@ static int tell_mistakes(struct submit *s)
     if (told < s->mistake_count)
         return command_refuse(s->call, "%s: %" PRId64 " more mistakes like these; nothing was added", s->title, s->mistake_count - told);
     return command_refuse(s->call, "%s: %" PRId64 " mistakes; nothing was added", s->title, told);
+}
+
+/* What cannot be told here is for the worker to find out. */
+static const char *variant_of(struct submit *s, int index)
+{
+    char why[HOME_PATH_MAX + 512], *variant = s->variants[index];
+    if (!*variant && !model_check_read(s->tool, s->models[index].dir, "variant", variant, sizeof s->variants[index], why, sizeof why))
+        snprintf(variant, sizeof s->variants[index], "unknown");
+    return variant;
+}
+
+static bool takes_negative(struct submit *s, int index)
+{
+    return !s->tool[0] || strcmp(variant_of(s, index), "distilled") != 0;
+}
+
+static int refuse_negative(struct submit *s, int index, const struct prompt_row *row)
+{
+    char text[HOME_NAME_MAX + 160];
+    snprintf(text, sizeof text, "negative prompt: model '%s' is distilled and cannot use one; leave it out or take a base model",
+             s->models[index].name);
+    return note_row(s, row->line, text);
 }
 
 /* Tokens are counted beside us: of prompts that are too long the first is told. */
@@ -369,9 +392,12 @@ static int check_row(struct submit *s, const struct image_plan *plan, const stru
         warn_model(s, model);
         return COMMAND_DONE;
     }
+    const char *negative = image_plan_negative(plan, row);
     if (!s->is_known[index])
         code = check_licence(s, index);
-    return code != COMMAND_DONE ? code : check_tokens(s, index, row, image_plan_negative(plan, row));
+    if (code == COMMAND_DONE && *negative && !takes_negative(s, index))
+        return refuse_negative(s, index, row);
+    return code != COMMAND_DONE ? code : check_tokens(s, index, row, negative);
 }
 
 /* A bar for long work, on a terminal only: logs and pipes get the summary. */

@@ -7,6 +7,8 @@ import json
 import pytest
 from PIL import Image
 
+from farm import ROOT
+
 LONG = "word " * 600
 KEPT = "red heart\n"
 
@@ -42,7 +44,7 @@ FILES = [
     ("nan", "csv", b"prompt,guidance\nfox,nan\n", ["nan.csv:2", "nan"]),
     ("path-name", "jsonl", b'{"prompt":"fox","name":"../../etc/passwd"}\n', ["path-name.jsonl:1", "../../etc/passwd"]),
     ("long-prompt", "txt", KEPT.encode() + LONG.encode() + b"\n", ["long-prompt.txt:2", "512"]),
-    ("long-negative", "jsonl", b'{"prompt":"fox","negative":"' + LONG.encode() + b'"}\n', ["long-negative.jsonl:1", "512"]),
+    ("no-negative", "csv", b"prompt,negative\nfox,\nowl,blurry\n", ["no-negative.csv:3", "model 'speck' is distilled", "base model"]),
     ("an-image", "csv", b"prompt,image\nfox,cat.png\n", ["an-image.csv:2", "image"]),
 ]
 
@@ -87,6 +89,15 @@ def test_a_bad_option_is_refused_by_name(farm, words, said):
     size = [] if "--size" in words else ["--size", "64x64"]
     farm.refuses("submit", farm.file("good.txt", KEPT), "--campaign", "options", *size, *words, said=said)
     farm.run("status", "options", code=2)
+
+
+def test_a_base_model_takes_a_negative_prompt_that_is_not_too_long(new_farm):
+    """What its distilled twin refuses is half of how it is used."""
+    farm = new_farm(ROOT / "tests/golden/models/base", name="base")
+    farm.up()
+    rows = farm.file("rows.csv", f"prompt,negative\nfox,blurry\nowl,{LONG}\n")
+    farm.refuses("submit", rows, "--campaign", "base", "--size", "64x64", said=["rows.csv:3", "negative prompt has 614 tokens", "512"])
+    farm.run("submit", "-", "--campaign", "base", "--size", "64x64", "--negative", "blurry", "--dry-run", stdin="fox\n")
 
 
 def test_all_mistakes_of_a_file_are_told_at_once_up_to_ten(farm):

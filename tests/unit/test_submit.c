@@ -7,7 +7,7 @@
 #include "digest.h"
 #include "image_file.h"
 #include "image_plan.h"
-#include "licence_check.h"
+#include "model_check.h"
 #include "row_inputs.h"
 #include "store_dir.h"
 #include "table.h"
@@ -256,9 +256,9 @@ static void sizes_are_two_numbers_within_the_rules(void **state)
 static void licences_that_forbid_commercial_use_are_known(void **state)
 {
     (void)state;
-    assert_false(licence_check_is_commercial("FLUX Non-Commercial"));
-    assert_true(licence_check_is_commercial("Apache-2.0"));
-    assert_true(licence_check_is_commercial("unknown"));
+    assert_false(model_check_is_commercial("FLUX Non-Commercial"));
+    assert_true(model_check_is_commercial("Apache-2.0"));
+    assert_true(model_check_is_commercial("unknown"));
 }
 
 static void audit_knows_our_files_from_others(void **state)
