@@ -260,3 +260,20 @@ struct kern_weight *cuda_weight_quant(struct kern *k, enum tensor_dtype dtype, c
     describe_runs(made, runs);
     return finish(k, made, take_memory(k, made) && place_runs(k, made, runs));
 }
+
+void cuda_weight_take(struct kern *k, struct kern_layer *l, struct kern_weight *w)
+{
+    void *here = w->data;
+    cudaStream_t stream = cuda_stream(k);
+    assert(!w->host);
+    assert(cuda_layer_is_open(k));
+    (void)l;
+    void *host = cuda_layer_add(k, w);
+    if (!host)
+        return;
+    if (cuda_check(k, cudaMemcpyAsync(host, here, w->bytes, cudaMemcpyDeviceToHost, stream), "moving a weight to the host"))
+        cuda_check(k, cudaStreamSynchronize(stream), "moving a weight to the host");
+    cuda_count_weights(k, -(int64_t)w->bytes);
+    cuda_free(k, here);
+    w->data = NULL;
+}

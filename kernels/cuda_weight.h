@@ -12,6 +12,7 @@ extern "C" {
 struct kern_weight *cuda_weight_new(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
 struct kern_weight *cuda_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count);
 void cuda_weight_free(struct kern *k, struct kern_weight *w); /* not NULL */
+void cuda_weight_take(struct kern *k, struct kern_layer *l, struct kern_weight *w);
 
 /* A run of a weight that is kept as in its file, in the weight's memory. */
 struct cuda_weight_run {

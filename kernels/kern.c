@@ -168,6 +168,12 @@ struct kern_layer *kern_layer_begin(struct kern *k)
     return k->failed ? NULL : k->ops->layer_begin(k);
 }
 
+void kern_layer_take(struct kern *k, struct kern_layer *l, struct kern_weight *w)
+{
+    if (!k->failed)
+        k->ops->layer_take(k, l, w);
+}
+
 void kern_layer_end(struct kern *k, struct kern_layer *l)
 {
     if (l)

@@ -83,8 +83,12 @@ size_t kern_weight_bytes(const struct kern_weight *w); /* of a kept one: the fil
  *   fetch 0;  for each i:  use i;  fetch i + 1 into the other seat;  compute with i
  *
  * A layer that was fetched is used once; weights are valid until their seat is fetched into or rewound. Weights and layer
- * are freed in any order. kern_layer_begin gives NULL after a failure. */
+ * are freed in any order. kern_layer_begin gives NULL after a failure.
+ *
+ * kern_layer_take moves a weight that was made on the device into the layer being made, and gives the device's memory back.
+ * Syncs. After a failure the weight is where it was, if the device is not lost. */
 struct kern_layer *kern_layer_begin(struct kern *k);
+void kern_layer_take(struct kern *k, struct kern_layer *l, struct kern_weight *w);
 void kern_layer_end(struct kern *k, struct kern_layer *l);
 void kern_layer_free(struct kern *k, struct kern_layer *l);
 size_t kern_layer_bytes(const struct kern_layer *l);

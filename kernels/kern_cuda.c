@@ -510,6 +510,7 @@ static const struct kern_ops cuda_table = {
     .weight_quant = cuda_weight_quant,
     .weight_free = cuda_weight_free,
     .layer_begin = cuda_layer_begin,
+    .layer_take = cuda_weight_take,
     .layer_end = cuda_layer_end,
     .layer_free = cuda_layer_free,
     .layer_fetch = cuda_layer_fetch,

@@ -22,7 +22,8 @@ struct kern_ops {
     struct kern_weight *(*weight)(struct kern *k, enum tensor_dtype dtype, struct tensor w, struct tensor bias);
     struct kern_weight *(*weight_quant)(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count);
     void (*weight_free)(struct kern *k, struct kern_weight *w);
-    struct kern_layer *(*layer_begin)(struct kern *k); /* the five of layers: only with `memory` */
+    struct kern_layer *(*layer_begin)(struct kern *k); /* the six of layers: only with `memory` */
+    void (*layer_take)(struct kern *k, struct kern_layer *l, struct kern_weight *w);
     void (*layer_end)(struct kern *k, struct kern_layer *l);
     void (*layer_free)(struct kern *k, struct kern_layer *l);
     void (*layer_fetch)(struct kern *k, struct kern_layer *l, struct tensor seat);

@@ -167,6 +167,12 @@ static struct kern_layer *plan_layer_begin(struct kern *k)
     return l;
 }
 
+static void plan_layer_take(struct kern *k, struct kern_layer *l, struct kern_weight *w)
+{
+    l->bytes += aligned(w->bytes);
+    plan_of(k)->weights -= aligned(w->bytes);
+}
+
 static void plan_layer_end(struct kern *k, struct kern_layer *l)
 {
     (void)l;
@@ -336,6 +342,7 @@ static const struct kern_ops plan_table = {
     .weight_quant = plan_weight_quant,
     .weight_free = plan_weight_free,
     .layer_begin = plan_layer_begin,
+    .layer_take = plan_layer_take,
     .layer_end = plan_layer_end,
     .layer_free = plan_layer_free,
     .layer_fetch = plan_layer_fetch,

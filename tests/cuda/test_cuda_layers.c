@@ -123,26 +123,38 @@ static void end_chain(struct chain *c)
     }
 }
 
+/* The first from i on that is in host memory. */
+static int next_late(const struct chain *c, int i)
+{
+    while (i < LAYERS && !c->layers[i])
+        i++;
+    return i;
+}
+
 /* What comes out at the end, as kern.h shows it. */
 static void run_chain(const struct chain *c, float *out)
 {
+    int late = next_late(c, 0), seat = 0;
     struct kern *k = c->k;
     float values[ROWS * WIDTH];
     uint32_t seed = 11;
     size_t mark = kern_mark(k);
     struct tensor x = kern_temp(k, TENSOR_BF16, 2, (int64_t[]){ROWS, WIDTH}), y = kern_temp(k, TENSOR_BF16, 2, x.shape), seats[2];
-    for (int i = 0; i < 2 && c->layers[0]; i++)
-        seats[i] = kern_temp(k, TENSOR_U8, 1, (int64_t[]){(int64_t)kern_layer_bytes(c->layers[0])});
+    for (int i = 0; i < 2 && late < LAYERS; i++)
+        seats[i] = kern_temp(k, TENSOR_U8, 1, (int64_t[]){(int64_t)kern_layer_bytes(c->layers[late])});
     for (int v = 0; v < ROWS * WIDTH; v++)
         values[v] = cuda_pair_random(&seed);
     kern_write(k, x, tensor_2d(values, TENSOR_F32, ROWS, WIDTH));
-    if (c->layers[0])
-        kern_layer_fetch(k, c->layers[0], seats[0]);
+    if (late < LAYERS)
+        kern_layer_fetch(k, c->layers[late], seats[seat]);
     for (int i = 0; i < LAYERS; i++) {
-        if (c->layers[i])
+        if (c->layers[i]) {
             kern_layer_use(k, c->layers[i]);
-        if (c->layers[i] && i + 1 < LAYERS)
-            kern_layer_fetch(k, c->layers[i + 1], seats[(i + 1) % 2]);
+            late = next_late(c, i + 1);
+            seat = !seat;
+        }
+        if (c->layers[i] && late < LAYERS)
+            kern_layer_fetch(k, c->layers[late], seats[seat]);
         kern_linear(k, y, x, c->weights[i][0]);
         kern_linear(k, x, y, c->weights[i][1]);
     }
@@ -194,6 +206,38 @@ static void without_either_wait_the_bits_are_wrong(void **state)
     assert_false(is_right(COMPUTING, COPYING));
 }
 
+static void move_layer(struct chain *c, int i)
+{
+    c->layers[i] = kern_layer_begin(c->k);
+    kern_layer_take(c->k, c->layers[i], c->weights[i][0]);
+    kern_layer_take(c->k, c->layers[i], c->weights[i][1]);
+    kern_layer_end(c->k, c->layers[i]);
+}
+
+static void layers_move_to_the_host_and_keep_their_bits(void **state)
+{
+    char why[512];
+    struct chain c;
+    float before[ROWS * WIDTH], after[ROWS * WIDTH];
+    static const int moved[] = {1, 3, 4, 0, 2, 5};
+    (void)state;
+    slow = COPYING, copying = NULL;
+    struct kern *k = kern_module_open("cuda", why, sizeof why);
+    make_chain(&c, k, false);
+    run_chain(&c, before);
+    size_t bytes = kern_peak_bytes(k);
+    for (int i = 0; i < LAYERS; i++) {
+        move_layer(&c, moved[i]);
+        run_chain(&c, after);
+        assert_memory_equal(before, after, sizeof before);
+    }
+    assert_true(kern_peak_bytes(k) <= bytes - (size_t)(LAYERS - 2) * 2 * WIDTH * WIDTH * 2); /* two seats are in the arena now */
+    end_chain(&c);
+    assert_true(kern_sync(k));
+    kern_close(k);
+    slow = NONE;
+}
+
 /* An error between fetch and use: the copy may still run when its seat is given to others. */
 static void what_was_fetched_and_not_used_is_waited_for_at_recovery(void **state)
 {
@@ -223,6 +267,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layers_that_come_late_are_waited_for),
         cmocka_unit_test(a_seat_is_not_filled_while_it_is_read),
+        cmocka_unit_test(layers_move_to_the_host_and_keep_their_bits),
         cmocka_unit_test(what_was_fetched_and_not_used_is_waited_for_at_recovery),
     };
     const struct CMUnitTest twins[] = {cmocka_unit_test(without_either_wait_the_bits_are_wrong)};

@@ -62,6 +62,12 @@ static void weights_of_layers_are_counted_apart(void **state)
     kern_layer_end(k, l);
     assert_int_equal(kern_plan_weights(k) - before, 4096 + 2304 + 256);
     assert_int_equal(kern_layer_bytes(l), 4096);
+    struct kern_layer *moved = kern_layer_begin(k);
+    kern_layer_take(k, moved, w);
+    kern_layer_end(k, moved);
+    assert_int_equal(kern_plan_weights(k) - before, 2304 + 256);
+    assert_int_equal(kern_layer_bytes(moved), 4096);
+    kern_layer_free(k, moved);
     kern_release(k, vector);
     kern_weight_free(k, w);
     kern_weight_free(k, c);
