@@ -157,10 +157,29 @@ static bool tokenise(struct engine_batch *b, int pass, int image, struct engine_
     return true;
 }
 
-static struct tensor context_of(struct engine_batch *b, int prompt)
+static struct tensor context_of(struct engine_batch *b, int pass, int image)
 {
-    struct tensor one = tensor_slice(b->contexts, 0, prompt, 1);
-    return tensor_shape(one, 2, (int64_t[]){TRANSFORMER_TEXT_ROWS, b->contexts.shape[2]});
+    return tensor_rows(tensor_slice(b->contexts, 0, pass * b->count + image, 1));
+}
+
+/* The context of the first picture that has this prompt. */
+static struct tensor context_of_prompt(struct engine_batch *b, int prompt)
+{
+    int at = 0;
+    while (b->prompt_of[at / b->count][at % b->count] != prompt)
+        at++;
+    return context_of(b, at / b->count, at % b->count);
+}
+
+/* To the other pictures of each prompt. */
+static void share_contexts(struct engine_batch *b)
+{
+    for (int pass = 0; pass < b->passes; pass++)
+        for (int image = 0; image < b->count; image++) {
+            struct tensor known = context_of_prompt(b, b->prompt_of[pass][image]), own = context_of(b, pass, image);
+            if (own.data != known.data)
+                kern_copy(b->model->kern, own, known);
+        }
 }
 
 /* Encodes prompts todo[0 .. count) in one pass and keeps their contexts. */
@@ -179,7 +198,7 @@ static void encode(struct engine_batch *b, const int *todo, int count, struct te
     struct tensor embeds = kern_temp(k, m->dtype, 3, (int64_t[]){count, ENGINE_TOKENS_MAX, width});
     text_encoder_run(k, &m->peers, &m->config.text, &m->text, embeds, tensor_1d(ids, TENSOR_I32, rows), token_count);
     for (int i = 0; i < count; i++) {
-        struct tensor one = tensor_rows(tensor_slice(embeds, 0, i, 1)), context = context_of(b, todo[i]);
+        struct tensor one = tensor_rows(tensor_slice(embeds, 0, i, 1)), context = context_of_prompt(b, todo[i]);
         transformer_context(k, &m->transformer, context, one);
         struct tensor known = context_cache_add(m->contexts, b->ids[todo[i]]);
         if (known.data)
@@ -212,11 +231,11 @@ bool engine_batch_prompts(struct engine_batch *b, struct engine_error *why)
 
     double start = engine_model_now_s();
     int todo[ENGINE_BATCH_PROMPTS_MAX], todo_count = 0;
-    b->contexts = kern_temp(k, m->dtype, 3, (int64_t[]){b->prompt_count, TRANSFORMER_TEXT_ROWS, m->config.transformer.hidden});
+    b->contexts = kern_temp(k, m->dtype, 3, (int64_t[]){b->passes * b->count, TRANSFORMER_TEXT_ROWS, m->config.transformer.hidden});
     for (int i = 0; i < b->prompt_count; i++) {
         struct tensor known;
         if (!is_dumping(b) && context_cache_find(m->contexts, b->ids[i], &known))
-            kern_write(k, context_of(b, i), known);
+            kern_write(k, context_of_prompt(b, i), known);
         else
             todo[todo_count++] = i;
     }
@@ -227,6 +246,7 @@ bool engine_batch_prompts(struct engine_batch *b, struct engine_error *why)
     int group = m->text.is_streamed ? ENCODE_GROUP_STREAMED : ENCODE_GROUP;
     for (int i = 0; i < todo_count; i += group)
         encode(b, todo + i, smaller(group, todo_count - i), keep);
+    share_contexts(b);
     if (!engine_model_sync(m, why))
         return false;
     if (is_dumping(b))
@@ -273,6 +293,7 @@ static void plan_times(struct engine_batch *b)
     time[b->schedule.steps] = 0;
     transformer_times(m->kern, &m->config.transformer, &m->transformer, m->dtype, &b->times, time,
                       b->schedule.steps + (b->has_kv ? 1 : 0));
+    b->now = transformer_times_temp(m->kern, &m->config.transformer, m->dtype);
 }
 
 /* The tables of keys: references stand behind the picture, or as keys and values between text and picture. */
@@ -342,7 +363,7 @@ bool engine_batch_references(struct engine_batch *b, struct engine_error *why)
     dump(b, "ref_tokens", tensor_shape(e->tokens[0], 3, (int64_t[]){1, e->rows, e->tokens[0].shape[1]}), NULL);
     if (b->has_kv)
         engine_edit_keep(e, b->model, tensor_slice(b->cos, 0, TRANSFORMER_TEXT_ROWS, e->rows),
-                         tensor_slice(b->sin, 0, TRANSFORMER_TEXT_ROWS, e->rows), &b->times, b->schedule.steps);
+                         tensor_slice(b->sin, 0, TRANSFORMER_TEXT_ROWS, e->rows), transformer_times_at(&b->times, b->schedule.steps));
     if (!engine_model_sync(b->model, why))
         return engine_error_at(why, "references");
     if (b->has_kv)
@@ -357,40 +378,62 @@ bool engine_batch_references(struct engine_batch *b, struct engine_error *why)
 
 /* --- steps -------------------------------------------------------------------------------------------- */
 
-/* One step of images [first, first + count): every pass of the model over the same latents, guidance, Euler.
- * velocities: [passes * count, N, 128], pass after pass. */
-static void step_group(struct engine_batch *b, int step, int first, int count, struct tensor velocities)
+struct group {
+    struct engine_batch *b;
+    int first, count;          /* images */
+    struct tensor velocities;  /* [passes * count, N, 128], pass after pass */
+    struct tensor guided;      /* [count, N, 128]: without guidance the velocities */
+};
+
+/* Every pass of the model over the same latents, then guidance: the same at every step, but for the values in b->now. */
+static void predict(void *context)
 {
+    struct group *g = context;
+    struct engine_batch *b = g->b;
     struct engine_model *m = b->model;
     struct kern *k = m->kern;
-    struct tensor latents = tensor_slice(b->latents, 0, first, count), model_latents = latents;
-    struct tensor context[ENGINE_BATCH_PROMPTS_MAX], references[ENGINE_BATCH_PROMPTS_MAX];
+    struct tensor latents = tensor_slice(b->latents, 0, g->first, g->count), model_latents = latents;
+    struct tensor contexts[ENGINE_BATCH_PROMPTS_MAX], references[ENGINE_BATCH_PROMPTS_MAX];
     const struct transformer_kv *kv[ENGINE_BATCH_PROMPTS_MAX];
     size_t mark = kern_mark(k);
     if (b->passes > 1)
-        model_latents = kern_temp(k, m->dtype, 3, (int64_t[]){b->passes * count, b->tokens, latents.shape[2]});
+        model_latents = kern_temp(k, m->dtype, 3, g->velocities.shape);
     for (int pass = 0; pass < b->passes; pass++) {
         if (b->passes > 1)
-            kern_copy(k, tensor_slice(model_latents, 0, pass * count, count), latents);
-        for (int i = 0; i < count; i++) {
-            int list = b->edit.list_of[first + i], at = pass * count + i;
-            context[at] = context_of(b, b->prompt_of[pass][first + i]);
+            kern_copy(k, tensor_slice(model_latents, 0, pass * g->count, g->count), latents);
+        for (int i = 0; i < g->count; i++) {
+            int list = b->edit.list_of[g->first + i], at = pass * g->count + i;
+            contexts[at] = context_of(b, pass, g->first + i);
             references[at] = b->edit.tokens[list];
             kv[at] = &b->edit.kv[list];
         }
     }
-    struct transformer_input in = {.latents = model_latents, .context = context, .cos = b->cos, .sin = b->sin,
+    struct transformer_input in = {.latents = model_latents, .context = contexts, .cos = b->cos, .sin = b->sin,
                                    .references = b->edit.count && !b->has_kv ? references : NULL, .kv = b->has_kv ? kv : NULL,
-                                   .times = &b->times, .step = step};
-    transformer_run(k, &m->peers, &m->config.transformer, &m->transformer, velocities, &in);
-    struct tensor velocity = tensor_slice(velocities, 0, 0, count), guided = velocity;
-    if (b->passes > 1) {
-        guided = kern_temp(k, m->dtype, 3, velocity.shape);
-        kern_guide(k, guided, velocity, tensor_slice(velocities, 0, count, count), b->requests[0].guidance);
-    }
-    kern_euler(k, latents, guided, b->schedule.sigma[step + 1] - b->schedule.sigma[step]);
+                                   .times = b->now};
+    transformer_run(k, &m->peers, &m->config.transformer, &m->transformer, g->velocities, &in);
+    if (b->passes > 1)
+        kern_guide(k, g->guided, tensor_slice(g->velocities, 0, 0, g->count), tensor_slice(g->velocities, 0, g->count, g->count),
+                   b->requests[0].guidance);
+    kern_rewind(k, mark);
+}
+
+/* One step of images [first, first + count). */
+static void step_group(struct engine_batch *b, int step, int first, int count)
+{
+    static const char *const names[] = {"velocity", "velocity_uncond"};
+    struct engine_model *m = b->model;
+    struct kern *k = m->kern;
+    struct tensor latents = tensor_slice(b->latents, 0, first, count);
+    size_t mark = kern_mark(k);
+    struct group g = {b, first, count, kern_temp(k, m->dtype, 3, (int64_t[]){b->passes * count, b->tokens, latents.shape[2]}), {0}};
+    g.guided = b->passes > 1 ? kern_temp(k, m->dtype, 3, latents.shape) : g.velocities;
+    kern_graph(k, predict, &g);
+    kern_euler(k, latents, g.guided, b->schedule.sigma[step + 1] - b->schedule.sigma[step]);
     if (b->edit.has_mask)
         engine_edit_blend(&b->edit, m, latents, first, step);
+    for (int pass = 0; pass < b->passes; pass++)
+        dump_step(b, names[pass], step - b->first_step, tensor_slice(g.velocities, 0, pass * count, count));
     kern_rewind(k, mark);
 }
 
@@ -401,24 +444,15 @@ static bool is_cancelled(const struct engine_batch *b)
 
 bool engine_batch_step(struct engine_batch *b, int step, struct engine_error *why)
 {
-    static const char *const names[] = {"velocity", "velocity_uncond"};
-    struct kern *k = b->model->kern;
-    int64_t channels = b->latents.shape[2];
     int64_t rows = b->model->transformer.is_streamed ? ROWS_PER_PASS_STREAMED : ROWS_PER_PASS;
     int group = is_dumping(b) ? b->count : group_size(rows, b->passes * (TRANSFORMER_TEXT_ROWS + b->tokens + b->edit.rows));
     int made = step - b->first_step, steps = b->schedule.steps - b->first_step;
     double start = engine_model_now_s();
     if (is_cancelled(b))
         return engine_error_set(why, ENGINE_CANCELLED, "cancelled before step %d of %d", made + 1, steps);
-    for (int first = 0; first < b->count; first += group) {
-        int count = smaller(group, b->count - first);
-        size_t mark = kern_mark(k);
-        struct tensor velocities = kern_temp(k, b->model->dtype, 3, (int64_t[]){b->passes * count, b->tokens, channels});
-        step_group(b, step, first, count, velocities);
-        for (int pass = 0; pass < b->passes; pass++)
-            dump_step(b, names[pass], made, tensor_slice(velocities, 0, pass * count, count));
-        kern_rewind(k, mark);
-    }
+    kern_copy(b->model->kern, b->now.all, transformer_times_at(&b->times, step).all);
+    for (int first = 0; first < b->count; first += group)
+        step_group(b, step, first, smaller(group, b->count - first));
     if (!engine_model_sync(b->model, why))
         return engine_error_at(why, "step %d of %d", made + 1, steps);
     dump_step(b, "latents", made, b->latents);
@@ -438,6 +472,22 @@ static bool check_picture(struct engine_batch *b, int image, struct tensor pictu
                             b->count, (unsigned long long)b->requests[image].seed);
 }
 
+struct decoding {
+    struct engine_model *model;
+    struct tensor tokens, latents; /* [count, N, 128], [count, 2 * grid_h, 2 * grid_w, channels] */
+    struct tensor image, pixels;   /* [count, h, w, 3] */
+};
+
+/* The same for every batch of a shape. */
+static void decode(void *context)
+{
+    const struct decoding *d = context;
+    struct engine_model *m = d->model;
+    vae_latents(m->kern, &m->vae, d->latents, d->tokens);
+    vae_decode(m->kern, &m->config.vae, &m->vae, d->image, d->latents);
+    kern_pixels(m->kern, d->pixels, d->image);
+}
+
 static bool decode_group(struct engine_batch *b, int first, int count, uint8_t *const *rgb, struct engine_error *why)
 {
     struct engine_model *m = b->model;
@@ -445,20 +495,17 @@ static bool decode_group(struct engine_batch *b, int first, int count, uint8_t *
     int64_t height = b->requests[0].height, width = b->requests[0].width;
     int64_t latent[4] = {count, 2 * b->grid_h, 2 * b->grid_w, m->config.vae.latent_channels};
     int64_t picture[4] = {count, height, width, 3};
-    struct tensor latents = kern_temp(k, m->dtype, 4, latent);
-    struct tensor image = kern_temp(k, m->dtype, 4, picture);
-    struct tensor pixels = kern_temp(k, TENSOR_U8, 4, picture);
-    vae_latents(k, &m->vae, latents, tensor_slice(b->latents, 0, first, count));
-    vae_decode(k, &m->config.vae, &m->vae, image, latents);
-    kern_pixels(k, pixels, image);
+    struct decoding d = {m, tensor_slice(b->latents, 0, first, count), kern_temp(k, m->dtype, 4, latent),
+                         kern_temp(k, m->dtype, 4, picture), kern_temp(k, TENSOR_U8, 4, picture)};
+    kern_graph(k, decode, &d);
     if (!engine_model_sync(m, why))
         return engine_error_at(why, "decode");
-    dump(b, "vae_latents", latents, channels_first);
-    dump(b, "image", image, channels_first);
+    dump(b, "vae_latents", d.latents, channels_first);
+    dump(b, "image", d.image, channels_first);
     for (int i = 0; i < count; i++) {
-        if (!check_picture(b, first + i, tensor_slice(image, 0, i, 1), why))
+        if (!check_picture(b, first + i, tensor_slice(d.image, 0, i, 1), why))
             return false;
-        kern_read(k, tensor_4d(rgb[first + i], TENSOR_U8, 1, height, width, 3), tensor_slice(pixels, 0, i, 1));
+        kern_read(k, tensor_4d(rgb[first + i], TENSOR_U8, 1, height, width, 3), tensor_slice(d.pixels, 0, i, 1));
     }
     return true;
 }

@@ -3,7 +3,11 @@
  *
  *   begin -> prompts -> noise -> references -> step 0 .. n-1 -> decode
  *
- * A batch is worked off in groups that bound memory; a group's size changes no bit of any image. */
+ * A batch is worked off in groups that bound memory; a group's size changes no bit of any image.
+ *
+ * Every step of every batch of a shape does the same to the same memory (kern_graph): what is taken of the arena before the
+ * steps depends on the shape and the number of pictures alone, each picture has a context of its own even where prompts are equal,
+ * and what depends on the time is copied to `now`. */
 #ifndef KILN_ENGINE_BATCH_H
 #define KILN_ENGINE_BATCH_H
 
@@ -33,10 +37,11 @@ struct engine_batch {
     int32_t token_count[ENGINE_BATCH_PROMPTS_MAX];
     bool is_truncated[ENGINE_BATCH_MAX];    /* per image */
 
-    struct tensor contexts;                 /* [prompt_count, 512, hidden] */
+    struct tensor contexts;                 /* [passes * count, 512, hidden] */
     struct tensor latents;                  /* [count, N, 128] */
     struct tensor cos, sin;                 /* [512 + N + R, head_dim / 2] f32, in the order of keys */
     struct transformer_times times;         /* with has_kv a row more: time 0, that of the references */
+    struct transformer_times now;           /* of the step under way */
 };
 
 bool engine_batch_begin(struct engine_batch *b, struct engine_model *m, const struct engine_request *requests, int count,

@@ -172,14 +172,14 @@ bool engine_edit_encode(struct engine_edit *e, struct engine_model *m, const str
 }
 
 void engine_edit_keep(struct engine_edit *e, struct engine_model *m, struct tensor cos, struct tensor sin,
-                      const struct transformer_times *times, int step)
+                      struct transformer_times times)
 {
     for (int list = 0; list < e->list_count; list++) {
         e->kv[list] = transformer_kv_temp(m->kern, &m->config.transformer, m->dtype, e->rows);
         struct transformer_input in = {
             .latents = tensor_shape(e->tokens[list], 3, (int64_t[]){1, e->rows, e->tokens[list].shape[1]}),
             .keep = &e->kv[list],
-            .cos = cos, .sin = sin, .times = times, .step = step,
+            .cos = cos, .sin = sin, .times = times,
         };
         transformer_run(m->kern, &m->peers, &m->config.transformer, &m->transformer, (struct tensor){0}, &in);
     }

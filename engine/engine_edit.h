@@ -43,10 +43,10 @@ void engine_edit_plan(struct engine_edit *e, const struct engine_request *reques
 bool engine_edit_encode(struct engine_edit *e, struct engine_model *m, const struct engine_request *requests,
                         void (*shown)(void *context, int reference, struct tensor latent), void *context,
                         struct engine_error *why);
-/* engine_edit_keep fills kv: a run of the transformer over the references alone, at the time of row `step` of `times`.
+/* engine_edit_keep fills kv: a run of the transformer over the references alone, at the time of `times`, one row.
  * cos, sin: the R rows of the references. */
 void engine_edit_keep(struct engine_edit *e, struct engine_model *m, struct tensor cos, struct tensor sin,
-                      const struct transformer_times *times, int step);
+                      struct transformer_times times);
 
 /* engine_edit_mask reads the masks, keeps the noise that `latents` [batch, N, 128] are, and noises the first reference to
  * sigma[first_step] into them. After engine_edit_encode. */

@@ -102,15 +102,30 @@ void transformer_unload(struct transformer_weights *w)
 
 /* --- once per schedule, prompt, shape ------------------------------------------------------------- */
 
+enum { TIMES = 6 + 6 + 3 + 2 };
+
+static struct transformer_times times_of(struct tensor all, int64_t h)
+{
+    return (struct transformer_times){.all = all, .image = tensor_slice(all, 1, 0, 6 * h), .text = tensor_slice(all, 1, 6 * h, 6 * h),
+                                      .single = tensor_slice(all, 1, 12 * h, 3 * h), .out = tensor_slice(all, 1, 15 * h, 2 * h)};
+}
+
+struct transformer_times transformer_times_at(const struct transformer_times *times, int step)
+{
+    return times_of(tensor_slice(times->all, 0, step, 1), times->all.shape[1] / TIMES);
+}
+
+struct transformer_times transformer_times_temp(struct kern *k, const struct transformer_config *c, enum tensor_dtype dtype)
+{
+    return times_of(kern_temp(k, dtype, 2, (int64_t[]){1, TIMES * (int64_t)c->hidden}), c->hidden);
+}
+
 void transformer_times(struct kern *k, const struct transformer_config *c, const struct transformer_weights *w,
                        enum tensor_dtype dtype, struct transformer_times *ret, const float *model_time, int steps)
 {
     int64_t h = c->hidden;
+    *ret = times_of(kern_temp(k, dtype, 2, (int64_t[]){steps, TIMES * h}), h);
     ret->temb = kern_temp(k, dtype, 2, (int64_t[]){steps, h});
-    ret->image = kern_temp(k, dtype, 2, (int64_t[]){steps, 6 * h});
-    ret->text = kern_temp(k, dtype, 2, (int64_t[]){steps, 6 * h});
-    ret->single = kern_temp(k, dtype, 2, (int64_t[]){steps, 3 * h});
-    ret->out = kern_temp(k, dtype, 2, (int64_t[]){steps, 2 * h});
 
     size_t mark = kern_mark(k);
     struct tensor waves = kern_temp(k, dtype, 2, (int64_t[]){steps, c->timestep_guidance_channels});
@@ -265,8 +280,10 @@ static void double_project(struct kern *k, const struct transformer_config *c, c
 
     enter(k, c, s->work, s->x, gate, chunk(s->modulation, 1, h), chunk(s->modulation, 0, h));
     adapted_apply(k, flat, s->work, w->qkv);
-    turn(k, c, in, tensor_slice(d->q, 1, s->first, s->rows), tensor_split(tensor_slice(qkv, 2, 0, h), dim), w->norm_q, s->first_key);
-    turn(k, c, in, tensor_slice(d->k, 1, s->first_key, s->rows), tensor_split(tensor_slice(qkv, 2, h, h), dim), w->norm_k, s->first_key);
+    turn(k, c, in, tensor_slice(d->q, 1, s->first, s->rows), tensor_split(tensor_slice(qkv, 2, 0, h), dim), w->norm_q,
+         s->first_key);
+    turn(k, c, in, tensor_slice(d->k, 1, s->first_key, s->rows), tensor_split(tensor_slice(qkv, 2, h, h), dim), w->norm_k,
+         s->first_key);
     kern_copy(k, tensor_slice(d->v, 1, s->first_key, s->rows), tensor_split(tensor_slice(qkv, 2, 2 * h, h), dim));
 }
 
@@ -298,11 +315,11 @@ static void double_mlp(struct kern *k, const struct peers *peers, const struct t
     peers_sum(peers, k, s->work);
 }
 
-static struct stream_state stream_of(struct kern *k, const struct transformer_state *s, int64_t first, int64_t first_key, int64_t rows,
-                                     struct tensor modulation)
+static struct stream_state stream_of(struct kern *k, const struct transformer_state *s, int64_t first, int64_t first_key,
+                                     int64_t rows, struct tensor modulation)
 {
-    struct tensor x = tensor_slice(s->x, 1, first, rows);
-    return (struct stream_state){x, kern_temp(k, x.dtype, 2, (int64_t[]){s->batch * rows, x.shape[2]}), rows, first, first_key, modulation};
+    struct tensor x = tensor_slice(s->x, 1, first, rows), work = kern_temp(k, x.dtype, 2, (int64_t[]){s->batch * rows, x.shape[2]});
+    return (struct stream_state){x, work, rows, first, first_key, modulation};
 }
 
 /* The branch that the last of the double blocks left. */
@@ -321,9 +338,8 @@ static void run_doubles(struct kern *k, const struct peers *peers, const struct 
     int64_t queries[4] = {batch, query_rows(s), heads, dim}, keys[4] = {batch, key_rows(s), heads, dim};
     bool has_text = s->text_rows > 0;
     size_t mark = kern_mark(k);
-    struct stream_state text = stream_of(k, s, 0, 0, s->text_rows, tensor_slice(in->times->text, 0, in->step, 1));
-    struct stream_state image = stream_of(k, s, s->text_rows, s->text_rows + s->kv_rows, s->image_rows,
-                                          tensor_slice(in->times->image, 0, in->step, 1));
+    struct stream_state text = stream_of(k, s, 0, 0, s->text_rows, in->times.text);
+    struct stream_state image = stream_of(k, s, s->text_rows, s->text_rows + s->kv_rows, s->image_rows, in->times.image);
     struct double_state d = {
         .qkv = kern_temp(k, dtype, 2, (int64_t[]){most, 3 * h}),
         .q = kern_temp(k, dtype, 4, queries),
@@ -387,8 +403,9 @@ static void single_block(struct kern *k, const struct peers *peers, const struct
     struct tensor key = tensor_split(tensor_slice(t->in, 2, h, h), dim), keys = s->kv_rows ? t->k : key;
     struct tensor value = tensor_split(tensor_slice(t->in, 2, 2 * h, h), dim), values = s->kv_rows ? t->v : value;
     struct tensor gate = tensor_slice(t->in, 2, 3 * h, mlp), up = tensor_slice(t->in, 2, 3 * h + mlp, mlp);
+    struct tensor before = block ? chunk(modulation, 2, h) : (struct tensor){0};
 
-    enter(k, c, t->work, s->x, block ? chunk(modulation, 2, h) : (struct tensor){0}, chunk(modulation, 1, h), chunk(modulation, 0, h));
+    enter(k, c, t->work, s->x, before, chunk(modulation, 1, h), chunk(modulation, 0, h));
     adapted_apply(k, tensor_rows(t->in), t->work, w->in);
     turn_joint(k, c, s, in, q, s->text_rows, q, w->norm_q);
     turn_joint(k, c, s, in, keys, s->text_rows + s->kv_rows, key, w->norm_k);
@@ -408,8 +425,7 @@ static void project_out(struct kern *k, const struct transformer_config *c, cons
                         const struct transformer_input *in)
 {
     int64_t h = c->hidden;
-    struct tensor modulation = tensor_slice(in->times->out, 0, in->step, 1);
-    struct tensor picture = kern_temp(k, s->x.dtype, 3, (int64_t[]){s->batch, s->tokens, h});
+    struct tensor modulation = in->times.out, picture = kern_temp(k, s->x.dtype, 3, (int64_t[]){s->batch, s->tokens, h});
     kern_gated_add_norm(k, picture, tensor_slice(s->x, 1, s->text_rows, s->tokens), gate,
                         tensor_slice(per_image(work, s->batch), 1, s->text_rows, s->tokens), chunk(modulation, 0, h),
                         chunk(modulation, 1, h), c->eps);
@@ -423,7 +439,7 @@ static void run_singles(struct kern *k, const struct peers *peers, const struct 
     enum tensor_dtype dtype = s->x.dtype;
     int64_t h = c->hidden, mlp = c->mlp_hidden, rows = query_rows(s);
     int64_t keys[4] = {s->batch, key_rows(s), c->num_attention_heads, c->attention_head_dim};
-    struct tensor modulation = tensor_slice(in->times->single, 0, in->step, 1);
+    struct tensor modulation = in->times.single;
     size_t mark = kern_mark(k);
     struct single_state single = {
         .work = kern_temp(k, dtype, 2, (int64_t[]){s->batch * rows, h}),
@@ -458,7 +474,7 @@ static void embed(struct kern *k, const struct transformer_weights *w, struct tr
             kern_copy(k, rows_of(s, b, 0, TEXT), in->context[b]);
         adapted_apply(k, rows_of(s, b, s->text_rows, s->tokens), tensor_rows(tensor_slice(in->latents, 0, b, 1)), w->x_embedder);
         if (in->references)
-            adapted_apply(k, rows_of(s, b, s->text_rows + s->tokens, in->references[b].shape[0]), in->references[b], w->x_embedder);
+            adapted_apply(k, rows_of(s, b, s->text_rows + s->tokens, s->image_rows - s->tokens), in->references[b], w->x_embedder);
     }
 }
 

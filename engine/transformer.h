@@ -56,14 +56,19 @@ void transformer_unload(struct transformer_weights *w);
 
 /* A row per step; every block of a kind uses the same modulation. */
 struct transformer_times {
-    struct tensor temb;        /* [steps, h] */
+    struct tensor all;         /* [steps, 17h]: the four below beside each other */
     struct tensor image, text; /* [steps, 6h]: shift, scale, gate of attention; shift, scale, gate of the MLP */
     struct tensor single;      /* [steps, 3h]: shift, scale, gate */
     struct tensor out;         /* [steps, 2h]: scale, shift */
+    struct tensor temb;        /* [steps, h] */
 };
 /* transformer_times fills arena memory: model_time[i] is what the time embedding sees at step i. */
 void transformer_times(struct kern *k, const struct transformer_config *c, const struct transformer_weights *w,
                        enum tensor_dtype dtype, struct transformer_times *ret, const float *model_time, int steps);
+/* transformer_times_at: one row as a view, temb left out. transformer_times_temp: arena memory for one row, whichever will be
+ * copied to its `all`: what a step computes with is then at one place at every step. */
+struct transformer_times transformer_times_at(const struct transformer_times *times, int step);
+struct transformer_times transformer_times_temp(struct kern *k, const struct transformer_config *c, enum tensor_dtype dtype);
 
 /* transformer_context: out [rows, h] = embeds [rows, joint_attention_dim] through the context embedder. */
 void transformer_context(struct kern *k, const struct transformer_weights *w, struct tensor out, struct tensor embeds);
@@ -90,8 +95,7 @@ struct transformer_input {
     const struct transformer_kv *const *kv; /* b of them, may repeat: between text and picture; NULL: none */
     struct transformer_kv *keep;   /* b = 1: gets keys and values of all image rows; or NULL */
     struct tensor cos, sin;        /* f32 on the device, [rows, D / 2]: text, kv, image rows */
-    const struct transformer_times *times;
-    int step;
+    struct transformer_times times; /* of one row */
 };
 /* transformer_run: velocity [b, N, 128], or data NULL when only `keep` is wanted. Rows of one image do not depend on the
  * other images. */

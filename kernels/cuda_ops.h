@@ -44,6 +44,9 @@ struct linear_blas *cuda_blas(const struct kern *k);
 struct cuda_layers *cuda_layers_of(const struct kern *k);
 struct cuda_layers *cuda_layers_needed(struct kern *k);
 
+/* cuda_graphs_of: those of the backend, NULL if it goes without. */
+struct cuda_graphs *cuda_graphs_of(const struct kern *k);
+
 /* --- the ops; their contracts are those of kern.h --------------------------------------------------- */
 
 void elementwise_copy_cuda(struct kern *k, struct tensor out, struct tensor x);

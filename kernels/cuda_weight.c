@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda_graph.h"
 #include "cuda_layer.h"
 #include "linear_blas.h"
 
@@ -180,6 +181,7 @@ static void release(struct kern *k, struct kern_weight *w)
 void cuda_weight_free(struct kern *k, struct kern_weight *w)
 {
     cuda_count_weights(k, -(int64_t)bytes_here(w));
+    cuda_graph_forget(cuda_graphs_of(k));
     release(k, w);
 }
 

@@ -90,6 +90,16 @@ void kern_rewind(struct kern *k, size_t mark)
     k->ops->rewind(k, mark);
 }
 
+void kern_graph(struct kern *k, void (*work)(void *context), void *context)
+{
+    if (k->failed)
+        return;
+    if (k->ops->graph)
+        k->ops->graph(k, work, context);
+    else
+        work(context);
+}
+
 static bool is_float(struct tensor t)
 {
     return t.dtype == TENSOR_F32 || t.dtype == TENSOR_BF16;

@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda_graph.h"
 #include "cuda_layer.h"
 #include "cuda_weight.h"
 #include "linear_blas.h"
@@ -56,6 +57,7 @@ struct cuda {
     int stage;
     struct linear_blas *blas;
     struct cuda_layers *layers; /* NULL: none was made */
+    struct cuda_graphs *graphs; /* NULL: none are made */
     int32_t *flag; /* device memory of has_nan */
     size_t weight_bytes;
 };
@@ -138,6 +140,20 @@ struct cuda_layers *cuda_layers_needed(struct kern *k)
     return c->layers;
 }
 
+struct cuda_graphs *cuda_graphs_of(const struct kern *k)
+{
+    return cuda_of(k)->graphs;
+}
+
+static void cuda_graph(struct kern *k, void (*work)(void *context), void *context)
+{
+    struct cuda *c = cuda_of(k);
+    if (c->graphs)
+        cuda_graph_run(c->graphs, work, context);
+    else
+        work(context);
+}
+
 /* --- memory --------------------------------------------------------------------------------------------- */
 
 /* Device memory; NULL after the error is kept, with the figures that help. */
@@ -181,6 +197,8 @@ void cuda_count_weights(struct kern *k, int64_t bytes)
 static void drop_blocks(struct cuda *c, int first)
 {
     cudaStreamSynchronize(c->stream);
+    if (first < c->block_count)
+        cuda_graph_forget(c->graphs);
     for (int i = first; i < c->block_count; i++)
         cudaFree(c->blocks[i].data);
     c->block_count = first;
@@ -190,6 +208,10 @@ static void drop_blocks(struct cuda *c, int first)
  * together, so that what they held fits into it the next time and no pass takes turns with another in dropping blocks. */
 static bool add_block(struct cuda *c, size_t bytes)
 {
+    if (cuda_graph_is_capturing(c->graphs)) { /* what goes away may still be in use, and the capture forbids to wait */
+        kern_ops_fail(&c->kern, "no memory: the arena cannot grow while a graph is made");
+        return false;
+    }
     int at = c->block_count ? c->block + 1 : 0;
     size_t want = bytes, dropped = 0;
     for (int i = at; i < c->block_count; i++)
@@ -227,7 +249,8 @@ static bool grow(struct cuda *c, size_t bytes)
 /* Makes a block with room for `bytes` the one in use. */
 static bool make_room(struct cuda *c, size_t bytes)
 {
-    if (c->used == 0 && c->block_count > 1 && !join_blocks(c))
+    bool is_capturing = cuda_graph_is_capturing(c->graphs);
+    if (c->used == 0 && c->block_count > 1 && !is_capturing && !join_blocks(c))
         return false;
     if (c->block_count == 0 && !grow(c, bytes))
         return false;
@@ -479,6 +502,8 @@ static void cuda_close(struct kern *k)
     cudaSetDevice(c->device);
     if (c->stream)
         cudaStreamSynchronize(c->stream);
+    cuda_graph_close(c->graphs);
+    c->graphs = NULL;
     drop_blocks(c, 0);
     for (int i = 0; i < 2; i++) {
         if (c->stages[i].sent)
@@ -502,6 +527,7 @@ static const struct kern_ops cuda_table = {
     .peak_bytes = cuda_peak_bytes,
     .memory = cuda_memory,
     .reserve = cuda_reserve,
+    .graph = cuda_graph,
     .write = cuda_write,
     .read = cuda_read,
     .upload = cuda_upload,
@@ -594,6 +620,7 @@ static bool set_up(struct cuda *c)
     if (!c->flag || !attention_open_cuda(k))
         return false;
     c->blas = linear_blas_open(k);
+    c->graphs = k->failed ? NULL : cuda_graph_open(k, &c->ops);
     return !k->failed;
 }
 

@@ -14,16 +14,17 @@
 struct kern_dry_device {
     const char *name, *full_name;        /* "rtx4090", "NVIDIA GeForce RTX 4090" */
     double bf16_flops, fp8_flops, f32_flops; /* a second: tensor cores, dense, sums in f32; fp8 0: it has none; CUDA cores */
-    double memory_bytes_s, link_bytes_s, launch_s; /* link: from the host; launch_s: from one launch to the next at best */
+    double memory_bytes_s, link_bytes_s;             /* link: from the host */
+    double launch_s, graph_launch_s;                 /* from one launch to the next at best; inside a graph */
     size_t memory_bytes, context_bytes;  /* context_bytes: what the driver is taken to keep of them */
     const char *source, *link_source, *launch_source;
 };
 
-/* What happened since the last mark. Launches are kernels, library calls and copies inside the device; copies those between
- * host and device. Seconds: each launch takes the longest of FLOPs over peak, bytes over bandwidth, and launch_s; or all
- * copies from the host over the link, if that takes longer than all launches, beside which they run. */
+/* What happened since the last mark. Launches are kernels, library calls and copies inside the device, those of graphs too;
+ * host_launches what the host asked for, a graph being one; copies those between host and device. Seconds: each launch takes
+ * the longest of FLOPs over peak, bytes over bandwidth, and launch_s (graph_launch_s in a graph); or all copies from the host over the link, if that takes longer than all launches, beside which they run. */
 struct kern_dry_sums {
-    uint64_t launches, copies, allocations;
+    uint64_t launches, host_launches, copies, allocations;
     uint64_t waits, stalls;              /* stalls: waits of the host with launches behind them, so that the device ran dry */
     double flops, tensor_core_flops;
     double host_bytes;                   /* that came from the host */

@@ -15,6 +15,7 @@ struct kern_ops {
     size_t (*peak_bytes)(const struct kern *k);
     bool (*memory)(struct kern *k, struct kern_space *ret); /* NULL with the next: the backend works in host memory */
     void (*reserve)(struct kern *k, size_t bytes);
+    void (*graph)(struct kern *k, void (*work)(void *context), void *context); /* NULL: work is called, once */
     void (*write)(struct kern *k, struct tensor out, struct tensor host);
     void (*read)(struct kern *k, struct tensor host, struct tensor x);
     struct tensor (*upload)(struct kern *k, enum tensor_dtype dtype, struct tensor host);

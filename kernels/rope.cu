@@ -118,7 +118,8 @@ template <typename T, int N, int LANES, bool PAIRS> void run(struct kern *k, con
     int width = (int)j.x.shape[3];
     GPU_COST(2.0 * tensor_count(j.x) * sizeof(T) + 8.0 * j.angles.rows * j.angles.half, 7.0 * tensor_count(j.x), false);
     GPU_LAUNCH((rope_kernel<T, N, LANES, PAIRS>), dim3(gpu_blocks(count, heads)), dim3(32 * WARPS), heads * width * sizeof(T),
-               cuda_stream(k), gpu_rows_of<T>(j.out), gpu_rows_of<const T>(j.x), (const T *)j.weight.data, j.norm, j.angles, count, width);
+               cuda_stream(k), gpu_rows_of<T>(j.out), gpu_rows_of<const T>(j.x), (const T *)j.weight.data, j.norm, j.angles,
+               count, width);
     cuda_launched(k, "rope");
 }
 

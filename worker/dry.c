@@ -31,7 +31,7 @@ struct dry {
     const struct kern_dry *ledger;
     enum dry_phase phase;
     struct total totals[DRY_PHASES];
-    uint64_t launches_min, launches_max; /* of a step */
+    uint64_t launches_min, launches_max, host_launches_max; /* of a step */
     uint64_t late_allocations, late_stalls; /* in steps behind the first, which makes room for the shape */
 };
 
@@ -73,6 +73,7 @@ void dry_close(struct dry *d)
 static void add(struct kern_dry_sums *to, const struct kern_dry_sums *s)
 {
     to->launches += s->launches;
+    to->host_launches += s->host_launches;
     to->copies += s->copies;
     to->allocations += s->allocations;
     to->waits += s->waits;
@@ -90,6 +91,7 @@ static void count_step(struct dry *d, const struct kern_dry_sums *s)
     bool is_first = d->totals[DRY_STEP].runs == 0;
     d->launches_min = is_first || s->launches < d->launches_min ? s->launches : d->launches_min;
     d->launches_max = s->launches > d->launches_max ? s->launches : d->launches_max;
+    d->host_launches_max = s->host_launches > d->host_launches_max ? s->host_launches : d->host_launches_max;
     d->late_allocations += is_first ? 0 : s->allocations;
     d->late_stalls += is_first ? 0 : s->stalls;
 }
@@ -151,8 +153,8 @@ static struct figures figures_of(const struct dry *d, double least)
 static json_t *phase_json(const struct total *t, const char *name)
 {
     const struct kern_dry_sums *s = &t->sums;
-    return json_pack("{s:s,s:i,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f}", "phase", name, "runs", t->runs, "launches",
-                     (json_int_t)s->launches, "copies", (json_int_t)s->copies, "allocations", (json_int_t)s->allocations, "waits",
+    return json_pack("{s:s,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f}", "phase", name, "runs", t->runs, "launches",
+                     (json_int_t)s->launches, "host_launches", (json_int_t)s->host_launches, "copies", (json_int_t)s->copies, "allocations", (json_int_t)s->allocations, "waits",
                      (json_int_t)s->waits, "stalls", (json_int_t)s->stalls, "flops", s->flops, "tensor_core_flops",
                      s->tensor_core_flops, "host_bytes", s->host_bytes, "bytes", s->bytes, "product_bytes", s->product_bytes, "computed_s", s->seconds);
 }
@@ -168,14 +170,15 @@ static void print_json(const struct dry *d, const struct figures *f, const struc
     json_t *phases = json_array();
     for (int i = DRY_LOAD; i < DRY_IDLE; i++)
         json_array_append_new(phases, phase_json(&d->totals[i], phase_names[i]));
-    json_t *report = json_pack("{s:s,s:s,s:f,s:f,s:f,s:s,s:I,s:I,s:s,s:I,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:o}", "kind", "computed, not measured",
+    json_t *report = json_pack("{s:s,s:s,s:f,s:f,s:f,s:s,s:I,s:I,s:s,s:I,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:I,s:o}", "kind", "computed, not measured",
                                "device", device->full_name, "bf16_flops", device->bf16_flops, "f32_flops", device->f32_flops, "memory_bytes_s",
                                device->memory_bytes_s, "family", info->family, "memory_bytes", (json_int_t)device->memory_bytes,
                                "context_bytes", (json_int_t)device->context_bytes, "placement", engine_placement_name(info->placement), "other_bytes",
                                (json_int_t)info->other_bytes, "plan_bytes", (json_int_t)plan_bytes(info), "peak_bytes", (json_int_t)f->peak, "fits", f->fits,
                                "computed_s", f->seconds, "tensor_core_share", f->tensor_core_share, "step_bytes_outside_products",
                                f->step_outside, "step_bytes_outside_products_least", f->step_least, "step_launches_min",
-                               (json_int_t)d->launches_min, "step_launches_max", (json_int_t)d->launches_max,
+                               (json_int_t)d->launches_min, "step_launches_max", (json_int_t)d->launches_max, "step_host_launches_max",
+                               (json_int_t)d->host_launches_max,
                                "step_late_allocations", (json_int_t)d->late_allocations, "step_late_stalls",
                                (json_int_t)d->late_stalls, "phases", phases);
     json_dumpf(report, stdout, JSON_COMPACT | JSON_REAL_PRECISION(15));
@@ -185,13 +188,13 @@ static void print_json(const struct dry *d, const struct figures *f, const struc
 
 static void print_phases(const struct dry *d)
 {
-    printf("%-8s %5s %9s %7s %6s %6s %7s %9s %9s %9s %11s\n", "each", "runs", "launches", "copies", "allocs", "waits", "stalls", "TFLOP",
+    printf("%-8s %5s %9s %9s %7s %6s %6s %7s %9s %9s %9s %11s\n", "each", "runs", "launches", "by host", "copies", "allocs", "waits", "stalls", "TFLOP",
            "GB", "from host", "computed ms");
     for (int i = DRY_LOAD; i < DRY_IDLE; i++) {
         const struct kern_dry_sums *s = &d->totals[i].sums;
         double n = d->totals[i].runs ? d->totals[i].runs : 1;
-        printf("%-8s %5d %9.6g %7.6g %6.6g %6.6g %7.6g %9.3f %9.3f %9.3f %11.3f\n", phase_names[i], d->totals[i].runs,
-               (double)s->launches / n, (double)s->copies / n, (double)s->allocations / n, (double)s->waits / n,
+        printf("%-8s %5d %9.6g %9.6g %7.6g %6.6g %6.6g %7.6g %9.3f %9.3f %9.3f %11.3f\n", phase_names[i], d->totals[i].runs,
+               (double)s->launches / n, (double)s->host_launches / n, (double)s->copies / n, (double)s->allocations / n, (double)s->waits / n,
                (double)s->stalls / n, s->flops / n / 1e12, s->bytes / n / 1e9,
                s->host_bytes / n / 1e9, 1e3 * s->seconds / n);
     }
@@ -202,10 +205,10 @@ static void print_page(const struct dry *d, const struct figures *f, const struc
     const struct kern_dry_device *device = d->ledger->device();
     printf("%s on %s: computed, not measured\n\n", info->family, device->full_name);
     print_phases(d);
-    printf("\nsteps       %llu to %llu launches; in all behind the first: %llu stalls, %llu allocations. A stall is a wait of the host with\n"
-           "            launches behind it; the wait that ends a step, for progress and cancelling, is none\n",
-           (unsigned long long)d->launches_min, (unsigned long long)d->launches_max, (unsigned long long)d->late_stalls,
-           (unsigned long long)d->late_allocations);
+    printf("\nsteps       %llu to %llu launches, at most %llu by the host, for which a graph is one; in all behind the first: %llu stalls,\n"
+           "            %llu allocations. A stall is a wait of the host with launches behind it; the wait that ends a step, for progress\n"
+           "            and cancelling, is none\n", (unsigned long long)d->launches_min, (unsigned long long)d->launches_max,
+           (unsigned long long)d->host_launches_max, (unsigned long long)d->late_stalls, (unsigned long long)d->late_allocations);
     printf("FLOPs       %.2f %% on tensor cores\n", 100 * f->tensor_core_share);
     printf("bytes       %.3f GB a step outside of products and attention", f->step_outside / 1e9);
     if (f->step_least > 0)
@@ -215,8 +218,8 @@ static void print_page(const struct dry *d, const struct figures *f, const struc
            (double)f->peak / 1e9, (double)device->context_bytes / 1e9, (double)plan_bytes(info) / 1e9,
            engine_placement_name(info->placement), (double)device->memory_bytes / 1e9, f->fits ? "fits" : "does not fit");
     printf("time        %.3f s without loading, at best: each launch as long as its FLOPs at the peak, its bytes at the bandwidth, or\n"
-           "            %.1f us, whichever is longest; or what comes from the host meanwhile over the link, if that takes longer\n",
-           f->seconds, 1e6 * device->launch_s);
+           "            %.1f us (%.1f in a graph), whichever is longest; or what comes from the host meanwhile over the link, if that takes\n"
+           "            longer\n", f->seconds, 1e6 * device->launch_s, 1e6 * device->graph_launch_s);
     printf("peaks       bf16 %.1f, fp8 %.1f, f32 %.1f TFLOP/s (dense, sums in f32), %.0f GB/s, from the host %.1f GB/s\n"
            "            %s; link: %s; launch: %s\n", device->bf16_flops / 1e12, device->fp8_flops / 1e12, device->f32_flops / 1e12,
            device->memory_bytes_s / 1e9, device->link_bytes_s / 1e9, device->source, device->link_source, device->launch_source);

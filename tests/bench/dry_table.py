@@ -33,7 +33,8 @@ def model_line(family, size, placed):
     any_report = placed["resident"]
     step = next(p for p in any_report["phases"] if p["phase"] == "step")
     outside, least = any_report["step_bytes_outside_products"], any_report["step_bytes_outside_products_least"]
-    cells = [family, f"{size}²", " / ".join(f"{placed[p]['peak_bytes'] / 1e9:.1f}" for p in PLACEMENTS), str(any_report["step_launches_max"]),
+    cells = [family, f"{size}²", " / ".join(f"{placed[p]['peak_bytes'] / 1e9:.1f}" for p in PLACEMENTS),
+             f"{any_report['step_launches_max']} / {any_report['step_host_launches_max']}",
              f"{any_report['step_late_stalls']} / {any_report['step_late_allocations']}", f"{step['flops'] / step['runs'] / 1e12:.2f}",
              f"{100 * any_report['tensor_core_share']:.2f}", f"{outside / 1e9:.1f} / {least / 1e9:.1f} = {outside / least:.2f}"]
     return "| " + " | ".join(cells) + " |"
@@ -68,7 +69,7 @@ def main():
                 models.append(model_line(family, size, placed))
                 fits.append(fit_line(worker, folder, family, size))
                 times.append(time_line(family, size, reports))
-    print("| bf16 | size | peak GB: resident / phases / streamed | launches a step | stalls / allocations behind the first step | TFLOP a step | % on tensor cores | "
+    print("| bf16 | size | peak GB: resident / phases / streamed | launches a step / by the host | stalls / allocations behind the first step | TFLOP a step | % on tensor cores | "
           "GB a step outside products / least |\n" + "| --- " * 8 + "|\n" + "\n".join(models) + "\n")
     print("| placement, peak GB | size | " + " | ".join(f"{gb} GB" for gb in MEMORIES) + " |\n" + "| --- " * (2 + len(MEMORIES)) + "|\n" +
           "\n".join(fits) + "\n")

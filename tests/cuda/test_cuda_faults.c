@@ -179,6 +179,88 @@ static void every_copy_wait_and_product_may_fail(void **state)
         print_message("%s: %d points\n", points[i], every_fault(points[i], false));
 }
 
+/* --- a graph's ------------------------------------------------------------------------------------------------ */
+
+struct twice {
+    struct kern *k;
+    struct tensor x;
+};
+
+static void add_and_silu(void *context)
+{
+    const struct twice *t = context;
+    kern_add(t->k, t->x, t->x, t->x);
+    kern_silu(t->k, t->x, t->x);
+}
+
+/* Two launches of one graph; ret gets the values. */
+static bool use_graph(struct kern *k, float *ret)
+{
+    float values[64];
+    size_t mark = kern_mark(k);
+    for (int i = 0; i < 64; i++)
+        values[i] = (float)(i - 32) / 16;
+    struct twice t = {k, kern_temp(k, TENSOR_F32, 1, (int64_t[]){64})};
+    if (t.x.data) {
+        kern_write(k, t.x, tensor_1d(values, TENSOR_F32, 64));
+        kern_graph(k, add_and_silu, &t);
+        kern_graph(k, add_and_silu, &t);
+        kern_read(k, tensor_1d(ret, TENSOR_F32, 64), t.x);
+    }
+    bool ok = kern_sync(k);
+    kern_rewind(k, mark);
+    return ok;
+}
+
+/* The n-th of `point` for n = 1 .. last: the values are right or there is a sentence, and nothing is left. How many were got
+ * over. */
+static int graph_faults(const char *point, int last, const float *want)
+{
+    int good = 0;
+    for (int n = 1; n <= last; n++) {
+        char why[512];
+        float got[64] = {0};
+        struct kern *k = kern_module_open("cuda", why, sizeof why);
+        assert_non_null(k);
+        set_fault(point, n);
+        bool ok = use_graph(k, got);
+        sim.fault("");
+        if (ok)
+            assert_memory_equal(got, want, sizeof got);
+        else
+            assert_true(*kern_error(k));
+        if (!ok && kern_error_is_memory(kern_error(k))) {
+            assert_true(kern_recover(k));
+            assert_true(use_graph(k, got));
+            assert_memory_equal(got, want, sizeof got);
+        }
+        good += ok;
+        kern_close(k);
+        sim.restore();
+        nothing_is_left(point, n);
+    }
+    return good;
+}
+
+/* One capture has three calls that may be refused: it begins, it ends, it becomes a graph. Of launches, the two inside the capture
+ * are got over and those of the graph are not; a kernel that crashes has crashed. */
+static void a_graph_that_cannot_be_had_is_done_without(void **state)
+{
+    (void)state;
+    float want[64];
+    char why[512];
+    struct kern *k = kern_module_open("cuda", why, sizeof why);
+    assert_non_null(k);
+    assert_true(use_graph(k, want));
+    kern_close(k);
+    assert_int_equal(graph_faults("graph", 4, want), 4);
+    assert_int_equal(graph_faults("launch", 4, want), 2);
+    assert_int_equal(graph_faults("malloc", 1, want), 0);
+    assert_int_equal(graph_faults("kernel", 4, want), 0);
+    graph_faults("any", 24, want);
+    graph_faults("lost", 16, want);
+}
+
 /* --- an engine's --------------------------------------------------------------------------------------------- */
 
 static bool open_engine(struct engine **ret, struct engine_error *why)
@@ -278,6 +360,30 @@ static void adapters_without_memory_leave_the_model_as_it_was(void **state)
     nothing_is_left("close", 0);
 }
 
+/* The step's and the decoder's: without either the picture is the same. */
+static void a_batch_without_a_graph_is_the_same_picture(void **state)
+{
+    (void)state;
+    struct engine_image good, image;
+    struct engine_error why = {0};
+    for (int n = 0; n <= 4; n += 2) {
+        struct engine *e;
+        assert_true(open_engine(&e, &why));
+        if (n)
+            set_fault("graph", n);
+        if (!paint(e, n ? &image : &good, &why))
+            fail_msg("graph:%d: %s", n, why.text);
+        sim.fault("");
+        if (n) {
+            assert_memory_equal(image.rgb, good.rgb, (size_t)good.width * (size_t)good.height * 3);
+            engine_image_done(&image);
+        }
+        engine_close(e);
+        nothing_is_left("graph", n);
+    }
+    engine_image_done(&good);
+}
+
 static void a_lost_device_is_called_so(void **state)
 {
     (void)state;
@@ -311,9 +417,11 @@ int main(void)
         cmocka_unit_test(every_allocation_may_fail),
         cmocka_unit_test(every_launch_may_fail),
         cmocka_unit_test(every_copy_wait_and_product_may_fail),
+        cmocka_unit_test(a_graph_that_cannot_be_had_is_done_without),
         cmocka_unit_test(a_model_that_does_not_fit_leaves_nothing),
         cmocka_unit_test(after_a_batch_without_memory_the_next_is_the_same_as_ever),
         cmocka_unit_test(adapters_without_memory_leave_the_model_as_it_was),
+        cmocka_unit_test(a_batch_without_a_graph_is_the_same_picture),
         cmocka_unit_test(a_lost_device_is_called_so),
     };
     return cmocka_run_group_tests_name("cuda_faults", tests, find_simulator, NULL);

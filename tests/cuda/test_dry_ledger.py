@@ -18,7 +18,7 @@ PEAKS = {"rtx4090": (165.2e12, 82.6e12, 1008e9, 16e9 * 16 / 8 * 128 / 130)} # bf
 SIZES = ("512x512", "1024x1024", "1536x1536")
 MARGIN = 1.02 # of a plan
 OUTSIDE = 1.05 # times the least, of a step's bytes outside of products
-LAUNCH_S = 3.8e-6
+LAUNCH_S, GRAPH_LAUNCH_S = 3.8e-6, 3.4e-6
 worker = None
 
 
@@ -42,6 +42,10 @@ def is_launch(line):
     return line["op"] in ("kernel", "library") or line.get("name") == "DeviceToDevice"
 
 
+def host_launches(lines):
+    return sum(line["op"] == "graph_launch" or is_launch(line) and "graph" not in line for line in lines)
+
+
 def is_product(line):
     return any(line["name"].lstrip("(").startswith(name) for name in PRODUCTS)
 
@@ -63,7 +67,7 @@ def step_flops(model, pixels):
 def phase_s(lines):
     """each launch at its limit; copies from the host meanwhile"""
     bf16, f32, bandwidth, link = PEAKS["rtx4090"]
-    launches = sum(max(line["flops"] / (bf16 if line["tensor_core"] else f32), line["bytes"] / bandwidth, LAUNCH_S)
+    launches = sum(max(line["flops"] / (bf16 if line["tensor_core"] else f32), line["bytes"] / bandwidth, GRAPH_LAUNCH_S if "graph" in line else LAUNCH_S)
                    for line in filter(is_launch, lines))
     return max(launches, sum(line["bytes"] for line in lines if line.get("name") == "HostToDevice") / link)
 
@@ -99,6 +103,25 @@ class Pocket(unittest.TestCase):
             self.assertEqual(shape, shapes[0])
         self.assertEqual({self.report["step_launches_min"], self.report["step_launches_max"]}, {len(shapes[0])})
         self.assertEqual(self.phase("step")["launches"], 5 * len(shapes[0]))
+
+    def test_a_step_is_three_launches_of_the_host(self):
+        for step in self.steps:
+            asked = [line for line in step if line["op"] == "graph_launch" or is_launch(line) and "graph" not in line]
+            self.assertEqual([line.get("name", line["op"]).split("<")[0].lstrip("(") for line in asked],
+                             ["DeviceToDevice", "graph_launch", "elementwise_kernel"], "modulations of the step, the model, Euler")
+            self.assertEqual(asked[1]["nodes"], sum(is_launch(line) and "graph" in line for line in step))
+        self.assertEqual(len({line["graph"] for step in self.steps for line in step if "graph" in line}), 1, "one graph serves all")
+        self.assertEqual(self.report["step_host_launches_max"], 3)
+        self.assertEqual(self.phase("step")["host_launches"], 15)
+        self.assertEqual(self.phase("prompt")["host_launches"], host_launches(next(lines for name, lines in self.phases if name == "prompt")))
+
+    def test_layers_from_the_host_and_the_switch_go_without_graphs(self):
+        for words, environment in ((("--placement", "streamed"), {}), ((), {"KILN_CUDA_GRAPHS": "off"})):
+            report = render("rtx4090", POCKET, "--size", "64x64", *words, **environment)[1]
+            self.assertEqual(report["step_host_launches_max"], report["step_launches_max"])
+        code, _, said, _ = render("rtx4090", POCKET, "--size", "64x64", KILN_CUDA_GRAPHS="perhaps")
+        self.assertEqual(code, 2)
+        self.assertIn("KILN_CUDA_GRAPHS='perhaps', accepted: on, off", said)
 
     def test_inside_a_step_the_host_never_waits_copies_or_allocates(self):
         for number, step in enumerate(self.steps):
@@ -140,7 +163,7 @@ class Pocket(unittest.TestCase):
             seconds = sum(phase_s(lines) for name, lines in phases if name in ("prompt", "step", "decode"))
             self.assertAlmostEqual(report["computed_s"] / seconds, 1, places=9)
 
-    def test_pictures_of_the_shape_that_was_planned_allocate_nothing(self):
+    def test_pictures_of_the_shape_that_was_planned_allocate_nothing_and_share_their_graphs(self):
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompts:
             prompts.write("a\nb\nc\nd\n")
             prompts.flush()
@@ -151,6 +174,9 @@ class Pocket(unittest.TestCase):
             pictures = trace.read_text().split('"name":"prompt"}')[1:]
             trace.unlink()
         self.assertEqual([p.count('"op":"malloc"') for p in pictures], [0, 0, 0, 0])
+        graphs = [[json.loads(line)["graph"] for line in p.splitlines() if '"op":"graph_launch"' in line] for p in pictures]
+        self.assertEqual([graphs[0]] * 4, graphs)
+        self.assertEqual((len(graphs[0]), len(set(graphs[0]))), (5, 2), "four steps and the decoder")
 
 
 class Refusals(unittest.TestCase):

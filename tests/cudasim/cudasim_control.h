@@ -67,6 +67,7 @@ struct cudasim_launch {
     const char *name;           /* of the kernel or library call, or "DeviceToDevice"; valid during the call */
     double bytes, flops;
     bool is_library, is_tensor_core, is_fp8;
+    bool is_in_graph;           /* one of a graph that is launched as a whole */
 };
 void cudasim_watch(void (*see)(const struct cudasim_launch *launch));
 

@@ -118,15 +118,15 @@ static bool trace_open(const char *path)
 
 /* --- counting ------------------------------------------------------------------------------------------------------------- */
 
-static void show(const Work &work)
+static void show(const Work &work, int graph_id)
 {
     cudasim_launch launch = {work.name.c_str(), work.cost.bytes, work.cost.flops, work.kind == Work::LIBRARY,
-                             work.cost.is_tensor_core, work.cost.is_fp8};
+                             work.cost.is_tensor_core, work.cost.is_fp8, graph_id != 0};
     if (watcher)
         watcher(&launch);
 }
 
-static void count_copy(const Work &work)
+static void count_copy(const Work &work, int graph_id)
 {
     uint64_t bytes = static_cast<uint64_t>(work.copy_bytes);
     totals.copies++;
@@ -135,10 +135,10 @@ static void count_copy(const Work &work)
     else if (work.copy_kind == cudaMemcpyDeviceToHost)
         totals.device_to_host_bytes += bytes;
     else if (work.copy_kind == cudaMemcpyDeviceToDevice)
-        totals.device_to_device_bytes += bytes, show(work);
+        totals.device_to_device_bytes += bytes, show(work, graph_id);
 }
 
-static void count_launch(const Work &work)
+static void count_launch(const Work &work, int graph_id)
 {
     totals.launches++;
     totals.bytes += work.cost.bytes;
@@ -147,7 +147,7 @@ static void count_launch(const Work &work)
         totals.tensor_core_flops += work.cost.flops;
     totals.host_stalls += waits_since_launch;
     waits_since_launch = 0;
-    show(work);
+    show(work, graph_id);
 }
 
 void ledger_work(const Work &work, int device, int stream_id, int graph_id)
@@ -158,10 +158,10 @@ void ledger_work(const Work &work, int device, int stream_id, int graph_id)
         totals.library_calls++;
         [[fallthrough]];
     case Work::KERNEL:
-        count_launch(work);
+        count_launch(work, graph_id);
         break;
     case Work::COPY:
-        count_copy(work);
+        count_copy(work, graph_id);
         break;
     case Work::MEMSET:
         totals.memsets++;

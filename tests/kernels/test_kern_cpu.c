@@ -29,6 +29,18 @@ static void the_arena_gives_aligned_memory_and_takes_it_back(struct kernel_check
     assert_ptr_equal(first.data, a.data);
 }
 
+static void add_one(void *context)
+{
+    ++*(int *)context;
+}
+
+static void work_for_a_graph_is_done_once(struct kernel_check *c)
+{
+    int count = 0;
+    kern_graph(c->k, add_one, &count);
+    assert_int_equal(count, 1);
+}
+
 static void an_op_leaves_the_arena_as_it_found_it(struct kernel_check *c)
 {
     struct tensor w = kernel_check_random(c, 2, (int64_t[]){30, 40}, 1, 1), x = kernel_check_random(c, 2, (int64_t[]){9, 40}, 2, 1);
@@ -122,6 +134,7 @@ int main(void)
 {
     static const struct kernel_check_test tests[] = {
         KERNEL_CHECK_TEST(the_arena_gives_aligned_memory_and_takes_it_back),
+        KERNEL_CHECK_TEST(work_for_a_graph_is_done_once),
         KERNEL_CHECK_TEST(an_op_leaves_the_arena_as_it_found_it),
         KERNEL_CHECK_TEST(no_memory_is_a_sentence_and_not_a_crash),
         KERNEL_CHECK_TEST(after_no_memory_smaller_work_may_be_tried),
