@@ -49,7 +49,7 @@ struct worker {
     unsigned ready_session;  /* what READY said last, and in which session */
     uint32_t ready_credit;
     bool is_draining, is_over;
-    int64_t flush_until_ms;  /* 0: still rendering */
+    int64_t flush_until_ms, alone_until_ms; /* 0: still rendering; alone: moved on while a coordinator is there */
     int exit_code;
     char state[600];         /* for heartbeats */
 };
@@ -207,9 +207,12 @@ static void worker_stop(struct worker *w, int64_t now_ms)
         worker_drain(w, "worker was told to stop", 0);
     if (!w->is_draining || w->painting > 0)
         return;
+    const bool is_alone = w->session.state != SESSION_WELCOME;
     if (w->flush_until_ms == 0)
-        w->flush_until_ms = now_ms + (w->session.state == SESSION_WELCOME ? DRAIN_FLUSH_MS : DRAIN_ALONE_MS);
-    if ((!w->batches && w->spool.count == 0) || now_ms >= w->flush_until_ms)
+        w->flush_until_ms = now_ms + DRAIN_FLUSH_MS;
+    if (!is_alone || w->alone_until_ms == 0)
+        w->alone_until_ms = now_ms + DRAIN_ALONE_MS;
+    if ((!w->batches && w->spool.count == 0) || now_ms >= w->flush_until_ms || (is_alone && now_ms >= w->alone_until_ms))
         say_bye(w);
 }
 

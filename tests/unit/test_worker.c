@@ -451,6 +451,23 @@ static void a_draining_worker_returns_new_work_at_once(void **state)
     fake_coordinator_end(&f);
 }
 
+/* Farm and machine go down together: the spool has what nobody answers any more, and half a minute of waiting helps nobody. */
+static void a_draining_worker_does_not_wait_for_a_coordinator_that_is_gone(void **state)
+{
+    (void)state;
+    struct fake_coordinator f;
+    start(&f, NULL);
+    join(&f);
+    fake_coordinator_assign(&f, 10, four, 1);
+    fake_coordinator_expect(&f, MSG_RESULT);
+    kill(f.pid, SIGTERM);
+    fake_coordinator_expect(&f, MSG_READY); /* credit 0: it has heard */
+    fake_coordinator_close(&f);
+    assert_int_equal(fake_coordinator_worker_ended(&f), 0);
+    assert_int_equal(fake_coordinator_records(&f), 1);
+    fake_coordinator_end(&f);
+}
+
 static void a_second_signal_leaves_at_once(void **state)
 {
     (void)state;
@@ -797,6 +814,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(one_cancelled_task_does_not_stop_its_neighbour, fake_coordinator_abandon),
         cmocka_unit_test_teardown(told_to_stop_it_finishes_what_runs_and_returns_the_rest, fake_coordinator_abandon),
         cmocka_unit_test_teardown(a_draining_worker_returns_new_work_at_once, fake_coordinator_abandon),
+        cmocka_unit_test_teardown(a_draining_worker_does_not_wait_for_a_coordinator_that_is_gone, fake_coordinator_abandon),
         cmocka_unit_test_teardown(a_second_signal_leaves_at_once, fake_coordinator_abandon),
         cmocka_unit_test_teardown(a_hung_device_is_seen_by_its_step_counter, fake_coordinator_abandon),
         cmocka_unit_test_teardown(while_the_coordinator_is_away_work_goes_on_and_is_settled_later, fake_coordinator_abandon),
