@@ -96,7 +96,7 @@ def test_an_output_folder_that_cannot_be_made_is_refused_at_submit(new_loose_far
 def test_a_foreign_file_is_never_overwritten(new_loose_farm):
     """Somebody's own picture in the folder, by chance of the same name."""
     farm = new_loose_farm()
-    farm.coordinator()
+    farm.coordinator("--staged-ms", "2000")
     farm.submit("mine", "fox\n")
     (file,) = [row[0] for row in farm.sql("select file from task")]
     target = farm.folder("mine") / file
