@@ -95,6 +95,34 @@ bool engine_reference_size(int width, int height, int *ret_width, int *ret_heigh
     return true;
 }
 
+/* Pixels that are malloc'ed, in another size. */
+static bool resize(struct engine_reference *r, int width, int height, struct engine_error *why)
+{
+    uint8_t *rgb;
+    if (!reference_resize(&rgb, width, height, r->rgb, r->width, r->height))
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for an image of %dx%d", r->width, r->height);
+    free((void *)(uintptr_t)r->rgb);
+    *r = (struct engine_reference){.width = width, .height = height, .rgb = rgb};
+    return true;
+}
+
+bool engine_reference_scale(struct engine_reference *r, struct engine_error *why)
+{
+    struct reference_layout l;
+    if (!reference_layout_of(&l, r->width, r->height, why) || (l.scaled_width == r->width && l.scaled_height == r->height))
+        return true;
+    return resize(r, l.scaled_width, l.scaled_height, why);
+}
+
+bool engine_mask_scale(struct engine_reference *mask, const struct engine_reference *first, struct engine_error *why)
+{
+    int width, height;
+    bool is_usable = mask->width <= REFERENCE_SIDE_MAX && mask->height <= REFERENCE_SIDE_MAX;
+    if (!is_usable || !engine_reference_size(first->width, first->height, &width, &height, why))
+        return true;
+    return resize(mask, width, height, why);
+}
+
 static bool check_guidance(const struct engine *e, const struct engine_request *r, struct engine_error *why)
 {
     bool is_negative = r->negative && *r->negative;

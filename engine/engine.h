@@ -127,6 +127,12 @@ void engine_image_done(struct engine_image *image);
 /* engine_reference_size: the size at which a reference of this size is seen (and that of the picture when none is asked for). */
 bool engine_reference_size(int width, int height, int *ret_width, int *ret_height, struct engine_error *why);
 
+/* engine_reference_scale and engine_mask_scale: pixels that are malloc'ed become those that will be looked at, at most 3 MB, and the
+ * picture stays the same to the bit. So one who keeps many files' pixels need not keep them whole. What no request could use
+ * stays as it is, for engine_check to refuse. False: no memory. */
+bool engine_reference_scale(struct engine_reference *r, struct engine_error *why);
+bool engine_mask_scale(struct engine_reference *mask, const struct engine_reference *first, struct engine_error *why);
+
 struct engine_info {
     char family[32];       /* "klein-4b", "klein-9b", "klein-custom" */
     bool is_distilled;

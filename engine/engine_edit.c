@@ -103,13 +103,12 @@ static bool upload(struct tensor *ret, struct engine_model *m, const struct engi
 {
     struct reference_layout layout;
     uint8_t *rgb = NULL;
-    bool ok = kern_is_dry(m->kern) ? reference_layout_of(&layout, reference->width, reference->height, why)
-              : is_repainted       ? reference_fit(&rgb, &layout, reference->rgb, 3, reference->width, reference->height, why)
-                                   : reference_prepare(&rgb, &layout, reference->rgb, 3, reference->width, reference->height, why);
-    if (!ok)
+    if (!reference_layout_of(&layout, reference->width, reference->height, why))
         return false;
+    bool ok = kern_is_dry(m->kern) || (is_repainted ? reference_fit : reference_prepare)(&rgb, &layout, reference->rgb, reference->width,
+                                                                                         reference->height);
     size_t count = (size_t)layout.width * (size_t)layout.height * 3;
-    float *values = malloc(count * sizeof *values);
+    float *values = ok ? malloc(count * sizeof *values) : NULL;
     if (!values) {
         free(rgb);
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for %dx%d pixels", layout.width, layout.height);

@@ -191,17 +191,6 @@ bool reference_resize(uint8_t **ret, int to_width, int to_height, const uint8_t 
 
 /* --- all of it ----------------------------------------------------------------------------------------------- */
 
-static uint8_t *drop_alpha(const uint8_t *pixels, int channels, int width, int height)
-{
-    size_t count = (size_t)width * (size_t)height;
-    if (channels == 3)
-        return copy_of(pixels, width, height);
-    uint8_t *rgb = malloc(count * 3);
-    for (size_t i = 0; rgb && i < count; i++)
-        memcpy(rgb + 3 * i, pixels + 4 * i, 3);
-    return rgb;
-}
-
 static void crop(uint8_t *rgb, const struct reference_layout *l)
 {
     for (int y = 0; y < l->height; y++) /* towards the front: rows never overtake what they are read from */
@@ -209,50 +198,22 @@ static void crop(uint8_t *rgb, const struct reference_layout *l)
                 rgb + ((size_t)(l->top + y) * (size_t)l->scaled_width + (size_t)l->left) * 3, (size_t)l->width * 3);
 }
 
-static bool resize_to(uint8_t **rgb, int to_width, int to_height, int width, int height)
+bool reference_prepare(uint8_t **ret, const struct reference_layout *l, const uint8_t *rgb, int width, int height)
 {
-    uint8_t *scaled = NULL;
-    if (to_width == width && to_height == height)
-        return true;
-    bool ok = reference_resize(&scaled, to_width, to_height, *rgb, width, height);
-    free(*rgb);
-    *rgb = scaled;
+    if (!reference_resize(ret, l->scaled_width, l->scaled_height, rgb, width, height))
+        return false;
+    crop(*ret, l);
+    return true;
+}
+
+bool reference_fit(uint8_t **ret, const struct reference_layout *l, const uint8_t *rgb, int width, int height)
+{
+    uint8_t *scaled;
+    if (!reference_resize(&scaled, l->scaled_width, l->scaled_height, rgb, width, height))
+        return false;
+    bool ok = reference_resize(ret, l->width, l->height, scaled, l->scaled_width, l->scaled_height);
+    free(scaled);
     return ok;
-}
-
-/* Steps 1 and 2. */
-static bool scale_down(uint8_t **ret, struct reference_layout *l, const uint8_t *pixels, int channels, int width, int height,
-                       struct engine_error *why)
-{
-    assert(channels == 3 || channels == 4);
-    if (!reference_layout_of(l, width, height, why))
-        return false;
-    uint8_t *rgb = drop_alpha(pixels, channels, width, height);
-    if (!rgb || !resize_to(&rgb, l->scaled_width, l->scaled_height, width, height))
-        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for a reference image of %dx%d", width, height);
-    *ret = rgb;
-    return true;
-}
-
-bool reference_prepare(uint8_t **ret, struct reference_layout *layout, const uint8_t *pixels, int channels, int width,
-                       int height, struct engine_error *why)
-{
-    if (!scale_down(ret, layout, pixels, channels, width, height, why))
-        return false;
-    crop(*ret, layout);
-    return true;
-}
-
-bool reference_fit(uint8_t **ret, struct reference_layout *layout, const uint8_t *pixels, int channels, int width,
-                   int height, struct engine_error *why)
-{
-    uint8_t *rgb;
-    if (!scale_down(&rgb, layout, pixels, channels, width, height, why))
-        return false;
-    if (!resize_to(&rgb, layout->width, layout->height, layout->scaled_width, layout->scaled_height))
-        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for a reference image of %dx%d", width, height);
-    *ret = rgb;
-    return true;
 }
 
 /* Is the pixel to be repainted? Grey as Pillow weighs it, in 16 bits. */

@@ -1,6 +1,6 @@
 /* reference.h - from the pixels of a reference image to the pixels the VAE sees, equal to diffusers in every byte.
  *
- *   1. alpha is dropped (not blended): diffusers' load_image converts to RGB that way, before anything else
+ *   1. alpha is dropped (not blended), by who decodes the file: diffusers' load_image converts to RGB that way, before anything else
  *   2. above 1024 x 1024 pixels: s = sqrt(2^20 / (w h)), resized to floor(w s) x floor(h s) with Lanczos of 3 lobes
  *   3. centre crop to multiples of 16, the odd pixel stays at the right and at the bottom
  *   4. reference_value: the number in [-1, 1] that a byte becomes
@@ -30,16 +30,16 @@ struct reference_layout {
     int scaled_width, scaled_height; /* after step 2; the given size when nothing is resized */
     int left, top, width, height;    /* the crop: what the VAE sees */
 };
+/* What step 2 leaves of an image is an image with the same crop: not resized again, and accepted, since floor(1024 sqrt(8)) = 2896 is
+ * 8 times floor(1024 / sqrt(8)) = 362. */
 bool reference_layout_of(struct reference_layout *ret, int width, int height, struct engine_error *why);
 
-/* reference_prepare does steps 1 to 3. pixels: height rows of width pixels of 3 (RGB) or 4 (RGBA) bytes. *ret is
- * layout->height rows of layout->width RGB pixels, malloc'ed. */
-bool reference_prepare(uint8_t **ret, struct reference_layout *layout, const uint8_t *pixels, int channels, int width, int height,
-                       struct engine_error *why);
+/* reference_prepare does steps 2 and 3. rgb: height rows of width pixels, of this layout. *ret is layout->height rows of
+ * layout->width pixels, malloc'ed. False: no memory. */
+bool reference_prepare(uint8_t **ret, const struct reference_layout *layout, const uint8_t *rgb, int width, int height);
 
-/* reference_fit is for the image that is repainted: steps 1 and 2, then resized to the size of the crop instead of cut. */
-bool reference_fit(uint8_t **ret, struct reference_layout *layout, const uint8_t *pixels, int channels, int width, int height,
-                   struct engine_error *why);
+/* reference_fit is for the image that is repainted: step 2, then resized to the size of the crop instead of cut. */
+bool reference_fit(uint8_t **ret, const struct reference_layout *layout, const uint8_t *rgb, int width, int height);
 
 /* reference_mask: one value per token of 16 x 16 pixels, [height / 16 * width / 16], of a mask of any size in RGB: resized to
  * width x height, grey, 1 from level 128 on and else 0; a token's value is the mean of its four middle pixels, as bilinear

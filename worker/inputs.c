@@ -12,7 +12,7 @@ static void fail(struct failure *f, enum input_fault fault, const char *why)
     *f = fault == INPUT_BAD ? failure_refuse("%s", why) : failure_retry("%s", why);
 }
 
-bool inputs_image(struct engine_reference *ret, struct task_inputs_file *file, struct failure *f)
+static bool read_image(struct engine_reference *ret, struct task_inputs_file *file, struct failure *f)
 {
     char why[INPUTS_REASON_MAX];
     enum input_fault fault;
@@ -23,6 +23,29 @@ bool inputs_image(struct engine_reference *ret, struct task_inputs_file *file, s
     }
     *ret = (struct engine_reference){.width = file->width, .height = file->height, .rgb = rgb};
     return true;
+}
+
+/* Pixels of a file are 192 MB at most, those of a batch would be 8 GB: only what is looked at is kept. */
+bool inputs_image(struct inputs *in, int index, struct failure *f)
+{
+    struct engine_error why;
+    if (!read_image(&in->images[index], &in->told.images[index], f))
+        return false;
+    if (engine_reference_scale(&in->images[index], &why))
+        return true;
+    *f = failure_of_engine(&why);
+    return false;
+}
+
+bool inputs_mask(struct inputs *in, struct failure *f)
+{
+    struct engine_error why;
+    if (!read_image(&in->mask, &in->told.mask, f))
+        return false;
+    if (!in->told.image_count || engine_mask_scale(&in->mask, &in->images[0], &why))
+        return true;
+    *f = failure_of_engine(&why);
+    return false;
 }
 
 bool inputs_adapter(struct task_inputs_file *file, struct failure *f)
@@ -47,8 +70,8 @@ bool inputs_load(struct inputs *ret, const char *text, struct failure *f)
     }
     bool ok = true;
     for (int i = 0; ok && i < ret->told.image_count; i++)
-        ok = inputs_image(&ret->images[i], &ret->told.images[i], f);
-    ok = ok && (!ret->told.mask.path || inputs_image(&ret->mask, &ret->told.mask, f));
+        ok = inputs_image(ret, i, f);
+    ok = ok && (!ret->told.mask.path || inputs_mask(ret, f));
     if (!ok)
         inputs_done(ret);
     return ok;

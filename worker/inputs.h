@@ -10,15 +10,16 @@
 
 struct inputs { /* start from {0} */
     struct task_inputs told;
-    struct engine_reference images[TASK_INPUTS_IMAGES_MAX], mask; /* pixels, owned; told.image_count of them */
+    struct engine_reference images[TASK_INPUTS_IMAGES_MAX], mask; /* pixels, owned, as large as they are seen; told.image_count of them */
 };
 
 /* inputs_load reads what a task's text names; "" is nothing. False: f says what that means for the task. */
 bool inputs_load(struct inputs *ret, const char *text, struct failure *f);
 void inputs_done(struct inputs *in);
 
-/* inputs_image and inputs_adapter read one file (input_file.h). */
-bool inputs_image(struct engine_reference *ret, struct task_inputs_file *file, struct failure *f);
+/* One file each (input_file.h), of those that in->told names. A mask comes after the images. */
+bool inputs_image(struct inputs *in, int index, struct failure *f);
+bool inputs_mask(struct inputs *in, struct failure *f);
 bool inputs_adapter(struct task_inputs_file *file, struct failure *f);
 
 /* inputs_into points a request at what was loaded; the request borrows it. */

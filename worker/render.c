@@ -457,12 +457,12 @@ static int read_images(struct run *r)
     for (int i = 0; i < o->image_count; i++) {
         told->images[i].path = absolute(o->images[i]);
         told->image_count = i + 1;
-        if (!inputs_image(&r->inputs.images[i], &told->images[i], &f))
+        if (!inputs_image(&r->inputs, i, &f))
             return refuse("--image %s", f.reason);
     }
     if (o->mask) {
         told->mask.path = absolute(o->mask);
-        if (!inputs_image(&r->inputs.mask, &told->mask, &f))
+        if (!inputs_mask(&r->inputs, &f))
             return refuse("--mask %s", f.reason);
     }
     for (int i = 0; i < o->lora_count; i++) {

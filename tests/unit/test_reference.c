@@ -4,6 +4,7 @@
  * golden/resize/resize.json is what diffusers made of three files (golden/tables.py), pillow.json what Pillow makes of
  * these, of the references of the editing cases, and of noise (golden/references.py). */
 #include "digest.h"
+#include "engine.h"
 #include "image_file.h"
 #include "reference.h"
 
@@ -74,14 +75,21 @@ static void expect_digest(const void *data, size_t bytes, const char *want, cons
         fail_msg("%s: other pixels than the reference's", of);
 }
 
-static void expect_prepared(uint8_t *pixels, int width, int height, json_t *row, const char *of)
+static struct reference_layout layout_of(int width, int height)
 {
     struct reference_layout l;
     struct engine_error why;
+    if (!reference_layout_of(&l, width, height, &why))
+        fail_msg("%s", why.text);
+    return l;
+}
+
+static void expect_prepared(uint8_t *pixels, int width, int height, json_t *row, const char *of)
+{
+    struct reference_layout l = layout_of(width, height);
     uint8_t *got;
     assert_true(width == at(row, "size", 0) && height == at(row, "size", 1));
-    if (!reference_prepare(&got, &l, pixels, 3, width, height, &why))
-        fail_msg("%s: %s", of, why.text);
+    assert_true(reference_prepare(&got, &l, pixels, width, height));
     assert_true(l.scaled_width == at(row, "scaled", 0) && l.scaled_height == at(row, "scaled", 1));
     assert_true(l.left == at(row, "crop", 0) && l.top == at(row, "crop", 1));
     assert_true(l.width == at(row, "crop", 2) && l.height == at(row, "crop", 3));
@@ -98,14 +106,13 @@ static void files_give_the_pixels_of_diffusers(void **state)
     json_array_foreach(rows, i, row)
     {
         int width, height;
-        struct reference_layout l;
-        struct engine_error why;
         uint8_t *rgb = read_image(text(row, "file"), &width, &height), *got;
+        struct reference_layout l = layout_of(width, height);
         assert_true(reference_resize(&got, at(row, "scaled", 0), at(row, "scaled", 1), rgb, width, height));
         expect_digest(got, (size_t)at(row, "scaled", 0) * (size_t)at(row, "scaled", 1) * 3,
                       text(row, "scaled_rgb_sha256"), text(row, "file"));
         free(got);
-        assert_true(reference_prepare(&got, &l, rgb, 3, width, height, &why));
+        assert_true(reference_prepare(&got, &l, rgb, width, height));
         assert_true(l.width == at(row, "cropped", 0) && l.height == at(row, "cropped", 1));
         expect_digest(got, (size_t)l.width * (size_t)l.height * 3, text(row, "cropped_rgb_sha256"), text(row, "file"));
         free(got);
@@ -147,25 +154,59 @@ static void files_and_noise_give_the_pixels_of_pillow(void **state)
     json_decref(root);
 }
 
-static void alpha_is_dropped_and_not_blended(void **state)
+static void the_crop_is_in_the_middle(void **state)
 {
     (void)state;
     enum { WIDTH = 70, HEIGHT = 67 };
-    uint8_t *rgb = noise(WIDTH, HEIGHT), *rgba = malloc(WIDTH * HEIGHT * 4), *plain, *other;
-    for (size_t i = 0; i < WIDTH * HEIGHT; i++) {
-        memcpy(rgba + 4 * i, rgb + 3 * i, 3);
-        rgba[4 * i + 3] = (uint8_t)i;
-    }
-    struct reference_layout a, b;
-    struct engine_error why;
-    assert_true(reference_prepare(&plain, &a, rgb, 3, WIDTH, HEIGHT, &why));
-    assert_true(reference_prepare(&other, &b, rgba, 4, WIDTH, HEIGHT, &why));
-    assert_memory_equal(&a, &b, sizeof a);
-    assert_true(a.left == 3 && a.top == 1 && a.width == 64 && a.height == 64);
-    assert_memory_equal(plain, other, 64 * 64 * 3);
+    uint8_t *rgb = noise(WIDTH, HEIGHT), *cut;
+    struct reference_layout l = layout_of(WIDTH, HEIGHT);
+    assert_true(reference_prepare(&cut, &l, rgb, WIDTH, HEIGHT));
+    assert_true(l.left == 3 && l.top == 1 && l.width == 64 && l.height == 64);
     for (int y = 0; y < 64; y++)
-        assert_memory_equal(plain + y * 64 * 3, rgb + ((y + 1) * WIDTH + 3) * 3, 64 * 3);
-    free(plain), free(other), free(rgba), free(rgb);
+        assert_memory_equal(cut + y * 64 * 3, rgb + ((y + 1) * WIDTH + 3) * 3, 64 * 3);
+    free(cut), free(rgb);
+}
+
+/* What a worker keeps of a file: a few megabytes that are seen as the whole was. */
+static void scaled_pixels_are_seen_as_the_file_was(void **state)
+{
+    (void)state;
+    static const struct { int width, height; } sizes[] = {{70, 67}, {1024, 1024}, {1025, 1024}, {3001, 999}, {8192, 1024}, {1001, 8008}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        int width = sizes[i].width, height = sizes[i].height;
+        uint8_t *rgb = noise(width, height), *want[2], *got[2], *mask = noise(height, 100);
+        static float shares[2][64 * 64];
+        struct reference_layout l = layout_of(width, height);
+        struct engine_reference kept = {.width = width, .height = height, .rgb = noise(width, height)};
+        struct engine_reference kept_mask = {.width = height, .height = 100, .rgb = noise(height, 100)};
+        struct engine_error why;
+        assert_true(reference_prepare(&want[0], &l, rgb, width, height) && reference_fit(&want[1], &l, rgb, width, height));
+        assert_true(reference_mask(shares[0], l.width, l.height, mask, height, 100, &why));
+        assert_true(engine_reference_scale(&kept, &why) && kept.width * kept.height <= REFERENCE_PIXELS_MAX);
+        assert_true(engine_mask_scale(&kept_mask, &kept, &why) && kept_mask.width == l.width && kept_mask.height == l.height);
+        struct reference_layout scaled = layout_of(kept.width, kept.height);
+        assert_true(scaled.width == l.width && scaled.height == l.height);
+        assert_true(reference_prepare(&got[0], &scaled, kept.rgb, kept.width, kept.height));
+        assert_true(reference_fit(&got[1], &scaled, kept.rgb, kept.width, kept.height));
+        assert_true(reference_mask(shares[1], l.width, l.height, kept_mask.rgb, kept_mask.width, kept_mask.height, &why));
+        for (int how = 0; how < 2; how++) {
+            assert_memory_equal(got[how], want[how], (size_t)l.width * (size_t)l.height * 3);
+            free(got[how]), free(want[how]);
+        }
+        assert_memory_equal(shares[0], shares[1], (size_t)(l.width / 16 * (l.height / 16)) * sizeof shares[0][0]);
+        free(rgb), free(mask), free((void *)(uintptr_t)kept.rgb), free((void *)(uintptr_t)kept_mask.rgb);
+    }
+}
+
+static void what_is_no_reference_is_left_to_the_check(void **state)
+{
+    (void)state;
+    struct engine_reference thin = {.width = 63, .height = 2000, .rgb = noise(63, 2000)};
+    struct engine_error why;
+    const uint8_t *before = thin.rgb;
+    assert_true(engine_reference_scale(&thin, &why));
+    assert_true(thin.rgb == before && thin.width == 63);
+    free((void *)(uintptr_t)thin.rgb);
 }
 
 static void sizes_have_limits_with_sentences(void **state)
@@ -239,7 +280,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(files_give_the_pixels_of_diffusers),
         cmocka_unit_test(files_and_noise_give_the_pixels_of_pillow),
-        cmocka_unit_test(alpha_is_dropped_and_not_blended),
+        cmocka_unit_test(the_crop_is_in_the_middle),
+        cmocka_unit_test(scaled_pixels_are_seen_as_the_file_was),
+        cmocka_unit_test(what_is_no_reference_is_left_to_the_check),
         cmocka_unit_test(sizes_have_limits_with_sentences),
         cmocka_unit_test(bytes_become_numbers_as_torch_makes_them),
         cmocka_unit_test(a_mask_has_a_value_per_token),
