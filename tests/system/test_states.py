@@ -100,9 +100,9 @@ def test_a_second_signal_leaves_at_once_and_loses_only_time(new_loose_farm):
     """An operator in a hurry."""
     farm = new_loose_farm()
     farm.coordinator()
-    farm.worker("w1", env={"KILN_FAULT": "slow-ms:60000"})
+    farm.worker("w1", env={"KILN_FAULT": "slow-ms:10000"}, batch=2)
     farm.submit("hurried", text_of(6))
-    farm.wait_for("hurried", running=6)
+    farm.wait_some_done("hurried")  # so the next batch has begun, and the first signal lets it finish
     farm.kill("w1", signal.SIGTERM)
     wait_until(lambda: "drain" in farm.log("w1"), "the worker heard the first signal")
     assert is_alive(farm.process("w1").pid)
