@@ -329,7 +329,7 @@ static void usage(FILE *to)
           "       bench_kernels --device cuda|cuda:N [--peaks BF16,F32] [--shrink N] [--turns N] [gemm|quant|attention|conv]...\n"
           "  GFLOP/s of the kernels at FLUX.2 klein-4B shapes, beside the peak measured in the same seconds\n"
           "  --peaks B,F   of the GPU, as its vendor publishes them, in TFLOP/s: bf16 on tensor cores, f32\n"
-          "  --shrink N    shapes N times smaller each way: for the simulator, where figures mean nothing\n", to);
+          "  --shrink N    shapes N times smaller each way, N divides 12: for the simulator, where figures mean nothing\n", to);
 }
 
 static struct kern *open_kern(const char *isa, char *why, size_t why_bytes)
@@ -377,7 +377,7 @@ int main(int argc, char **argv)
             isa = optarg;
         else if (c == 'd')
             device = optarg;
-        else if (c == 's' && atoi(optarg) > 0)
+        else if (c == 's' && atoi(optarg) > 0 && 12 % atoi(optarg) == 0) /* quantised rows are whole blocks of 256 */
             shrink = atoi(optarg);
         else if (c == 'p' && read_peaks(optarg))
             continue;
