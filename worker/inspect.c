@@ -229,7 +229,7 @@ static bool is_file(const char *path)
 static bool add_digest(json_t *report, const struct engine_options *o, bool is_single, char *why, size_t why_bytes)
 {
     char hex[65];
-    bool ok = is_single ? weights_digest_file(o->model_dir, hex) : weights_digest_of(o, hex, why, why_bytes);
+    bool ok = is_single ? weights_digest_file(o->model_dir, hex) : weights_digest_of(o, NULL, hex, why, why_bytes);
     if (!ok && is_single)
         snprintf(why, why_bytes, "%s: cannot be read", o->model_dir);
     if (ok)

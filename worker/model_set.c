@@ -207,7 +207,7 @@ static bool open_and_hash(struct model_set *s, struct model *m, struct engine_er
     char text[512];
     double start_s = clock_s();
     log_event(LOG_INFO, "model_hashing", "model=%s dir=%s", log_quote(m->name), log_quote(m->dir));
-    if (!weights_digest_begin(&hashing, &options, text, sizeof text))
+    if (!weights_digest_begin(&hashing, &options, NULL, text, sizeof text))
         return engine_error_set(why, ENGINE_NO_MEMORY, "model '%s': %s", m->name, text);
     if (!open_engine(s, m, NULL, 0, why) || !(m->loras = strdup(""))) {
         weights_digest_drop(&hashing);

@@ -116,6 +116,7 @@ struct run {
     struct prompts prompts;
     struct inputs inputs;
     struct engine_adapter adapters[ENGINE_ADAPTERS_MAX];
+    const char *adapters_hex[ENGINE_ADAPTERS_MAX]; /* their files', of the inputs */
     struct engine_options model; /* points to these adapters */
     struct engine *engine;
     struct dry *dry; /* NULL: a real device */
@@ -777,8 +778,10 @@ static int open_model(struct run *r)
     char text[512];
     struct engine_request planned = {0};
     inputs_into(&r->inputs, &planned);
-    for (int i = 0; i < o->lora_count; i++)
+    for (int i = 0; i < o->lora_count; i++) {
         r->adapters[i] = (struct engine_adapter){o->loras[i].file, (float)o->loras[i].scale};
+        r->adapters_hex[i] = r->inputs.told.loras[i].file.sha256;
+    }
     r->model = (struct engine_options){.model_dir = o->model, .transformer = o->transformer, .text_encoder = o->text_encoder,
                                      .vae = o->vae, .tokenizer = o->tokenizer, .variant = o->variant,
                                      .sha256 = weights_digest_file, .adapters = r->adapters,
@@ -789,7 +792,7 @@ static int open_model(struct run *r)
                                      .plan_references = planned.references, .plan_reference_count = planned.reference_count};
     if (dry_is(o->device) && !dry_open(&r->dry, o->trace, text, sizeof text))
         return refuse("%s", text);
-    r->is_hashing = !r->dry && weights_digest_begin(&r->hashing, &r->model, text, sizeof text);
+    r->is_hashing = !r->dry && weights_digest_begin(&r->hashing, &r->model, r->adapters_hex, text, sizeof text);
     if (!r->dry && !r->is_hashing)
         return refuse("%s", text);
     if (!engine_open(&r->engine, &r->model, &why)) {

@@ -23,15 +23,24 @@ static bool digest_path(const char *path, char ret_hex[65], char *why, size_t wh
     return digest_file(path, ret_hex, &bytes, why, why_bytes);
 }
 
-bool weights_digest_of(const struct engine_options *o, char ret_hex[65], char *why, size_t why_bytes)
+bool weights_digest_of(const struct engine_options *o, const char *const *adapters_hex, char ret_hex[65], char *why, size_t why_bytes)
 {
-    const struct { const char *name, *path; } given[] = {{"model", o->model_dir}, {"transformer", o->transformer},
-                                                         {"text_encoder", o->text_encoder}, {"vae", o->vae},
-                                                         {"tokenizer", o->tokenizer}};
+    const struct { const char *name, *path; } given[] = {{"transformer", o->transformer}, {"text_encoder", o->text_encoder},
+                                                         {"vae", o->vae}, {"tokenizer", o->tokenizer}};
+    const char *parts[sizeof given / sizeof *given + 1] = {NULL};
     char list[4096], hex[65];
-    size_t used = 0;
-    if (o->model_dir && !o->transformer && !o->text_encoder && !o->vae && !o->tokenizer && !o->adapter_count)
-        return digest_model(o->model_dir, ret_hex, why, why_bytes);
+    size_t used = 0, part_count = 0;
+    for (size_t i = 0; i < sizeof given / sizeof *given; i++)
+        if (given[i].path)
+            parts[part_count++] = given[i].name;
+    if (o->model_dir && !digest_model_without(o->model_dir, parts, hex, why, why_bytes))
+        return false;
+    if (o->model_dir && !part_count && !o->adapter_count) {
+        memcpy(ret_hex, hex, sizeof hex);
+        return true;
+    }
+    if (o->model_dir)
+        used = (size_t)snprintf(list, sizeof list, "model %s\n", hex);
     for (size_t i = 0; i < sizeof given / sizeof *given; i++) {
         if (!given[i].path)
             continue;
@@ -39,11 +48,8 @@ bool weights_digest_of(const struct engine_options *o, char ret_hex[65], char *w
             return false;
         used += (size_t)snprintf(list + used, sizeof list - used, "%s %s\n", given[i].name, hex);
     }
-    for (int i = 0; i < o->adapter_count; i++) {
-        if (!digest_path(o->adapters[i].file, hex, why, why_bytes))
-            return false;
-        used += (size_t)snprintf(list + used, sizeof list - used, "adapter %.9g %s\n", (double)o->adapters[i].strength, hex);
-    }
+    for (int i = 0; i < o->adapter_count; i++)
+        used += (size_t)snprintf(list + used, sizeof list - used, "adapter %.9g %s\n", (double)o->adapters[i].strength, adapters_hex[i]);
     if (digest_of(list, used, ret_hex))
         return true;
     snprintf(why, why_bytes, "no memory to hash");
@@ -56,13 +62,14 @@ static void *run(void *context)
 {
     struct weights_digest_task *t = context;
     digest_stop_when(&t->stop);
-    t->ok = weights_digest_of(t->options, t->hex, t->why, sizeof t->why);
+    t->ok = weights_digest_of(t->options, t->adapters_hex, t->hex, t->why, sizeof t->why);
     return NULL;
 }
 
-bool weights_digest_begin(struct weights_digest_task *t, const struct engine_options *o, char *why, size_t why_bytes)
+bool weights_digest_begin(struct weights_digest_task *t, const struct engine_options *o, const char *const *adapters_hex, char *why,
+                          size_t why_bytes)
 {
-    *t = (struct weights_digest_task){.options = o};
+    *t = (struct weights_digest_task){.options = o, .adapters_hex = adapters_hex};
     int error = pthread_create(&t->thread, NULL, run, t);
     if (error)
         snprintf(why, why_bytes, "no thread to hash the weights: %s", strerror(error));

@@ -206,9 +206,22 @@ static bool is_weight_file(const char *name)
     return false;
 }
 
+static const char *const nothing[] = {NULL};
+
+/* NAME, or NAME.ending, is one of these. */
+static bool is_of(const char *name, const char *const *parts)
+{
+    for (; *parts; parts++) {
+        size_t length = strlen(*parts);
+        if (strncmp(name, *parts, length) == 0 && (!name[length] || name[length] == '.'))
+            return true;
+    }
+    return false;
+}
+
 /* Collects the files of DIR/part; part "" is the model folder itself, whose folders are the parts. stat follows
  * links: model caches link every file. */
-static bool list_part(struct file_list *list, const char *dir, const char *part, char *why, size_t why_bytes)
+static bool list_part(struct file_list *list, const char *dir, const char *part, const char *const *without, char *why, size_t why_bytes)
 {
     char path[4096], name[1024];
     bool ok = true;
@@ -220,7 +233,7 @@ static bool list_part(struct file_list *list, const char *dir, const char *part,
     }
     for (struct dirent *e; ok && (e = readdir(folder));) {
         struct stat info;
-        if (e->d_name[0] == '.')
+        if (e->d_name[0] == '.' || is_of(e->d_name, without))
             continue;
         if ((size_t)snprintf(name, sizeof name, "%s%s%s", part, *part ? "/" : "", e->d_name) >= sizeof name ||
             (size_t)snprintf(path, sizeof path, "%s/%s", dir, name) >= sizeof path) {
@@ -230,7 +243,7 @@ static bool list_part(struct file_list *list, const char *dir, const char *part,
             snprintf(why, why_bytes, "%s: %s", path, strerror(errno));
             ok = false;
         } else if (S_ISDIR(info.st_mode) && !*part) {
-            ok = list_part(list, dir, e->d_name, why, why_bytes);
+            ok = list_part(list, dir, e->d_name, nothing, why, why_bytes);
         } else if (S_ISREG(info.st_mode) && is_weight_file(e->d_name) && !list_add(list, name)) {
             snprintf(why, why_bytes, "no memory to list %s", dir);
             ok = false;
@@ -277,9 +290,9 @@ static bool add_model_file(struct digest *d, const char *dir, const char *name, 
 }
 
 /* All files of the digest, in its order. */
-static bool list_model(struct file_list *list, const char *model_dir, char *why, size_t why_bytes)
+static bool list_model(struct file_list *list, const char *model_dir, const char *const *without, char *why, size_t why_bytes)
 {
-    if (!list_part(list, model_dir, "", why, why_bytes))
+    if (!list_part(list, model_dir, "", without, why, why_bytes))
         return false;
     if (list->count == 0) {
         snprintf(why, why_bytes, "%s: no .json, .txt, .safetensors or .gguf file in it: not a model folder", model_dir);
@@ -296,11 +309,11 @@ static void list_done(struct file_list *list)
     free(list->names);
 }
 
-static bool digest_folder(const char *model_dir, bool with_content, char ret_hex[65], char *why, size_t why_bytes)
+static bool digest_folder(const char *model_dir, const char *const *without, bool with_content, char ret_hex[65], char *why, size_t why_bytes)
 {
     struct file_list list = {0};
     struct digest *d = digest_new();
-    bool ok = list_model(&list, model_dir, why, why_bytes);
+    bool ok = list_model(&list, model_dir, without, why, why_bytes);
     for (size_t i = 0; ok && i < list.count; i++)
         ok = add_model_file(d, model_dir, list.names[i], with_content, why, why_bytes);
     ok = finish_hex(d, ok, ret_hex, why, why_bytes);
@@ -310,10 +323,15 @@ static bool digest_folder(const char *model_dir, bool with_content, char ret_hex
 
 bool digest_model(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes)
 {
-    return digest_folder(model_dir, true, ret_hex, why, why_bytes);
+    return digest_folder(model_dir, nothing, true, ret_hex, why, why_bytes);
+}
+
+bool digest_model_without(const char *model_dir, const char *const *parts, char ret_hex[65], char *why, size_t why_bytes)
+{
+    return digest_folder(model_dir, parts, true, ret_hex, why, why_bytes);
 }
 
 bool digest_model_look(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes)
 {
-    return digest_folder(model_dir, false, ret_hex, why, why_bytes);
+    return digest_folder(model_dir, nothing, false, ret_hex, why, why_bytes);
 }

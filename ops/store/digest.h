@@ -24,6 +24,8 @@ void digest_stop_when(const atomic_bool *flag);
 /* digest_model: over name, size and content of every *.json, *.txt, *.safetensors, *.gguf of a model folder and its parts
  * (the folders directly in it), sorted by relative path: the weights digest that images carry. */
 bool digest_model(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes);
+/* digest_model_without: the same without the parts of a list that ends with NULL (a folder "vae", or "vae.safetensors"). */
+bool digest_model_without(const char *model_dir, const char *const *parts, char ret_hex[65], char *why, size_t why_bytes);
 /* digest_model_look: over name, size, inode and time of change of the same files. Quick; another value says that the files are not
  * those that were looked at before. False: they cannot be looked at now, which says nothing about them. */
 bool digest_model_look(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes);

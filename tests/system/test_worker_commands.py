@@ -209,7 +209,10 @@ def test_parts_of_a_model_folder_may_be_links_to_files(tmp_path):
     (folder / "transformer.safetensors").unlink()
     after = json.loads(worker("inspect", "--model", folder, "--json").stdout)  # what a file is, its first bytes say
     assert after["variant"] == "distilled" and after["sha256"] != before["sha256"]
+    elsewhere = ["inspect", "--model", folder, "--transformer", file, "--json"]
+    own = json.loads(worker(*elsewhere).stdout)
     (folder / "transformer").symlink_to(TINY / "transformer")
+    assert json.loads(worker(*elsewhere).stdout)["sha256"] == own["sha256"], "of the folder's part nothing is used"
     run = worker("render", "--model", folder, *words, "--out", linked)
     assert run.returncode == 2 and "one of the two is too many" in run.stderr
     (folder / "transformer").unlink()

@@ -137,6 +137,27 @@ static void model_digest_sees_every_change_of_weights_and_no_other(void **state)
     assert_string_equal(first, now);
 }
 
+/* A part that comes from elsewhere is not hashed, in either form; a file that only begins like it is. */
+static void model_digest_leaves_out_parts(void **state)
+{
+    (void)state;
+    static const char *const parts[] = {"transformer", "vae", NULL};
+    char all[65], one[65], two[65], why[256];
+    make_folder("transformer");
+    put_file(folder, "transformer.gguf", "12", 2);
+    put_file(folder, "transformer/config.json", "34", 2);
+    put_file(folder, "transformers.txt", "5", 1);
+    assert_true(digest_model(folder, all, why, sizeof why) && digest_model_without(folder, parts, one, why, sizeof why));
+    assert_string_not_equal(all, one);
+    put_file(folder, "transformer.gguf", "00", 2);
+    put_file(folder, "transformer/config.json", "00", 2);
+    assert_true(digest_model_without(folder, parts, two, why, sizeof why));
+    assert_string_equal(one, two);
+    put_file(folder, "transformers.txt", "6", 1);
+    assert_true(digest_model_without(folder, parts, two, why, sizeof why));
+    assert_string_not_equal(one, two);
+}
+
 /* Bytes moved over a file border must not go unseen. */
 static void model_digest_knows_where_files_end(void **state)
 {
@@ -194,6 +215,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_is_no_file_is_refused_and_not_read, set_up, tear_down),
         cmocka_unit_test_setup_teardown(model_digest_sees_every_change_of_weights_and_no_other, set_up, tear_down),
         cmocka_unit_test_setup_teardown(hashing_is_given_up_when_told_so, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(model_digest_leaves_out_parts, set_up, tear_down),
         cmocka_unit_test_setup_teardown(model_digest_knows_where_files_end, set_up, tear_down),
         cmocka_unit_test_setup_teardown(model_of_links_has_the_digest_of_its_files, set_up, tear_down),
     };
