@@ -132,7 +132,7 @@ static bool config_beside(char ret[MODEL_FILE_PATH_MAX], const char *path, struc
     return model_file_path(ret, folder, "config.json", why);
 }
 
-static bool read_shapes(struct model_config *c, int part, const struct weight_files *files, struct engine_error *why)
+static bool read_shapes(struct model_config *c, enum tensor_names_part part, const struct weight_files *files, struct engine_error *why)
 {
     bool ok = part == TENSOR_NAMES_TRANSFORMER    ? model_shape_transformer(&c->transformer, files, why)
               : part == TENSOR_NAMES_TEXT_ENCODER ? model_shape_text_encoder(&c->text, files, why)
@@ -140,19 +140,21 @@ static bool read_shapes(struct model_config *c, int part, const struct weight_fi
     return ok || engine_error_at(why, "%s: %s", kinds[part].name, weight_files_path(files));
 }
 
+bool model_parts_config(struct model_config *c, enum tensor_names_part part, const char *path, const struct weight_files *files,
+                        struct engine_error *why)
+{
+    char config[MODEL_FILE_PATH_MAX];
+    if (!config_beside(config, path, why))
+        return false;
+    return model_config_is(kinds[part].config, config) ? model_config_read(c, kinds[part].config, config, why)
+                                                       : read_shapes(c, part, files, why);
+}
+
 static bool read_own(struct model_parts *p, const struct engine_options *o, struct engine_error *why)
 {
-    for (int part = 0; part < 3; part++) {
-        char path[MODEL_FILE_PATH_MAX];
-        if (!own_path(o, part))
-            continue;
-        if (!config_beside(path, own_path(o, part), why))
+    for (int part = 0; part < 3; part++)
+        if (own_path(o, part) && !model_parts_config(&p->config, (enum tensor_names_part)part, own_path(o, part), p->files[part], why))
             return false;
-        bool ok = model_config_is(kinds[part].config, path) ? model_config_read(&p->config, kinds[part].config, path, why)
-                                                            : read_shapes(&p->config, part, p->files[part], why);
-        if (!ok)
-            return false;
-    }
     return true;
 }
 

@@ -23,6 +23,10 @@ struct model_parts {
 bool model_parts_open(struct model_parts *ret, const struct engine_options *options, struct engine_error *why);
 void model_parts_close(struct model_parts *p);
 
+/* model_parts_config: the dimensions of one part from a file or folder of its own. */
+bool model_parts_config(struct model_config *c, enum tensor_names_part part, const char *path, const struct weight_files *files,
+                        struct engine_error *why);
+
 const char *model_parts_name(enum tensor_names_part part); /* "text_encoder" */
 
 #endif

@@ -186,8 +186,8 @@ static bool header_length(const struct file *f, const uint8_t *first, size_t *re
         bytes |= (uint64_t)first[i] << (8 * i);
     if (bytes > HEADER_BYTES_MAX || bytes > f->bytes - 8)
         return engine_error_set(why, ENGINE_BAD_MODEL,
-                                "%s: header of %llu bytes, accepted: at most %u and no more than the file's %zu", f->name,
-                                (unsigned long long)bytes, HEADER_BYTES_MAX, f->bytes - 8);
+                                "%s: not a safetensors file, or a damaged one: it would begin with a header of %llu bytes; accepted: at most %u, "
+                                "no more than the file's %zu", f->name, (unsigned long long)bytes, HEADER_BYTES_MAX, f->bytes - 8);
     *ret = (size_t)bytes;
     return true;
 }

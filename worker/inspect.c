@@ -13,7 +13,6 @@
 #include "daemon_options.h"
 #include "lifecycle.h"
 #include "model_parts.h"
-#include "model_shape.h"
 #include "model_variant.h"
 #include "weights_digest.h"
 
@@ -79,79 +78,75 @@ static json_t *memory_json(const struct part *p)
 
 /* --- a single file ---------------------------------------------------------------------------------------- */
 
-static void describe_transformer(json_t *report, const struct weight_files *f, const char *path, bool is_quick)
+static void tell(json_t *report, const char *name, const char *value)
+{
+    json_object_set_new(report, name, json_string(value));
+}
+
+static void describe_transformer(json_t *report, const struct model_config *c, const struct engine_options *o)
+{
+    struct model_variant variant = {.is_distilled = o->variant == ENGINE_DISTILLED};
+    struct engine_error why;
+    bool is_known = o->variant != ENGINE_VARIANT_OF_FILES || model_variant_tell(&variant, o->model_dir, o->sha256, &why);
+    tell(report, "family", model_config_family(c));
+    tell(report, "licence", model_config_licence(c));
+    tell(report, "variant", !is_known ? "unknown" : variant.is_distilled ? "distilled" : "base");
+    if (is_known)
+        tell(report, "pipeline", variant.is_kv ? "Flux2KleinKVPipeline" : "Flux2KleinPipeline");
+    else
+        tell(report, "note", why.text);
+}
+
+static void describe_text_encoder(json_t *report, const struct text_encoder_config *c)
+{
+    bool is_4b = c->hidden_size == 2560 && c->num_hidden_layers == 36, is_8b = c->hidden_size == 4096 && c->num_hidden_layers == 36;
+    tell(report, "family", is_4b ? "qwen3-4b" : is_8b ? "qwen3-8b" : "qwen3-custom");
+    tell(report, "licence", is_4b || is_8b ? "Apache-2.0" : "unknown");
+}
+
+static void describe_vae(json_t *report, const struct vae_config *c)
+{
+    bool is_small = c->decoder_block_out_channels[0] < c->block_out_channels[0];
+    bool is_known = c->decoder_block_out_channels[0] == 128 && c->decoder_block_out_channels[3] == 512;
+    tell(report, "family", is_small ? "flux2-vae-small-decoder" : is_known ? "flux2-vae" : "vae-custom");
+    tell(report, "licence", is_known ? "Apache-2.0" : "unknown");
+}
+
+static void describe(json_t *report, enum tensor_names_part part, const struct weight_files *f, const struct engine_options *o)
 {
     struct model_config c = {0};
-    struct model_variant variant;
     struct engine_error why;
-    if (!model_shape_transformer(&c.transformer, f, &why)) {
-        json_object_set_new(report, "note", json_string(why.text));
-        return;
-    }
-    json_object_set_new(report, "family", json_string(model_config_family(&c)));
-    json_object_set_new(report, "licence", json_string(model_config_licence(&c)));
-    if (model_variant_tell(&variant, path, is_quick ? NULL : weights_digest_file, &why)) {
-        json_object_set_new(report, "variant", json_string(variant.is_distilled ? "distilled" : "base"));
-        json_object_set_new(report, "pipeline", json_string(variant.is_kv ? "Flux2KleinKVPipeline" : "Flux2KleinPipeline"));
-    } else {
-        json_object_set_new(report, "variant", json_string("unknown"));
-        json_object_set_new(report, "note", json_string(why.text));
-    }
-}
-
-static void describe_text_encoder(json_t *report, const struct weight_files *f)
-{
-    struct text_encoder_config c;
-    struct engine_error why;
-    if (!model_shape_text_encoder(&c, f, &why)) {
-        json_object_set_new(report, "note", json_string(why.text));
-        return;
-    }
-    bool is_4b = c.hidden_size == 2560 && c.num_hidden_layers == 36, is_8b = c.hidden_size == 4096 && c.num_hidden_layers == 36;
-    json_object_set_new(report, "family", json_string(is_4b ? "qwen3-4b" : is_8b ? "qwen3-8b" : "qwen3-custom"));
-    json_object_set_new(report, "licence", json_string(is_4b || is_8b ? "Apache-2.0" : "unknown"));
-}
-
-static void describe_vae(json_t *report, const struct weight_files *f)
-{
-    struct vae_config c;
-    struct engine_error why;
-    if (!model_shape_vae(&c, f, &why)) {
-        json_object_set_new(report, "note", json_string(why.text));
-        return;
-    }
-    bool is_small = c.decoder_block_out_channels[0] < c.block_out_channels[0];
-    bool is_known = c.decoder_block_out_channels[0] == 128 && c.decoder_block_out_channels[3] == 512;
-    json_object_set_new(report, "family", json_string(is_small ? "flux2-vae-small-decoder" : is_known ? "flux2-vae" : "vae-custom"));
-    json_object_set_new(report, "licence", json_string(is_known ? "Apache-2.0" : "unknown"));
-}
-
-static void describe(json_t *report, enum tensor_names_part part, const struct weight_files *f, const char *path, bool is_quick)
-{
-    if (part == TENSOR_NAMES_TRANSFORMER)
-        describe_transformer(report, f, path, is_quick);
+    if (!model_parts_config(&c, part, o->model_dir, f, &why))
+        tell(report, "note", why.text);
+    else if (part == TENSOR_NAMES_TRANSFORMER)
+        describe_transformer(report, &c, o);
     else if (part == TENSOR_NAMES_TEXT_ENCODER)
-        describe_text_encoder(report, f);
+        describe_text_encoder(report, &c.text);
     else
-        describe_vae(report, f);
+        describe_vae(report, &c.vae);
 }
 
 /* A file is the first part of a model that its names show; none: a file of tensors, an adapter for example. */
-static json_t *look_at_file(const char *path, bool is_quick, struct engine_error *why)
+static json_t *look_at_file(const struct engine_options *o, struct engine_error *why)
 {
     for (int part = 0; part < 3; part++) {
         struct weight_files *f;
-        if (!weight_files_open(&f, (enum tensor_names_part)part, path, why))
+        if (!weight_files_open(&f, (enum tensor_names_part)part, o->model_dir, why))
             return NULL;
         if (!weight_files_is_part(f) && part < 2) {
             weight_files_close(f);
             continue;
         }
         bool is_part = weight_files_is_part(f);
+        if (o->variant != ENGINE_VARIANT_OF_FILES && (!is_part || part != TENSOR_NAMES_TRANSFORMER)) {
+            weight_files_close(f);
+            engine_error_set(why, ENGINE_BAD_REQUEST, "%s: --distilled and --base are for a transformer, which this is not", o->model_dir);
+            return NULL;
+        }
         struct part p = sum_of(is_part ? model_parts_name((enum tensor_names_part)part) : "file", f);
         json_t *report = json_pack("{s:s,s:I,s:[o]}", "kind", p.name, "parameters", (json_int_t)p.parameters, "parts", part_json(&p));
         if (is_part) {
-            describe(report, (enum tensor_names_part)part, f, path, is_quick);
+            describe(report, (enum tensor_names_part)part, f, o);
             json_object_set_new(report, "weight_bytes_in_memory", memory_json(&p));
         }
         weight_files_close(f);
@@ -249,7 +244,7 @@ static int look(const struct engine_options *o, bool is_quick, bool is_json)
     bool is_single = o->model_dir && is_file(o->model_dir);
     if (is_single && (o->transformer || o->text_encoder || o->vae || o->tokenizer))
         return refuse("a single file is looked at alone; for a model of several files name each with its option");
-    json_t *report = is_single ? look_at_file(o->model_dir, is_quick, &why) : look_at_model(o, &why);
+    json_t *report = is_single ? look_at_file(o, &why) : look_at_model(o, &why);
     if (!report)
         return refuse(why.text);
     if (!is_quick && !add_digest(report, o, is_single, reason, sizeof reason)) {

@@ -187,6 +187,20 @@ def test_parts_of_a_model_come_from_single_files_and_inspect_says_what_they_are(
     assert Image.open(whole).tobytes() == Image.open(single).tobytes()
 
 
+def test_inspect_tells_what_a_single_file_is(tmp_path):
+    """By its tensors and the config.json beside it; --base and --distilled are believed."""
+    transformer, vae = (TINY / part / "diffusion_pytorch_model.safetensors" for part in ("transformer", "vae"))
+    for words, expected in [([vae], {"family": "vae-custom"}), ([transformer], {"family": "klein-custom", "variant": "distilled"}),
+                            ([transformer, "--base"], {"variant": "base"}), ([POCKET / "text_encoder/model.safetensors"], {"family": "qwen3-custom"})]:
+        report = json.loads(worker("inspect", "--quick", "--json", *words).stdout)
+        assert {k: report[k] for k in expected} == expected and "note" not in report, report
+    text = tmp_path / "notes.txt"
+    text.write_text("these are no weights, they are words\n")
+    for words, said in [([vae, "--base"], "are for a transformer"), ([text], "notes.txt: not a safetensors file")]:
+        run = worker("inspect", "--quick", *words)
+        assert run.returncode == 2 and said in run.stderr and len(run.stderr.splitlines()) == 1, run.stderr
+
+
 def test_parts_of_a_model_folder_may_be_links_to_files(tmp_path):
     """People have one file of weights and no wish to copy it; what its own name says counts, not the link's."""
     folder, file = tmp_path / "linked", tmp_path / "klein-of-mine.safetensors"
