@@ -219,7 +219,8 @@ static void parse_vae(struct reader *r, struct vae_config *c)
     *c = v;
 }
 
-static void parse_scheduler(struct reader *r, struct scheduler_config *c)
+/* Nothing of it is kept: what the engine does not compute is refused. */
+static void check_scheduler(struct reader *r)
 {
     text_must_be(r, "_class_name", "FlowMatchEulerDiscreteScheduler");
     text_must_be(r, "time_shift_type", "exponential");
@@ -230,7 +231,7 @@ static void parse_scheduler(struct reader *r, struct scheduler_config *c)
     must_be_off(r, "use_exponential_sigmas");
     must_be_off(r, "use_beta_sigmas");
     must_be_off(r, "shift_terminal");
-    c->num_train_timesteps = whole(r, "num_train_timesteps", 1000, 1000);
+    whole(r, "num_train_timesteps", 1000, 1000);
 }
 
 /* --- a folder ------------------------------------------------------------------------------------------ */
@@ -261,7 +262,7 @@ bool model_config_parse(struct model_config *c, enum model_config_file file, con
     else if (!r.failed && file == MODEL_CONFIG_VAE)
         parse_vae(&r, &read.vae);
     else if (!r.failed)
-        parse_scheduler(&r, &read.scheduler);
+        check_scheduler(&r);
     json_decref(r.root);
     if (!r.failed)
         *c = read;

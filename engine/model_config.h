@@ -39,15 +39,12 @@ struct vae_config { /* vae/config.json, AutoencoderKLFlux2 */
     int decoder_block_out_channels[4]; /* = block_out_channels unless the file says otherwise */
 };
 
-struct scheduler_config { int num_train_timesteps; };
-
 struct model_config {
     bool is_distilled;                 /* model_index.json; absent: false, but true for Flux2KleinKVPipeline */
     char pipeline[64];                 /* "Flux2KleinPipeline" */
     struct text_encoder_config text;
     struct transformer_config transformer;
     struct vae_config vae;
-    struct scheduler_config scheduler;
 };
 
 /* model_config_load reads the five JSON files of a diffusers folder. */

@@ -197,7 +197,7 @@ static bool find_tokenizer(struct model_parts *p, const struct engine_options *o
 
 bool model_parts_open(struct model_parts *ret, const struct engine_options *options, struct engine_error *why)
 {
-    struct model_parts p = {.config.scheduler.num_train_timesteps = 1000};
+    struct model_parts p = {0};
     struct source source = {.options = *options};
     const struct engine_options *o = &source.options;
     bool ok = find_files(&source, why) && check_given(o, why) && read_folder(&p.config, o, why) && find_tokenizer(&p, o, why) && open_files(&p, o, why) &&

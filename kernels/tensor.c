@@ -49,17 +49,6 @@ struct tensor tensor_slice(struct tensor t, int axis, int64_t first, int64_t cou
     return t;
 }
 
-struct tensor tensor_fold(struct tensor t)
-{
-    assert(t.rank >= 2);
-    int a = t.rank - 2;
-    assert(t.stride[a] == t.shape[a + 1] || t.shape[a] == 1);
-    t.shape[a] *= t.shape[a + 1];
-    t.stride[a] = 1;
-    t.rank--;
-    return t;
-}
-
 struct tensor tensor_split(struct tensor t, int64_t inner)
 {
     assert(t.rank < TENSOR_RANK_MAX);

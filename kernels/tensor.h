@@ -40,9 +40,7 @@ struct tensor tensor_of(void *data, enum tensor_dtype dtype, int rank, const int
 /* tensor_slice is the part [first, first + count) of one axis. */
 struct tensor tensor_slice(struct tensor t, int axis, int64_t first, int64_t count);
 
-/* tensor_fold sees [.., a, b] as [.., a * b]; the last two axes must be dense.
- * tensor_split sees [.., a * b] as [.., a, b]: width into heads x head size, for example. */
-struct tensor tensor_fold(struct tensor t);
+/* tensor_split sees [.., a * b] as [.., a, b]: width into heads x head size, for example. */
 struct tensor tensor_split(struct tensor t, int64_t inner);
 
 /* tensor_rows sees every leading axis as one: [.., width] -> [rows, width]. The leading axes must be
