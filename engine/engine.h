@@ -140,6 +140,7 @@ struct engine_info {
     char device[64];       /* "cpu avx512_bf16, 2 threads" */
     uint64_t parameters;
     enum engine_placement placement;
+    int waiting_blocks;    /* of the transformer, in host memory: streamed */
     /* Bytes of the device's memory, all 0 where that is the host's: weights that stay there; what a batch as expected takes
      * besides; what was gone before, to the driver or other programs; all. */
     size_t model_bytes, arena_bytes, other_bytes, device_bytes;

@@ -95,7 +95,7 @@ bool engine_model_encoder(struct engine_model *m, struct engine_error *why)
     if (m->encoder_pool)
         return true;
     struct weights w = begin(m, m->vae_files, TENSOR_NAMES_VAE);
-    if (!new_pool(m, &w, why))
+    if ((m->plan && !engine_plan_encoder(m->plan, m, why)) || !new_pool(m, &w, why))
         return false;
     vae_load_encoder(&m->encoder, &m->config.vae, &w);
     if (!weights_done(&w, why) || !engine_model_sync(m, why)) {
@@ -141,7 +141,7 @@ static bool load_transformer(struct engine_model *m, const struct adapters *a, s
         return false;
     m->transformer_pool = w.pool;
     w.adapters = a;
-    w.is_streamed = m->info.placement == ENGINE_STREAMED;
+    w.waiting = m->info.waiting_blocks;
     transformer_load(&m->transformer, &m->config.transformer, &w);
     return end(m, &w, why);
 }
@@ -197,7 +197,7 @@ static bool load_text_encoder(struct engine_model *m, struct model_parts *p, str
     struct weights w = begin(m, p->files[TENSOR_NAMES_TEXT_ENCODER], TENSOR_NAMES_TEXT_ENCODER);
     m->text_files = p->files[TENSOR_NAMES_TEXT_ENCODER];
     p->files[TENSOR_NAMES_TEXT_ENCODER] = NULL;
-    w.is_streamed = m->info.placement != ENGINE_RESIDENT;
+    w.waiting = m->info.placement == ENGINE_RESIDENT ? 0 : TEXT_ENCODER_LAYERS;
     if (!new_pool(m, &w, why))
         return false;
     m->text_pool = w.pool;
@@ -205,23 +205,17 @@ static bool load_text_encoder(struct engine_model *m, struct model_parts *p, str
     return end(m, &w, why);
 }
 
-bool engine_model_to_phases(struct engine_model *m, struct engine_error *why)
+bool engine_model_wait(struct engine_model *m, int blocks, struct engine_error *why)
 {
-    struct text_encoder_weights text = {0};
-    struct weights w = begin(m, m->text_files, TENSOR_NAMES_TEXT_ENCODER);
-    w.is_streamed = true;
-    if (!new_pool(m, &w, why))
-        return false;
-    text_encoder_load(&text, &m->config.text, &w);
-    if (!weights_done(&w, why)) {
-        weights_pool_free(w.pool);
-        return engine_error_at(why, "moving the text encoder to host memory");
-    }
-    weights_pool_free(m->text_pool);
-    m->text_pool = w.pool;
-    m->text = text;
-    m->info.placement = ENGINE_PHASES;
-    return true;
+    struct weights text = begin(m, NULL, TENSOR_NAMES_TEXT_ENCODER), transformer = begin(m, NULL, TENSOR_NAMES_TRANSFORMER);
+    text.pool = m->text_pool, text.waiting = TEXT_ENCODER_LAYERS;
+    transformer.pool = m->transformer_pool, transformer.waiting = blocks;
+    m->info.placement = blocks ? ENGINE_STREAMED : ENGINE_PHASES;
+    m->info.waiting_blocks = blocks;
+    text_encoder_wait(&m->text, &text);
+    if (!text.failed)
+        transformer_wait(&m->transformer, &m->config.transformer, &transformer);
+    return (weights_done(&text, why) && weights_done(&transformer, why)) || engine_error_at(why, "moving weights to host memory");
 }
 
 /* Where the weights go, before any is loaded. */
@@ -238,8 +232,10 @@ static bool place(struct engine_model *m, const struct engine_options *o, const 
         return engine_error_set(why, ENGINE_BAD_REQUEST, "placement %s: %s works in the memory where the weights are; accepted: auto, resident",
                                 engine_placement_name(o->placement), kern_name(m->kern));
     }
-    if (!engine_plan_open(&m->plan, m, parts, a, why) || !engine_plan_choose(m->plan, m->kern, o, &m->info.placement, &need, why))
+    if (!engine_plan_open(&m->plan, m, parts, a, why) || !engine_plan_choose(m->plan, m->kern, o, &need, why))
         return false;
+    m->info.placement = need.placement;
+    m->info.waiting_blocks = need.waiting;
     m->info.model_bytes = need.weights;
     m->info.arena_bytes = need.arena;
     m->info.other_bytes = space.all - space.available;

@@ -76,9 +76,9 @@ bool engine_model_rope(struct engine_model *m, const struct transformer_grid *gr
 /* engine_model_encoder loads the encoder of the VAE at the first call: from the file that was there when the model was opened. */
 bool engine_model_encoder(struct engine_model *m, struct engine_error *why);
 
-/* engine_model_to_phases moves a resident text encoder into host memory, for a batch that needs the room. On failure nothing
- * has changed. */
-bool engine_model_to_phases(struct engine_model *m, struct engine_error *why);
+/* engine_model_wait moves a resident text encoder into host memory, and blocks of the transformer until so many are there, for a
+ * batch that needs the room. After a failure some have moved; the model renders as ever. */
+bool engine_model_wait(struct engine_model *m, int blocks, struct engine_error *why);
 
 /* engine_model_has_kv: keys and values of references are kept (klein-9b-kv). */
 bool engine_model_has_kv(const struct engine_model *m);

@@ -25,6 +25,6 @@ bool engine_placement_of(const char *name, enum engine_placement *ret)
 
 void engine_placement_figures(const struct engine_info *info, char ret[ENGINE_PLACEMENT_FIGURES_MAX])
 {
-    snprintf(ret, ENGINE_PLACEMENT_FIGURES_MAX, "placement=%s model_bytes=%zu arena_bytes=%zu other_bytes=%zu device_bytes=%zu",
-             engine_placement_name(info->placement), info->model_bytes, info->arena_bytes, info->other_bytes, info->device_bytes);
+    snprintf(ret, ENGINE_PLACEMENT_FIGURES_MAX, "placement=%s waiting_blocks=%d model_bytes=%zu arena_bytes=%zu other_bytes=%zu device_bytes=%zu",
+             engine_placement_name(info->placement), info->waiting_blocks, info->model_bytes, info->arena_bytes, info->other_bytes, info->device_bytes);
 }

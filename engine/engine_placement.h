@@ -13,8 +13,8 @@ enum engine_placement {
 const char *engine_placement_name(enum engine_placement placement); /* "auto", "resident", "phases", "streamed" */
 bool engine_placement_of(const char *name, enum engine_placement *ret);
 
-/* engine_placement_figures: "placement=phases model_bytes=.. arena_bytes=.. other_bytes=.. device_bytes=..", for a log. */
-#define ENGINE_PLACEMENT_FIGURES_MAX 160
+/* engine_placement_figures: "placement=phases waiting_blocks=0 model_bytes=.. arena_bytes=.. other_bytes=.. device_bytes=..", for a log. */
+#define ENGINE_PLACEMENT_FIGURES_MAX 192
 struct engine_info;
 void engine_placement_figures(const struct engine_info *info, char ret[ENGINE_PLACEMENT_FIGURES_MAX]);
 

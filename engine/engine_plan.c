@@ -2,12 +2,14 @@
  * a rehearsal of a batch, by the code that renders, the bytes of the arena. So no formula has to follow that code. */
 #include "engine_plan.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine_batch.h"
 #include "kern_plan.h"
+#include "layer_stream.h"
 
 #define EXPECTED_SIDE 1024
 /* What the driver's allocator may add: it hands out pages. */
@@ -15,7 +17,10 @@
 
 struct engine_plan {
     struct engine_model model;  /* its tokenizer is the true model's */
-    size_t rest, text, blocks;  /* bytes of weights: none of the others; layers of the text encoder, of the transformer */
+    size_t rest, text, once;    /* bytes of weights: none of the others; layers of the text encoder; transformer without its blocks */
+    struct kern_layer **blocks; /* all of the transformer's, whether they wait or not */
+    int block_count;
+    bool is_merged;             /* adapters are in them */
     size_t encoder;             /* and the encoder of the VAE, for references */
     bool has_encoder;           /* without it they will be refused when it is asked for */
     size_t beside;              /* and what adapters have beside the linears: always on the device */
@@ -28,10 +33,10 @@ struct engine_plan {
 
 /* --- the model without memory -------------------------------------------------------------------------------- */
 
-static struct weights begin(struct engine_plan *p, const struct model_parts *parts, enum tensor_names_part part)
+static struct weights begin(struct engine_plan *p, const struct weight_files *files, enum tensor_names_part part)
 {
-    return (struct weights){.kern = p->model.kern, .pool = p->model.pool, .files = parts->files[part], .dtype = p->model.dtype,
-                            .part = model_parts_name(part), .is_streamed = true};
+    return (struct weights){.kern = p->model.kern, .pool = p->model.pool, .files = files, .dtype = p->model.dtype,
+                            .part = model_parts_name(part), .waiting = INT_MAX};
 }
 
 static size_t layer_bytes(struct kern_layer *const *layers, int count)
@@ -42,29 +47,50 @@ static size_t layer_bytes(struct kern_layer *const *layers, int count)
     return bytes;
 }
 
-static bool load(struct engine_plan *p, const struct model_parts *parts, struct engine_error *why)
+/* In the place of the one that is there: what adapters are merged into is not quantised. */
+static bool load_transformer(struct engine_plan *p, const struct weight_files *files, const struct adapters *a, struct engine_error *why)
 {
     struct engine_model *m = &p->model;
     const struct transformer_config *c = &m->config.transformer;
+    struct weights w = begin(p, files, TENSOR_NAMES_TRANSFORMER);
+    size_t list = (size_t)p->block_count * sizeof *p->blocks;
+    transformer_unload(&m->transformer);
+    weights_pool_free(m->transformer_pool);
+    memset(p->blocks, 0, list);
+    p->is_merged = true; /* after a failure the next comes here again */
+    size_t before = kern_plan_weights(m->kern);
+    w.pool = m->transformer_pool = weights_pool_new(m->kern);
+    if (!w.pool)
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the plan's lists");
+    w.adapters = a;
+    transformer_load(&m->transformer, c, &w);
+    if (!weights_done(&w, why))
+        return false;
+    memcpy(p->blocks, m->transformer.streamed, list);
+    p->once = kern_plan_weights(m->kern) - before;
+    p->is_merged = adapters_merge_any(a);
+    return true;
+}
+
+static bool load(struct engine_plan *p, const struct model_parts *parts, const struct adapters *a, struct engine_error *why)
+{
+    struct engine_model *m = &p->model;
     struct engine_error ignored;
-    struct weights vae = begin(p, parts, TENSOR_NAMES_VAE), encoder = vae;
-    struct weights transformer = begin(p, parts, TENSOR_NAMES_TRANSFORMER), text = begin(p, parts, TENSOR_NAMES_TEXT_ENCODER);
+    struct weights vae = begin(p, parts->files[TENSOR_NAMES_VAE], TENSOR_NAMES_VAE), encoder = vae;
+    struct weights text = begin(p, parts->files[TENSOR_NAMES_TEXT_ENCODER], TENSOR_NAMES_TEXT_ENCODER);
     vae_load(&m->vae, &m->config.vae, &vae);
-    if (!weights_done(&vae, why))
-        return false;
-    transformer_load(&m->transformer, c, &transformer);
-    if (!weights_done(&transformer, why))
-        return false;
     text_encoder_load(&m->text, &m->config.text, &text);
-    if (!weights_done(&text, why))
+    if (!weights_done(&vae, why) || !weights_done(&text, why))
         return false;
     p->rest = kern_plan_weights(m->kern);
     p->text = layer_bytes(m->text.streamed, TEXT_ENCODER_LAYERS);
-    p->blocks = layer_bytes(m->transformer.streamed, c->num_layers + c->num_single_layers);
+    if (!load_transformer(p, parts->files[TENSOR_NAMES_TRANSFORMER], a, why))
+        return false;
+    size_t before = kern_plan_weights(m->kern);
     encoder.pool = m->encoder_pool;
     vae_load_encoder(&m->encoder, &m->config.vae, &encoder);
     p->has_encoder = weights_done(&encoder, &ignored);
-    p->encoder = kern_plan_weights(m->kern) - p->rest;
+    p->encoder = kern_plan_weights(m->kern) - before;
     return true;
 }
 
@@ -90,8 +116,10 @@ bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, co
     p->model = (struct engine_model){.config = m->config, .precision = m->precision, .dtype = m->dtype, .peers = m->peers, .kern = k,
                                      .tokenizer = m->tokenizer, .pool = weights_pool_new(k), .encoder_pool = weights_pool_new(k)};
     p->model.info.is_distilled = m->config.is_distilled;
-    bool ok = (p->model.pool && p->model.encoder_pool) || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
-    if (ok && load(p, parts, why) && put_beside(p, a, why)) {
+    p->block_count = m->config.transformer.num_layers + m->config.transformer.num_single_layers;
+    p->blocks = calloc((size_t)p->block_count + 1, sizeof *p->blocks);
+    bool ok = (p->model.pool && p->model.encoder_pool && p->blocks) || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the plan's lists");
+    if (ok && load(p, parts, a, why) && put_beside(p, a, why)) {
         *ret = p;
         return true;
     }
@@ -105,6 +133,7 @@ void engine_plan_close(struct engine_plan *p)
         return;
     p->model.tokenizer = NULL;
     engine_model_close(&p->model);
+    free(p->blocks);
     free(p);
 }
 
@@ -120,17 +149,51 @@ static bool rehearse(struct engine_plan *p, const struct engine_request *request
            engine_batch_decode(b, nowhere, why);
 }
 
-static bool need(struct engine_plan *p, enum engine_placement placement, const struct engine_request *requests, int count,
-                 struct engine_plan_need *ret, struct engine_error *why)
+/* Placements from the one that takes most to the one that takes least: resident, phases, streamed with 1, 2 .. all blocks waiting. */
+static int stage_of(enum engine_placement placement, int waiting)
+{
+    return placement == ENGINE_STREAMED ? 1 + waiting : placement == ENGINE_PHASES;
+}
+
+static int last_stage(const struct engine_plan *p)
+{
+    return 1 + p->block_count;
+}
+
+static int waiting_in(int stage)
+{
+    return stage > 1 ? stage - 1 : 0;
+}
+
+/* Weights on the device in a stage. */
+static size_t weights_in(const struct engine_plan *p, int stage)
+{
+    size_t bytes = p->rest + p->once + p->beside + (stage == 0 ? p->text : 0);
+    for (int i = 0; i < p->block_count; i++)
+        bytes += !p->blocks[i] || layer_stream_waits(i, p->block_count, waiting_in(stage)) ? 0 : kern_layer_bytes(p->blocks[i]);
+    return bytes;
+}
+
+static void set_stage(struct engine_plan *p, int stage)
 {
     struct engine_model *m = &p->model;
-    m->text.is_streamed = placement != ENGINE_RESIDENT;
-    m->transformer.is_streamed = placement == ENGINE_STREAMED;
+    m->text.is_streamed = stage > 0;
+    m->transformer.is_streamed = waiting_in(stage) > 0;
+    for (int i = 0; i < p->block_count; i++)
+        m->transformer.streamed[i] = layer_stream_waits(i, p->block_count, waiting_in(stage)) ? p->blocks[i] : NULL;
+}
+
+static bool need(struct engine_plan *p, int stage, const struct engine_request *requests, int count, struct engine_plan_need *ret,
+                 struct engine_error *why)
+{
+    struct kern *k = p->model.kern;
+    set_stage(p, stage);
     bool ok = rehearse(p, requests, count, why);
-    kern_rewind(m->kern, 0);
-    ret->arena = kern_plan_arena(m->kern);
-    ret->weights = p->rest + p->beside + (requests[0].reference_count ? p->encoder : 0) + (m->text.is_streamed ? 0 : p->text) +
-                   (m->transformer.is_streamed ? 0 : p->blocks);
+    kern_rewind(k, 0);
+    ret->placement = stage > 1 ? ENGINE_STREAMED : stage ? ENGINE_PHASES : ENGINE_RESIDENT;
+    ret->waiting = waiting_in(stage);
+    ret->arena = kern_plan_arena(k);
+    ret->weights = weights_in(p, stage) + (requests[0].reference_count ? p->encoder : 0);
     return ok;
 }
 
@@ -160,25 +223,27 @@ static void expect(struct engine_plan *p, const struct engine_options *o)
     p->expected_count = count;
 }
 
-bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engine_options *o, enum engine_placement *ret,
-                        struct engine_plan_need *ret_need, struct engine_error *why)
+/* Whoever asks for a placement by its name gets all of it: with streamed, all blocks wait. */
+bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engine_options *o, struct engine_plan_need *ret,
+                        struct engine_error *why)
 {
     char figures[256] = "";
     struct kern_space space;
+    int first = stage_of(o->placement, p->block_count), last = first;
     expect(p, o);
     if (!kern_memory(k, &space))
         return engine_error_set(why, ENGINE_DEVICE, "%s", kern_error(k));
-    for (enum engine_placement at = ENGINE_RESIDENT; at <= ENGINE_STREAMED; at++) {
+    if (o->placement == ENGINE_PLACEMENT_AUTO)
+        first = 0, last = last_stage(p);
+    for (int stage = first; stage <= last; stage++) {
         size_t used = strlen(figures);
-        if (o->placement != ENGINE_PLACEMENT_AUTO && o->placement != at)
-            continue;
-        if (!need(p, at, p->expected, p->expected_count, ret_need, why))
+        if (!need(p, stage, p->expected, p->expected_count, ret, why))
             return false;
-        *ret = at;
-        if (WITH_MARGIN(ret_need->weights + ret_need->arena) <= space.available)
+        if (WITH_MARGIN(ret->weights + ret->arena) <= space.available)
             return true;
-        snprintf(figures + used, sizeof figures - used, "%s%s %.2f GB (%.2f of weights)", used ? ", " : "", engine_placement_name(at),
-                 gb(ret_need->weights + ret_need->arena), gb(ret_need->weights));
+        if (stage <= 1 || stage == last)
+            snprintf(figures + used, sizeof figures - used, "%s%s %.2f GB (%.2f of weights)", used ? ", " : "",
+                     engine_placement_name(ret->placement), gb(ret->weights + ret->arena), gb(ret->weights));
     }
     return engine_error_set(why, ENGINE_NO_MEMORY,
                             "no memory: the model with a batch of %d at %dx%d does not fit: %s needed; %s has %.2f GB left of %.2f",
@@ -191,20 +256,23 @@ static bool has_room(const struct kern_space *s, const struct engine_plan_need *
     return n->arena + coming <= s->available + s->arena + given_up;
 }
 
-/* Moves the text encoder if that makes room and may be done; *n and *space follow. */
+/* Moves weights to host memory, as few as make room, if that may be done; *n and *space follow. */
 static bool make_room(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count, size_t coming,
                       struct engine_plan_need *n, struct kern_space *space, struct engine_error *why)
 {
-    if (has_room(space, n, coming, 0) || !m->may_move || m->info.placement != ENGINE_RESIDENT)
-        return true;
     struct engine_plan_need moved;
-    if (!need(p, ENGINE_PHASES, requests, count, &moved, why))
-        return false;
-    if (!has_room(space, &moved, coming, p->text))
+    int stage = stage_of(m->info.placement, m->info.waiting_blocks), last = m->may_move ? last_stage(p) : stage;
+    if (has_room(space, n, coming, 0))
         return true;
-    if (!engine_model_to_phases(m, why))
+    do {
+        if (++stage > last)
+            return true; /* no stage has */
+        if (!need(p, stage, requests, count, &moved, why))
+            return false;
+    } while (!has_room(space, &moved, coming, n->weights - moved.weights));
+    if (!engine_model_wait(m, moved.waiting, why))
         return false;
-    m->info.model_bytes = moved.weights;
+    m->info.model_bytes -= n->weights - moved.weights;
     *n = moved;
     return kern_memory(m->kern, space) || engine_model_sync(m, why);
 }
@@ -218,7 +286,8 @@ static bool reserve(struct engine_plan *p, struct engine_model *m, const struct 
     struct kern_space space;
     if (!kern_memory(m->kern, &space))
         return engine_model_sync(m, why); /* says why not */
-    if (!need(p, m->info.placement, requests, count, &n, why) || !make_room(p, m, requests, count, coming, &n, &space, why))
+    if (!need(p, stage_of(m->info.placement, m->info.waiting_blocks), requests, count, &n, why) ||
+        !make_room(p, m, requests, count, coming, &n, &space, why))
         return false;
     if (coming)
         snprintf(adapters, sizeof adapters, " and the adapters, which take %.3f", gb(coming));
@@ -238,10 +307,25 @@ bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const st
     return reserve(p, m, requests, count, 0, why);
 }
 
+bool engine_plan_encoder(struct engine_plan *p, struct engine_model *m, struct engine_error *why)
+{
+    struct engine_plan_need n;
+    struct kern_space space;
+    if (!kern_memory(m->kern, &space))
+        return engine_model_sync(m, why);
+    return need(p, stage_of(m->info.placement, m->info.waiting_blocks), p->expected, p->expected_count, &n, why) &&
+           make_room(p, m, p->expected, p->expected_count, p->encoder, &n, &space, why);
+}
+
 bool engine_plan_adapt(struct engine_plan *p, struct engine_model *m, const struct adapters *a, struct engine_error *why)
 {
+    int stage = stage_of(m->info.placement, m->info.waiting_blocks);
+    size_t kept = weights_in(p, stage) - p->beside; /* the others are gone */
     m->info.model_bytes -= p->beside;
-    bool ok = put_beside(p, a, why);
-    m->info.model_bytes += p->beside;
-    return ok && reserve(p, m, p->expected, p->expected_count, p->beside, why);
+    bool ok = ((!p->is_merged && !adapters_merge_any(a)) || load_transformer(p, m->transformer_files, a, why)) && put_beside(p, a, why);
+    if (!ok)
+        return false;
+    size_t now = weights_in(p, stage);
+    m->info.model_bytes += now - kept;
+    return reserve(p, m, p->expected, p->expected_count, now > kept ? now - kept : 0, why);
 }

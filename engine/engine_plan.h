@@ -4,7 +4,8 @@
  *   placement    on the device all the time                 in host memory, coming layer by layer (layer_stream.h)
  *   resident     all
  *   phases       transformer, VAE                           text encoder, while prompts are encoded
- *   streamed     VAE, what the transformer has once         text encoder; blocks of the transformer, at each pass of each step
+ *   streamed     VAE, what the transformer has once,        text encoder; blocks of the transformer, at each pass of each step
+ *                those of its blocks that fit
  *
  * Seats of the layers are arena memory, so those of the text encoder are where the transformer's activations are later. */
 #ifndef KILN_ENGINE_PLAN_H
@@ -14,7 +15,11 @@
 #include "model_parts.h"
 
 struct engine_plan;
-struct engine_plan_need { size_t weights, arena; }; /* bytes of the device */
+struct engine_plan_need {
+    enum engine_placement placement;
+    int waiting;           /* blocks of the transformer, in host memory */
+    size_t weights, arena; /* bytes of the device */
+};
 
 /* engine_plan_open checks all names and shapes of the parts on its way. m: configuration, dtype and tokenizer are there. */
 bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, const struct model_parts *parts, const struct adapters *a,
@@ -23,15 +28,18 @@ void engine_plan_close(struct engine_plan *p); /* accepts NULL */
 
 /* engine_plan_choose: the placement asked for, or with AUTO the first of the table that fits what is available on the
  * device with the batch the options expect. False: none fits, and why has the figures. */
-bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engine_options *o, enum engine_placement *ret,
-                        struct engine_plan_need *ret_need, struct engine_error *why);
+bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engine_options *o, struct engine_plan_need *ret,
+                        struct engine_error *why);
 
 /* engine_plan_adapt counts these adapters from now on, and makes the room that they and the batch that was expected need on the
  * device of a loaded model that has none, as engine_plan_reserve does; or refuses them with the figures. */
 bool engine_plan_adapt(struct engine_plan *p, struct engine_model *m, const struct adapters *a, struct engine_error *why);
 
-/* engine_plan_reserve makes the arena of a loaded model as large as this batch needs, if need be by moving a resident text
- * encoder whose placement was left open; or refuses the batch with the figures. */
+/* engine_plan_encoder makes room for the encoder of the VAE beside the batch that was expected, where that can be done. */
+bool engine_plan_encoder(struct engine_plan *p, struct engine_model *m, struct engine_error *why);
+
+/* engine_plan_reserve makes the arena of a loaded model as large as this batch needs, if need be by moving the text encoder
+ * and then blocks of a model whose placement was left open; or refuses the batch with the figures. */
 bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count,
                          struct engine_error *why);
 

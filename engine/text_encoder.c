@@ -51,11 +51,26 @@ static void load_layer(struct text_encoder_layer *ret, const struct text_encoder
 void text_encoder_load(struct text_encoder_weights *ret, const struct text_encoder_config *c, struct weights *w)
 {
     ret->embed_tokens = weights_table(w, c->vocab_size, c->hidden_size, "model.embed_tokens.weight");
-    ret->is_streamed = w->is_streamed;
+    ret->is_streamed = w->waiting > 0;
     for (int i = 0; i < TEXT_ENCODER_LAYERS; i++) {
-        weights_layer_begin(w);
+        weights_layer_begin(w, i, TEXT_ENCODER_LAYERS);
         load_layer(&ret->layers[i], c, w, i);
         ret->streamed[i] = weights_layer_end(w);
+    }
+}
+
+void text_encoder_wait(struct text_encoder_weights *t, struct weights *w)
+{
+    t->is_streamed = w->waiting > 0;
+    for (int i = 0; i < TEXT_ENCODER_LAYERS; i++) {
+        const struct text_encoder_layer *l = &t->layers[i];
+        const struct kern_weight *const matrices[] = {l->qkv, l->out, l->gate_up, l->down};
+        if (t->streamed[i])
+            continue;
+        weights_layer_begin(w, i, TEXT_ENCODER_LAYERS);
+        for (int m = 0; m < 4; m++)
+            weights_layer_take(w, matrices[m]);
+        t->streamed[i] = weights_layer_end(w);
     }
 }
 

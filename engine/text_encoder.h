@@ -25,12 +25,16 @@ struct text_encoder_layer { /* d = hidden_size, H = heads * head_dim, K = kv hea
 struct text_encoder_weights {
     struct quant_matrix embed_tokens; /* [vocab, d]; in the file's mapping */
     struct text_encoder_layer layers[TEXT_ENCODER_LAYERS];
-    struct kern_layer *streamed[TEXT_ENCODER_LAYERS]; /* their matrices, when they wait in host memory */
-    bool is_streamed;
+    struct kern_layer *streamed[TEXT_ENCODER_LAYERS]; /* their matrices; NULL: on the device */
+    bool is_streamed;                                 /* some wait in host memory */
 };
 
 /* text_encoder_load names what is taken; weights_done tells how it went. The pool owns everything. */
 void text_encoder_load(struct text_encoder_weights *ret, const struct text_encoder_config *c, struct weights *w);
+
+/* text_encoder_wait moves matrices into host memory until w->waiting layers are there; w has the pool of them. After a failure, which
+ * w keeps, some have moved. */
+void text_encoder_wait(struct text_encoder_weights *t, struct weights *w);
 
 /* text_encoder_width is the width of an embedding row: three hidden states. */
 int64_t text_encoder_width(const struct text_encoder_config *c);

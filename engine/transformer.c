@@ -65,7 +65,7 @@ void transformer_load(struct transformer_weights *ret, const struct transformer_
     ret->doubles = calloc((size_t)c->num_layers + 1, sizeof *ret->doubles);
     ret->singles = calloc((size_t)c->num_single_layers + 1, sizeof *ret->singles);
     ret->streamed = calloc((size_t)(c->num_layers + c->num_single_layers) + 1, sizeof *ret->streamed);
-    ret->is_streamed = w->is_streamed;
+    ret->is_streamed = w->waiting > 0;
     if (!ret->doubles || !ret->singles || !ret->streamed) {
         w->failed = true;
         engine_error_set(&w->why, ENGINE_NO_MEMORY, "no memory for the list of blocks");
@@ -80,7 +80,7 @@ void transformer_load(struct transformer_weights *ret, const struct transformer_
     ret->modulation_text = adapted_take(l, w, 6 * h, h, "double_stream_modulation_txt.linear.weight");
     ret->modulation_single = adapted_take(l, w, 3 * h, h, "single_stream_modulation.linear.weight");
     for (int i = 0; i < c->num_layers + c->num_single_layers; i++) {
-        weights_layer_begin(w);
+        weights_layer_begin(w, i, c->num_layers + c->num_single_layers);
         if (i < c->num_layers)
             load_double(&ret->doubles[i], l, c, w, i);
         else
@@ -89,6 +89,32 @@ void transformer_load(struct transformer_weights *ret, const struct transformer_
     }
     ret->norm_out = adapted_take(l, w, 2 * h, h, "norm_out.linear.weight");
     ret->proj_out = adapted_take(l, w, c->in_channels, h, "proj_out.weight");
+}
+
+static void take_stream(struct weights *w, const struct transformer_stream *s)
+{
+    const struct adapted_linear *const linears[] = {s->qkv, s->out, s->ff_in, s->ff_out};
+    for (int i = 0; i < 4; i++)
+        weights_layer_take(w, linears[i]->weight);
+}
+
+void transformer_wait(struct transformer_weights *t, const struct transformer_config *c, struct weights *w)
+{
+    int count = c->num_layers + c->num_single_layers;
+    t->is_streamed = w->waiting > 0;
+    for (int i = 0; i < count; i++) {
+        if (t->streamed[i])
+            continue;
+        weights_layer_begin(w, i, count);
+        if (i < c->num_layers) {
+            take_stream(w, &t->doubles[i].image);
+            take_stream(w, &t->doubles[i].text);
+        } else {
+            weights_layer_take(w, t->singles[i - c->num_layers].in->weight);
+            weights_layer_take(w, t->singles[i - c->num_layers].out->weight);
+        }
+        t->streamed[i] = weights_layer_end(w);
+    }
 }
 
 void transformer_unload(struct transformer_weights *w)

@@ -45,14 +45,18 @@ struct transformer_weights {
     struct transformer_double *doubles;              /* [num_layers] */
     struct transformer_single *singles;              /* [num_single_layers] */
     struct adapted_list linears;                     /* all of these */
-    struct kern_layer **streamed;                    /* [num_layers + num_single_layers]: their matrices, when they wait in host memory */
-    bool is_streamed;
+    struct kern_layer **streamed;                    /* [num_layers + num_single_layers]: their matrices; NULL: on the device */
+    bool is_streamed;                                /* some wait in host memory */
 };
 
 /* transformer_load names what is taken (weights_done tells how it went) and allocates the lists; adapted_set gives adapters to
  * the linears. transformer_unload frees the lists and accepts a zeroed struct. */
 void transformer_load(struct transformer_weights *ret, const struct transformer_config *c, struct weights *w);
 void transformer_unload(struct transformer_weights *w);
+
+/* transformer_wait moves matrices into host memory until w->waiting blocks are there; w has the pool of them. After a failure, which
+ * w keeps, some have moved. */
+void transformer_wait(struct transformer_weights *t, const struct transformer_config *c, struct weights *w);
 
 /* A row per step; every block of a kind uses the same modulation. */
 struct transformer_times {

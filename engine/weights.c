@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "layer_stream.h"
+
 struct weights_pool {
     struct kern *kern;
     struct kern_weight **packed;
@@ -377,12 +379,25 @@ struct quant_matrix weights_table(struct weights *w, int64_t n, int64_t k, const
     return (struct quant_matrix){.format = t.dtype == TENSOR_F32 ? QUANT_F32 : QUANT_BF16, .n = n, .k = k, .data = t.data};
 }
 
-void weights_layer_begin(struct weights *w)
+/* The place in the pool comes first: what a layer has taken is nowhere else. */
+void weights_layer_begin(struct weights *w, int layer, int count)
 {
-    if (!w->is_streamed || w->failed)
+    if (w->failed || !layer_stream_waits(layer, count, w->waiting))
         return;
-    w->layer = kern_layer_begin(w->kern);
+    struct kern_layer **place = place_in(w, &w->pool->layers, &w->pool->layer_count, sizeof *place);
+    if (!place)
+        return;
+    *place = w->layer = kern_layer_begin(w->kern);
     if (!w->layer)
+        fail_kern(w);
+}
+
+void weights_layer_take(struct weights *w, const struct kern_weight *matrix)
+{
+    if (w->failed || !w->layer)
+        return;
+    kern_layer_take(w->kern, w->layer, (struct kern_weight *)matrix); /* the pool's own, and its values stay what they are */
+    if (*kern_error(w->kern))
         fail_kern(w);
 }
 
@@ -390,15 +405,8 @@ struct kern_layer *weights_layer_end(struct weights *w)
 {
     struct kern_layer *l = w->layer;
     w->layer = NULL;
-    if (!l)
-        return NULL;
     kern_layer_end(w->kern, l);
-    struct kern_layer **place = place_in(w, &w->pool->layers, &w->pool->layer_count, sizeof *place);
-    if (!place) {
-        kern_layer_free(w->kern, l);
-        return NULL;
-    }
-    return *place = l;
+    return l;
 }
 
 bool weights_done(struct weights *w, struct engine_error *why)

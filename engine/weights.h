@@ -23,7 +23,7 @@ struct weights {
     const struct adapters *adapters; /* merged into what is taken, as far as they must be; NULL: none are */
     enum tensor_dtype dtype;  /* compute dtype everything is converted to */
     const char *part;         /* "transformer", for messages */
-    bool is_streamed;         /* matrices of layers stay in host memory until they are needed */
+    int waiting;              /* of the layers so many stay in host memory until they are needed (layer_stream_waits) */
     bool failed;
     uint64_t parameters;      /* counted as they are taken */
     struct kern_layer *layer; /* being taken, or NULL */
@@ -50,8 +50,10 @@ const struct kern_weight *weights_conv_bias(struct weights *w, int64_t out, int6
 struct tensor weights_vector(struct weights *w, int64_t n, const char *name, ...) __attribute__((format(printf, 3, 4)));
 struct quant_matrix weights_table(struct weights *w, int64_t n, int64_t k, const char *name, ...)
     __attribute__((format(printf, 4, 5)));
-/* What is taken between the two is a layer (kern_layer_begin), which belongs to the pool; NULL if the part is not streamed. */
-void weights_layer_begin(struct weights *w);
+/* What is taken between the two is layer `layer` of `count`: one that waits (kern_layer_begin) belongs to the pool, else NULL.
+ * weights_layer_take moves a matrix of the pool that is on the device into it; without a layer, or after a failure, not. */
+void weights_layer_begin(struct weights *w, int layer, int count);
+void weights_layer_take(struct weights *w, const struct kern_weight *matrix);
 struct kern_layer *weights_layer_end(struct weights *w);
 bool weights_done(struct weights *w, struct engine_error *why);
 

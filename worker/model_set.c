@@ -58,9 +58,10 @@ static void log_placement(const struct model *m)
 void model_set_look(struct model *m)
 {
     const struct engine_info *now = engine_info(m->engine);
-    if (now->placement == m->info.placement)
+    if (now->placement == m->info.placement && now->waiting_blocks == m->info.waiting_blocks)
         return;
     m->info.placement = now->placement; /* other threads may read the rest */
+    m->info.waiting_blocks = now->waiting_blocks;
     m->info.model_bytes = now->model_bytes;
     m->info.arena_bytes = now->arena_bytes;
     log_placement(m);

@@ -3,10 +3,12 @@
  *
  * The simulated device has 36 MiB, 32 of them the library's: 4.2 MB are left (CMakeLists.txt). The model's weights are 1.9 MB, 0.6 of
  * them the text encoder's; a picture takes 0.1 KB a pixel. */
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -15,7 +17,7 @@
 
 #define MODEL "tests/golden/models/pocket"
 
-enum { AS_PLANNED = 64, LARGER = 160, TOO_LARGE = 256 };
+enum { AS_PLANNED = 64, LARGER = 160, STILL_LARGER = 176, TOO_LARGE = 256 };
 
 static struct engine *open_engine(enum engine_placement placement, int side)
 {
@@ -83,6 +85,58 @@ static void a_larger_picture_sends_the_text_encoder_away(void **state)
     engine_image_done(&planned);
 }
 
+/* Then blocks of the transformer, no more than must. */
+static void a_still_larger_picture_sends_blocks_after_it(void **state)
+{
+    (void)state;
+    struct engine_image small, large, again;
+    struct engine *e = open_engine(ENGINE_PLACEMENT_AUTO, AS_PLANNED);
+    paint_or_fail(e, AS_PLANNED, &small);
+    paint_or_fail(e, STILL_LARGER, &large);
+    int waiting = engine_info(e)->waiting_blocks;
+    assert_int_equal(engine_info(e)->placement, ENGINE_STREAMED);
+    assert_in_range(waiting, 1, 4); /* of 5 */
+    assert_true(engine_info(e)->model_bytes + engine_info(e)->arena_bytes < 4200000);
+    paint_or_fail(e, AS_PLANNED, &again);
+    assert_same(&small, &again);
+    assert_int_equal(engine_info(e)->waiting_blocks, waiting);
+    engine_close(e);
+
+    e = open_engine(ENGINE_PLACEMENT_AUTO, STILL_LARGER);
+    assert_int_equal(engine_info(e)->placement, ENGINE_STREAMED);
+    assert_in_range(engine_info(e)->waiting_blocks, 1, 4);
+    engine_close(e);
+    engine_image_done(&small);
+    engine_image_done(&large);
+    engine_image_done(&again);
+}
+
+/* The host has no memory for the third matrix of a layer: that layer is half here and half there, and renders. */
+static void weights_that_moved_in_part_render_the_same(void **state)
+{
+    (void)state;
+    bool (*fault)(const char *list);
+    struct engine_image small, large, again;
+    struct engine_error why;
+    void *module = dlopen(getenv("KILN_CUDA_MODULE"), RTLD_NOW | RTLD_LOCAL);
+    assert_non_null(module);
+    *(void **)&fault = dlsym(module, "cudasim_fault");
+    struct engine *e = open_engine(ENGINE_PLACEMENT_AUTO, AS_PLANNED);
+    paint_or_fail(e, AS_PLANNED, &small);
+    assert_true(fault("hostalloc:3"));
+    assert_false(paint(e, LARGER, &large, &why));
+    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
+    assert_non_null(strstr(why.text, "moving weights to host memory"));
+    fault("");
+    paint_or_fail(e, AS_PLANNED, &again);
+    assert_same(&small, &again);
+    paint_or_fail(e, LARGER, &large);
+    engine_close(e);
+    engine_image_done(&small);
+    engine_image_done(&large);
+    engine_image_done(&again);
+}
+
 static void a_placement_that_was_asked_for_stays(void **state)
 {
     (void)state;
@@ -143,6 +197,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_larger_picture_sends_the_text_encoder_away),
+        cmocka_unit_test(a_still_larger_picture_sends_blocks_after_it),
+        cmocka_unit_test(weights_that_moved_in_part_render_the_same),
         cmocka_unit_test(a_placement_that_was_asked_for_stays),
         cmocka_unit_test(adapters_send_the_text_encoder_away_or_are_refused),
         cmocka_unit_test(what_fits_nowhere_is_refused_and_the_next_is_rendered),

@@ -317,6 +317,19 @@ class FullSize(unittest.TestCase):
         coded = self.look("h100", "klein-9b-fp8", "1024x1024", "--placement", "streamed")[1]
         self.assertEqual(next(p for p in coded["phases"] if p["phase"] == "step")["host_bytes"], 4 * self.block_values("klein-9b"))
 
+    def test_blocks_that_fit_stay_on_the_device(self):
+        bytes_of_all, came = 2 * self.block_values("klein-9b"), []
+        for device in ("rtx4090:8", "rtx4090:12", "rtx4090:16"):
+            report = self.look(device, "klein-9b", "1024x1024")[1]
+            self.assertEqual((report["placement"], report["step_late_allocations"]), ("streamed", 0))
+            self.assertLessEqual(report["peak_bytes"], report["memory_bytes"])
+            self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"])
+            came.append(next(p for p in report["phases"] if p["phase"] == "step")["host_bytes"] / 4)
+            self.assertAlmostEqual((report["memory_bytes"] - report["plan_bytes"]) / 1e9, 0.3, delta=0.7) # a block takes 0.4 to 0.9
+        self.assertLess(came[0], 0.85 * bytes_of_all)
+        self.assertLess(came[2], 0.3 * bytes_of_all)
+        self.assertLess(came[1], came[0])
+
     def test_weights_take_no_memory_of_this_machine(self):
         self.look("h100", "klein-9b", "1536x1536")
         self.assertLess(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, 300 << 10, "KB")

@@ -376,6 +376,35 @@ static void adapters_leave_quantised_weights_alone_if_they_can(void **unused)
     assert_int_equal(kept_with(quantised, files[1]), all - 1);
 }
 
+/* A matrix [64, 64] that is decoded for a LoKr takes twice its codes of the device, and the plan knows of it. */
+static void what_an_adapter_is_merged_into_is_planned_without_codes(void **unused)
+{
+    (void)unused;
+    enum { MORE = 64 * 64 };
+    static struct file f;
+    struct engine *e;
+    struct engine_error why;
+    const char *path = path_of("x.safetensors");
+    struct engine_adapter lokr = {pocket_adapters_make(folder).lokr, 0.75f};
+    struct engine_options o = {.model_dir = POCKET, .transformer = path, .variant = ENGINE_DISTILLED, .precision = ENGINE_BF16, .device = device};
+    make(&f, TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, "", QUANT_FP8_E4M3);
+    write_safetensors(&f, path, NULL);
+    file_done(&f);
+    if (!engine_open(&e, &o, &why))
+        fail_msg("%s", why.text);
+    size_t plain = engine_info(e)->model_bytes;
+    assert_true(engine_adapt(e, &lokr, 1, &why));
+    assert_int_equal(engine_info(e)->model_bytes, plain + MORE);
+    assert_true(engine_adapt(e, NULL, 0, &why));
+    assert_int_equal(engine_info(e)->model_bytes, plain);
+    engine_close(e);
+    o.adapters = &lokr, o.adapter_count = 1;
+    if (!engine_open(&e, &o, &why))
+        fail_msg("%s", why.text);
+    assert_int_equal(engine_info(e)->model_bytes, plain + MORE);
+    engine_close(e);
+}
+
 static void a_text_encoder_runs_under_every_scheme(void **unused)
 {
     (void)unused;
@@ -563,6 +592,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest on_a_device[] = {
         cmocka_unit_test(every_format_of_a_transformer_runs),
+        cmocka_unit_test(what_an_adapter_is_merged_into_is_planned_without_codes),
         cmocka_unit_test(a_text_encoder_runs_under_every_scheme),
     };
     const struct CMUnitTest tests[] = {
