@@ -29,6 +29,7 @@ struct kern_dry_sums {
     double flops, tensor_core_flops;
     double host_bytes;                   /* that came from the host */
     double bytes, product_bytes;         /* of device memory; product_bytes: those of matrix products, convolutions, attention */
+    double decode_bytes;                 /* and those that decode quantised weights for products */
     double seconds;
 };
 

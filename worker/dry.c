@@ -83,6 +83,7 @@ static void add(struct kern_dry_sums *to, const struct kern_dry_sums *s)
     to->host_bytes += s->host_bytes;
     to->bytes += s->bytes;
     to->product_bytes += s->product_bytes;
+    to->decode_bytes += s->decode_bytes;
     to->seconds += s->seconds;
 }
 
@@ -125,6 +126,7 @@ static double least_bytes(const struct transformer_config *c, const struct engin
 
 struct figures {
     double step_outside, step_least;     /* bytes of all passes of a step; least 0: not known for what was asked */
+    double step_decoding;                /* beside these: of quantised weights */
     double tensor_core_share;            /* of the FLOPs of all phases */
     double seconds;                      /* of all phases but loading */
     size_t peak;
@@ -145,7 +147,8 @@ static struct figures figures_of(const struct dry *d, double least)
         add(&all, &d->totals[i].sums);
     f.tensor_core_share = share(all.tensor_core_flops, all.flops);
     f.seconds = all.seconds;
-    f.step_outside = step->runs ? (step->sums.bytes - step->sums.product_bytes) / step->runs : 0;
+    f.step_outside = step->runs ? (step->sums.bytes - step->sums.product_bytes - step->sums.decode_bytes) / step->runs : 0;
+    f.step_decoding = step->runs ? step->sums.decode_bytes / step->runs : 0;
     f.fits = f.peak <= d->ledger->device()->memory_bytes;
     return f;
 }
@@ -153,10 +156,11 @@ static struct figures figures_of(const struct dry *d, double least)
 static json_t *phase_json(const struct total *t, const char *name)
 {
     const struct kern_dry_sums *s = &t->sums;
-    return json_pack("{s:s,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f}", "phase", name, "runs", t->runs, "launches",
+    return json_pack("{s:s,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "phase", name, "runs", t->runs, "launches",
                      (json_int_t)s->launches, "host_launches", (json_int_t)s->host_launches, "copies", (json_int_t)s->copies, "allocations", (json_int_t)s->allocations, "waits",
                      (json_int_t)s->waits, "stalls", (json_int_t)s->stalls, "flops", s->flops, "tensor_core_flops",
-                     s->tensor_core_flops, "host_bytes", s->host_bytes, "bytes", s->bytes, "product_bytes", s->product_bytes, "computed_s", s->seconds);
+                     s->tensor_core_flops, "host_bytes", s->host_bytes, "bytes", s->bytes, "product_bytes", s->product_bytes,
+                     "decode_bytes", s->decode_bytes, "computed_s", s->seconds);
 }
 
 static size_t plan_bytes(const struct engine_info *info)
@@ -170,13 +174,13 @@ static void print_json(const struct dry *d, const struct figures *f, const struc
     json_t *phases = json_array();
     for (int i = DRY_LOAD; i < DRY_IDLE; i++)
         json_array_append_new(phases, phase_json(&d->totals[i], phase_names[i]));
-    json_t *report = json_pack("{s:s,s:s,s:f,s:f,s:f,s:s,s:I,s:I,s:s,s:I,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:I,s:o}", "kind", "computed, not measured",
+    json_t *report = json_pack("{s:s,s:s,s:f,s:f,s:f,s:s,s:I,s:I,s:s,s:I,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:I,s:o}", "kind", "computed, not measured",
                                "device", device->full_name, "bf16_flops", device->bf16_flops, "f32_flops", device->f32_flops, "memory_bytes_s",
                                device->memory_bytes_s, "family", info->family, "memory_bytes", (json_int_t)device->memory_bytes,
                                "context_bytes", (json_int_t)device->context_bytes, "placement", engine_placement_name(info->placement), "other_bytes",
                                (json_int_t)info->other_bytes, "plan_bytes", (json_int_t)plan_bytes(info), "peak_bytes", (json_int_t)f->peak, "fits", f->fits,
                                "computed_s", f->seconds, "tensor_core_share", f->tensor_core_share, "step_bytes_outside_products",
-                               f->step_outside, "step_bytes_outside_products_least", f->step_least, "step_launches_min",
+                               f->step_outside, "step_bytes_outside_products_least", f->step_least, "step_bytes_decoding", f->step_decoding, "step_launches_min",
                                (json_int_t)d->launches_min, "step_launches_max", (json_int_t)d->launches_max, "step_host_launches_max",
                                (json_int_t)d->host_launches_max,
                                "step_late_allocations", (json_int_t)d->late_allocations, "step_late_stalls",
@@ -214,6 +218,8 @@ static void print_page(const struct dry *d, const struct figures *f, const struc
     if (f->step_least > 0)
         printf("; least %.3f GB (one kernel between each two products), %.2f times that", f->step_least / 1e9,
                f->step_outside / f->step_least);
+    if (f->step_decoding > 0)
+        printf("\n            %.3f GB a step to decode weights for products", f->step_decoding / 1e9);
     printf("\nmemory      peak %.2f GB with %.2f GB for the driver; planned %.2f GB, placement %s; the device has %.2f GB: %s\n",
            (double)f->peak / 1e9, (double)device->context_bytes / 1e9, (double)plan_bytes(info) / 1e9,
            engine_placement_name(info->placement), (double)device->memory_bytes / 1e9, f->fits ? "fits" : "does not fit");

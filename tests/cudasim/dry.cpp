@@ -53,6 +53,11 @@ bool is_product(const cudasim_launch *l)
     return found;
 }
 
+bool is_decoding(const cudasim_launch *l)
+{
+    return strstr(l->name, "dequant_");
+}
+
 void see(const cudasim_launch *l)
 {
     std::lock_guard<std::mutex> lock(mutex);
@@ -67,6 +72,7 @@ void see(const cudasim_launch *l)
     seen.tensor_core_flops += l->is_tensor_core ? l->flops : 0;
     seen.bytes += l->bytes;
     seen.product_bytes += is_product(l) ? l->bytes : 0;
+    seen.decode_bytes += is_decoding(l) ? l->bytes : 0;
     seen.seconds += longer > least ? longer : least;
 }
 
