@@ -122,6 +122,7 @@ bool engine_batch_begin(struct engine_batch *b, struct engine_model *m, const st
     b->tokens = (int64_t)b->grid_h * b->grid_w;
     b->timing = (struct engine_timing){.load_s = m->load_s};
     b->prompt_count = 0;
+    b->drawn = 0;
     engine_edit_plan(&b->edit, requests, count);
     b->has_kv = b->edit.count && engine_model_has_kv(m);
     b->first_step = engine_edit_first_step(&requests[0]);
@@ -284,6 +285,22 @@ static bool draw(struct engine_batch *b, int image, struct engine_error *why)
     return true;
 }
 
+/* The noise of the images before `end` that have none yet. */
+static bool draw_until(struct engine_batch *b, int end, struct engine_error *why)
+{
+    for (; b->drawn < smaller(end, b->count); b->drawn++)
+        if (!draw(b, b->drawn, why))
+            return false;
+    return true;
+}
+
+/* Images in one step. */
+static int step_size(const struct engine_batch *b)
+{
+    int64_t rows = b->model->transformer.is_streamed ? ROWS_PER_PASS_STREAMED : ROWS_PER_PASS;
+    return is_dumping(b) ? b->count : group_size(rows, b->passes * (TRANSFORMER_TEXT_ROWS + b->tokens + b->edit.rows));
+}
+
 static void plan_times(struct engine_batch *b)
 {
     struct engine_model *m = b->model;
@@ -322,9 +339,8 @@ bool engine_batch_noise(struct engine_batch *b, struct engine_error *why)
     if (!plan_rope(b, why))
         return false;
     b->latents = kern_temp(k, m->dtype, 3, (int64_t[]){b->count, b->tokens, channels});
-    for (int i = 0; i < b->count; i++)
-        if (!draw(b, i, why))
-            return false;
+    if (!draw_until(b, b->edit.has_mask ? b->count : step_size(b), why)) /* masks are begun with all of it */
+        return false;
     plan_times(b);
     if (!engine_model_sync(m, why))
         return false;
@@ -444,15 +460,17 @@ static bool is_cancelled(const struct engine_batch *b)
 
 bool engine_batch_step(struct engine_batch *b, int step, struct engine_error *why)
 {
-    int64_t rows = b->model->transformer.is_streamed ? ROWS_PER_PASS_STREAMED : ROWS_PER_PASS;
-    int group = is_dumping(b) ? b->count : group_size(rows, b->passes * (TRANSFORMER_TEXT_ROWS + b->tokens + b->edit.rows));
+    int group = step_size(b);
     int made = step - b->first_step, steps = b->schedule.steps - b->first_step;
     double start = engine_model_now_s();
     if (is_cancelled(b))
         return engine_error_set(why, ENGINE_CANCELLED, "cancelled before step %d of %d", made + 1, steps);
     kern_copy(b->model->kern, b->now.all, transformer_times_at(&b->times, step).all);
-    for (int first = 0; first < b->count; first += group)
+    for (int first = 0; first < b->count; first += group) {
         step_group(b, step, first, smaller(group, b->count - first));
+        if (!draw_until(b, first + 2 * group, why)) /* on the host, while a device computes */
+            return false;
+    }
     if (!engine_model_sync(b->model, why))
         return engine_error_at(why, "step %d of %d", made + 1, steps);
     dump_step(b, "latents", made, b->latents);

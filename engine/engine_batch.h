@@ -39,6 +39,7 @@ struct engine_batch {
 
     struct tensor contexts;                 /* [passes * count, 512, hidden] */
     struct tensor latents;                  /* [count, N, 128] */
+    int drawn;                              /* latents that have their noise: before the first step those of its first group */
     struct tensor cos, sin;                 /* [512 + N + R, head_dim / 2] f32, in the order of keys */
     struct transformer_times times;         /* with has_kv a row more: time 0, that of the references */
     struct transformer_times now;           /* of the step under way */

@@ -266,6 +266,13 @@ class FullSize(unittest.TestCase):
             self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"])
             self.assertGreaterEqual(report["peak_bytes"], report["plan_bytes"] / MARGIN)
 
+    def test_noise_is_drawn_while_the_pictures_before_are_computed(self):
+        phases = self.look("h100", "klein-4b", "1024x1024", "--batch", "3")[3] # groups of one picture
+        steps = [[line["op"] if line["op"] == "graph_launch" else line["name"] for line in lines
+                  if line["op"] == "graph_launch" or line.get("name") == "HostToDevice"] for name, lines in phases if name == "step"]
+        self.assertEqual(steps[0], ["graph_launch", "HostToDevice"] * 2 + ["graph_launch"])
+        self.assertEqual(steps[1:], [["graph_launch"] * 3] * 3)
+
     def test_a_prompt_takes_few_copies(self):
         report = self.look("h100", "klein-4b")[1] # a copy waits for the one two before it
         self.assertLess(next(p for p in report["phases"] if p["phase"] == "prompt")["copies"], 20)
