@@ -11,11 +11,10 @@ import subprocess
 import pytest
 from PIL import Image
 
-from farm import BIN, environment
+from farm import BIN, environment, wait_until
 
 pytestmark = pytest.mark.sim
 PROMPTS, SEEDS = ["a fox", "an owl"], 8
-LOST_AFTER = 3500  # calls to CUDA in a life of a worker: some 2,500 before its first batch, 600 for that, 250 for another of the same prompt
 
 
 @pytest.fixture
@@ -24,6 +23,29 @@ def gpus(new_farm):
     farm = new_farm()
     farm.variables = {"KILN_CUDA_MODULE": os.environ["KILN_CUDA_MODULE"], "CUDASIM_DEVICES": "2", "CUDASIM_THREADS": "1"}
     return farm
+
+
+def report_of(farm, name, *argv, ends=None):
+    """What the simulator counted in a life of kiln-worker; ends: a word of its log, after which it is told to end."""
+    report, log = farm.root / f"{name}.json", farm.root / f"{name}.log"
+    with open(log, "wb") as out:
+        process = subprocess.Popen([BIN / "kiln-worker", *map(str, argv)], stdout=out, stderr=out,
+                                   env=environment(farm.home) | farm.variables | {"CUDASIM_REPORT": str(report)})
+    if ends:
+        wait_until(lambda: ends in log.read_text() or process.poll() is not None, f"{name} says {ends}")
+        process.terminate()
+    assert process.wait(timeout=120) == 0, log.read_text()
+    return json.loads(report.read_text())
+
+
+def kernels_before_loss(farm):
+    """Kernels of a worker's life up to its second or third batch: it opens its model, renders a batch, and half of another."""
+    model = farm.model.split("=")[1]
+    opened = report_of(farm, "opened", "--connect", f"ipc://{farm.root}/nobody", "--model", farm.model, "--device", "cuda:0", "--batch", 2,
+                       "--spool", farm.root / "spool", "--name", "opened", ends="model_open ")
+    some = [report_of(farm, f"some-{count}", "render", "--model", model, "--prompt-file", farm.file(f"{count}.txt", "a fox\n" + "an owl\n" * count),
+                      "--seed", 1, "--size", "64x64", "--steps", 1, "--device", "cuda:0", "--out", farm.root / f"some-{count}") for count in (1, 0)]
+    return opened["launches"] + (some[0]["launches"] - some[1]["launches"]) * 3 // 2
 
 
 def rows():
@@ -57,9 +79,9 @@ def test_devices_lists_what_a_worker_can_use(gpus, count, words, listed):
 
 
 def test_a_campaign_over_two_gpus_survives_kill_9_and_a_device_that_is_lost(gpus):
-    """A worker a GPU; the first is killed twice, the second loses its device in every life. Each picture is that of a single render."""
+    """A worker a GPU; the first is killed twice, the second has an uncorrectable memory error in every life, and its device is gone. Each picture is that of a single render."""
     farm = gpus
-    farm.variables["CUDASIM_FAULT"] = f"lost:{LOST_AFTER}@1"
+    farm.variables["CUDASIM_FAULT"] = f"kernel:{kernels_before_loss(farm)}=cudaErrorECCUncorrectable@1"
     up = farm.up("--device", "cuda", "--batch", "2", "--placement", "resident")
     assert "2 workers on cuda:0, cuda:1" in up.stdout
     assert sorted(w["device"].split()[0] for w in farm.lines("workers")) == ["cuda:0", "cuda:1"]
