@@ -8,7 +8,7 @@
  *
  * Addresses. The arena is one bump pointer, so the same calls of kern_temp give the same addresses as long as its blocks
  * stay; kern_reserve sees to that. Where they do not, all graphs are forgotten (cuda_graph_forget), and the lists differ. They
- * are forgotten when a weight is freed, too: another may be given its place.
+ * are forgotten when a weight is freed or leaves the device, too: another may be given its place.
  *
  * Memory is taken while the list is written, so that the arena has grown before anything is captured: during a capture it
  * may not. What an operation takes for itself is seen only then: the capture fails, the work is done without a graph, and the
@@ -102,10 +102,11 @@ static void note_number(struct kern *k, double number)
     note(k, &number, sizeof number);
 }
 
-/* A weight is the same as long as it lives. */
+/* A weight is the same as long as it lives and stays where it is. */
 static void note_weight(struct kern *k, const struct kern_weight *w)
 {
-    note(k, &w, sizeof w);
+    const void *addresses[] = {w, w->data};
+    note(k, addresses, sizeof addresses);
 }
 
 static void write_copy(struct kern *k, struct tensor out, struct tensor x)

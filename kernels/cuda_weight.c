@@ -276,6 +276,7 @@ void cuda_weight_take(struct kern *k, struct kern_layer *l, struct kern_weight *
     if (cuda_check(k, cudaMemcpyAsync(host, here, w->bytes, cudaMemcpyDeviceToHost, stream), "moving a weight to the host"))
         cuda_check(k, cudaStreamSynchronize(stream), "moving a weight to the host");
     cuda_count_weights(k, -(int64_t)w->bytes);
+    cuda_graph_forget(cuda_graphs_of(k));
     cuda_free(k, here);
     w->data = NULL;
 }

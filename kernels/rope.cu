@@ -56,13 +56,13 @@ __device__ __forceinline__ void turn_pairs(float (&v)[N], const T *head, const f
     if constexpr (N == 1) {
         float other = gpu_float(head[i ^ 1]), c = cos[i / 2], s = sin[i / 2];
         v[0] = i % 2 ? v[0] * c + other * s : v[0] * c - other * s;
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int j = 0; j + 1 < N; j += 2) {
-        float first = v[j], second = v[j + 1], c = cos[(i + j) / 2], s = sin[(i + j) / 2];
-        v[j] = first * c - second * s;
-        v[j + 1] = second * c + first * s;
+        for (int j = 0; j < N; j += 2) {
+            float first = v[j], second = v[j + 1], c = cos[(i + j) / 2], s = sin[(i + j) / 2];
+            v[j] = first * c - second * s;
+            v[j + 1] = second * c + first * s;
+        }
     }
 }
 

@@ -152,6 +152,28 @@ static void what_cannot_be_a_graph_is_done_without(void **state)
     kern_rewind(k, mark);
 }
 
+static void a_weight_that_left_the_device_took_its_graph_with_it(void **state)
+{
+    struct kern *k = ((const struct cuda_pair *)*state)->cuda;
+    size_t mark = kern_mark(k);
+    struct kern_weight *w = weight_of(k, WIDTH, 1);
+    struct job j = job_of(k, 65);
+    j.w = w;
+    j.g = 2.5f;
+    check(&j, 2, "on the device");
+    check(&j, 1, "its graph");
+    struct kern_layer *l = kern_layer_begin(k);
+    kern_layer_take(k, l, w);
+    kern_layer_end(k, l);
+    struct tensor seat = kern_temp(k, TENSOR_U8, 1, (int64_t[]){(int64_t)kern_layer_bytes(l)});
+    kern_layer_fetch(k, l, seat);
+    kern_layer_use(k, l);
+    check(&j, 2, "back, elsewhere");
+    kern_weight_free(k, w);
+    kern_layer_free(k, l);
+    kern_rewind(k, mark);
+}
+
 /* The arena of a device that was just opened has one block. Its end is reached inside an operation, while a graph is made. */
 static void an_arena_that_grows_costs_the_graph_and_nothing_else(void **state)
 {
@@ -205,6 +227,7 @@ int main(void)
         cmocka_unit_test(the_same_work_is_launched_with_new_values),
         cmocka_unit_test(other_work_is_another_graph),
         cmocka_unit_test(what_cannot_be_a_graph_is_done_without),
+        cmocka_unit_test(a_weight_that_left_the_device_took_its_graph_with_it),
         cmocka_unit_test(an_arena_that_grows_costs_the_graph_and_nothing_else),
         cmocka_unit_test(more_shapes_than_there_are_graphs_take_turns),
     };
