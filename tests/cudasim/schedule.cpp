@@ -280,8 +280,12 @@ static void prepare_shared(Worker *w, size_t bytes)
         return;
     size_t needed = (bytes + PAGE - 1) / PAGE * PAGE;
     if (needed > w->shared_capacity) {
-        if (w->shared_map)
+        if (w->shared_map) {
+#ifdef __SANITIZE_ADDRESS__
+            __asan_unpoison_memory_region(w->shared_map, w->shared_capacity); /* the addresses may be given to anybody */
+#endif
             munmap(w->shared_map, w->shared_capacity + PAGE);
+        }
         void *map = mmap(nullptr, needed + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (map == MAP_FAILED || mprotect(static_cast<char *>(map) + needed, PAGE, PROT_NONE))
             settings_die("no memory for a block's shared memory");
