@@ -242,8 +242,8 @@ static void describe_runs(struct kern_weight *w, const struct quant_run *runs)
     w->bytes = 0;
     for (int i = 0; i < own->run_count; i++) {
         const struct quant_matrix *m = &runs[i].matrix;
-        own->runs[i] = (struct cuda_weight_run){.format = m->format, .rows = runs[i].count, .row_bytes = quant_row_bytes(m), .scale = m->scale,
-                                                .low_first = m->low_first, .place = quant_place_of(&runs[i], w->bytes)};
+        own->runs[i] = (struct cuda_weight_run){.format = m->format, .rows = runs[i].count, .row_bytes = quant_row_bytes(m),
+                                                .scale = m->scale, .low_first = m->low_first, .place = quant_place_of(&runs[i], w->bytes)};
         w->bytes = own->runs[i].place.end;
     }
 }
