@@ -34,30 +34,70 @@ static struct adapted_linear *add(struct adapted_list *l, struct weights *w)
     return l->linears[l->count++] = one;
 }
 
-const struct adapted_linear *adapted_take_stack(struct adapted_list *l, struct weights *w, const int64_t *n, int64_t k, int count,
-                                                const char *const *names)
+static void add_part(struct adapted_linear *one, const char *name, int64_t n, struct shard shard)
 {
-    struct adapted_linear *one = w->failed ? NULL : add(l, w);
+    struct adapted_part *p = &one->parts[one->part_count++];
+    snprintf(p->name, sizeof p->name, "%s", name);
+    p->n = n;
+    p->shard = shard;
+}
+
+/* A linear of one tensor. */
+static const struct adapted_linear *take(struct adapted_list *l, struct weights *w, const char *name, int64_t n, int64_t k,
+                                         struct shard shard, const struct kern_weight *weight)
+{
+    struct adapted_linear *one = weight ? add(l, w) : NULL;
     if (!one)
         return NULL;
     one->k = k;
-    one->part_count = count;
-    for (int i = 0; i < count; i++) {
-        snprintf(one->parts[i].name, sizeof one->parts[i].name, "%s", names[i]);
-        one->parts[i].rows = n[i];
-    }
-    one->weight = weights_linear_stack(w, n, k, count, names);
-    return one->weight ? one : NULL;
+    one->weight = weight;
+    add_part(one, name, n, shard);
+    return one;
 }
+
+#define NAME_OF(name, format)                                                                                          \
+    char name[96];                                                                                                     \
+    do {                                                                                                               \
+        va_list args;                                                                                                  \
+        va_start(args, format);                                                                                        \
+        vsnprintf(name, sizeof name, format, args);                                                                    \
+        va_end(args);                                                                                                  \
+    } while (0)
 
 const struct adapted_linear *adapted_take(struct adapted_list *l, struct weights *w, int64_t n, int64_t k, const char *format, ...)
 {
-    char name[96];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(name, sizeof name, format, args);
-    va_end(args);
-    return adapted_take_stack(l, w, &n, k, 1, (const char *[]){name});
+    NAME_OF(name, format);
+    return take(l, w, name, n, k, shard_whole(n), weights_linear(w, n, k, "%s", name));
+}
+
+const struct adapted_linear *adapted_take_rows(struct adapted_list *l, struct weights *w, const struct shard_piece *pieces, int count,
+                                               int64_t k, const char *format, ...)
+{
+    NAME_OF(name, format);
+    return take(l, w, name, shard_whole_length(pieces, count), k, weights_shard(w, SHARD_ROWS, pieces, count),
+                weights_linear_rows(w, pieces, count, k, "%s", name));
+}
+
+const struct adapted_linear *adapted_take_columns(struct adapted_list *l, struct weights *w, int64_t n, const struct shard_piece *pieces,
+                                                  int count, const char *format, ...)
+{
+    NAME_OF(name, format);
+    return take(l, w, name, n, shard_whole_length(pieces, count), weights_shard(w, SHARD_COLUMNS, pieces, count),
+                weights_linear_columns(w, n, pieces, count, "%s", name));
+}
+
+const struct adapted_linear *adapted_take_stack(struct adapted_list *l, struct weights *w, const struct shard_piece *pieces, int64_t k,
+                                                int count, const char *const *names)
+{
+    const struct kern_weight *weight = weights_linear_stack(w, pieces, k, count, names);
+    struct adapted_linear *one = weight ? add(l, w) : NULL;
+    if (!one)
+        return NULL;
+    one->k = k;
+    one->weight = weight;
+    for (int i = 0; i < count; i++)
+        add_part(one, names[i], shard_whole_length(&pieces[i], 1), weights_shard(w, SHARD_ROWS, &pieces[i], 1));
+    return one;
 }
 
 static void drop_changes(struct adapted_list *l)
@@ -80,34 +120,57 @@ void adapted_done(struct adapted_list *l)
 
 /* --- their adapters -------------------------------------------------------------------------------------- */
 
-static const struct kern_weight *take_down(struct weights *w, const struct lora_target *t)
+static struct tensor new_matrix(struct weights *w, int64_t n, int64_t k)
 {
-    struct tensor values = tensor_2d(malloc((size_t)(t->rank * t->k) * sizeof(float)), TENSOR_F32, t->rank, t->k);
-    const struct kern_weight *down = NULL;
-    if (!values.data)
+    struct tensor t = tensor_2d(malloc((size_t)(n * k) * sizeof(float)), TENSOR_F32, n, k);
+    if (!t.data)
         no_memory(w);
-    else {
-        lora_down(values.data, t);
-        down = weights_matrix(w, values);
-    }
-    free(values.data);
-    return down;
+    return t;
 }
 
-static const struct kern_weight *take_up(struct weights *w, const struct lora_target *t)
+/* A factor, or this rank's part of it. values: freed here. */
+static const struct kern_weight *keep_factor(struct weights *w, struct tensor values, enum shard_axis axis, const struct shard *s)
+{
+    const struct kern_weight *kept = NULL;
+    struct tensor part = values;
+    if (!w->failed && s->axis == axis && shard_length(s) != values.shape[axis]) {
+        part = axis == SHARD_ROWS ? new_matrix(w, shard_length(s), values.shape[1]) : new_matrix(w, values.shape[0], shard_length(s));
+        if (part.data)
+            shard_copy(part, values, s);
+    }
+    if (!w->failed)
+        kept = weights_matrix(w, part);
+    if (part.data != values.data)
+        free(part.data);
+    free(values.data);
+    return kept;
+}
+
+static const struct kern_weight *take_down(struct weights *w, const struct lora_target *t, const struct shard *s)
+{
+    struct tensor values = new_matrix(w, t->rank, t->k);
+    if (values.data)
+        lora_down(values.data, t);
+    return keep_factor(w, values, SHARD_COLUMNS, s);
+}
+
+static const struct kern_weight *take_up(struct weights *w, const struct lora_target *t, const struct shard *s)
 {
     struct engine_error why;
-    struct tensor values = tensor_2d(malloc((size_t)(t->n * t->rank) * sizeof(float)), TENSOR_F32, t->n, t->rank);
-    const struct kern_weight *up = NULL;
-    if (!values.data || !lora_up(values.data, t, &why))
+    struct tensor values = new_matrix(w, t->n, t->rank);
+    if (values.data && !lora_up(values.data, t, &why))
         no_memory(w);
-    else
-        up = weights_matrix(w, values);
-    free(values.data);
-    return up;
+    return keep_factor(w, values, SHARD_ROWS, s);
 }
 
-static void add_change(struct adapted_linear *one, struct weights *w, const struct lora_target *t, float scale, int64_t first)
+/* Rows of the output that a part has here. */
+static int64_t part_rows(const struct adapted_part *p)
+{
+    return p->shard.axis == SHARD_ROWS ? shard_length(&p->shard) : p->n;
+}
+
+static void add_change(struct adapted_linear *one, struct weights *w, const struct lora_target *t, float scale, const struct adapted_part *p,
+                       int64_t first)
 {
     struct adapted_change *grown = realloc(one->changes, (size_t)(one->change_count + 1) * sizeof *grown);
     if (!grown) {
@@ -115,7 +178,8 @@ static void add_change(struct adapted_linear *one, struct weights *w, const stru
         return;
     }
     one->changes = grown;
-    struct adapted_change change = {.down = take_down(w, t), .up = take_up(w, t), .scale = scale, .rank = t->rank, .first = first, .rows = t->n};
+    struct adapted_change change = {.down = take_down(w, t, &p->shard), .up = take_up(w, t, &p->shard), .scale = scale, .rank = t->rank,
+                                    .first = first, .rows = part_rows(p)};
     if (!w->failed)
         one->changes[one->change_count++] = change;
 }
@@ -123,14 +187,15 @@ static void add_change(struct adapted_linear *one, struct weights *w, const stru
 static void set_one(struct adapted_linear *one, const struct adapters *a, struct weights *w)
 {
     int64_t first = 0;
-    for (int part = 0; part < one->part_count; first += one->parts[part++].rows)
+    for (int part = 0; part < one->part_count; first += part_rows(&one->parts[part++]))
         for (int i = 0; i < adapters_count(a) && !w->failed; i++) {
+            const struct adapted_part *p = &one->parts[part];
             float scale;
-            const struct lora_target *t = adapters_beside(a, i, one->parts[part].name, &scale);
+            const struct lora_target *t = adapters_beside(a, i, p->name, &scale);
             if (!t)
                 continue;
-            assert(t->n == one->parts[part].rows && t->k == one->k); /* lora_open compared them with the config */
-            add_change(one, w, t, scale, first);
+            assert(t->n == p->n && t->k == one->k); /* lora_open compared them with the config */
+            add_change(one, w, t, scale, p, first);
         }
 }
 

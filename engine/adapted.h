@@ -6,6 +6,9 @@
  * compute precision and s in f32. A weight of several tensors by rows (q, k, v) has adapters for each: they change their rows
  * of the output. W never knows of it, so adapters come and go while the model stays.
  *
+ * A rank of a team that has some rows of W has as many of up; one that has some columns has those of down, and the ranks' sums of
+ * W x are those of up (down x) as well.
+ *
  *            ┌ rows of to_q: out[:, 0 .. h)      += s up_q (down_q x)        down [rank, k], up [rows, rank]
  *   out [h3] ┤ rows of to_k: out[:, h .. 2h)     += ..
  *            └ rows of to_v: out[:, 2h .. 3h)    += .. */
@@ -21,10 +24,14 @@ struct adapted_change {                  /* by one adapter, of some rows of W */
     int64_t rank, first, rows;
 };
 
-struct adapted_part { char name[96]; int64_t rows; }; /* a tensor, "transformer_blocks.0.attn.to_q.weight" */
+struct adapted_part { /* a tensor, "transformer_blocks.0.attn.to_q.weight"; of a team, what of it this rank has */
+    char name[96];
+    int64_t n;
+    struct shard shard;
+};
 
 struct adapted_linear {
-    const struct kern_weight *weight; /* [rows of all parts, k] */
+    const struct kern_weight *weight; /* [rows of all parts, k], or this rank's share of rows or columns */
     struct adapted_part parts[WEIGHTS_STACK_MAX];
     int part_count;
     int64_t k;
@@ -37,12 +44,16 @@ struct adapted_list { /* all of a transformer; owns them, not their weights */
     int count;
 };
 
-/* adapted_take and adapted_take_stack are weights_linear and weights_linear_stack: what they give is in the list, NULL after a
- * failure, which w keeps. adapted_done accepts a zeroed list. */
+/* adapted_take.. are weights_linear, .._rows, .._columns and .._stack: what they give is in the list, NULL after a failure, which w
+ * keeps. adapted_done accepts a zeroed list. */
 const struct adapted_linear *adapted_take(struct adapted_list *l, struct weights *w, int64_t n, int64_t k, const char *name, ...)
     __attribute__((format(printf, 5, 6)));
-const struct adapted_linear *adapted_take_stack(struct adapted_list *l, struct weights *w, const int64_t *n, int64_t k, int count,
-                                                const char *const *names);
+const struct adapted_linear *adapted_take_rows(struct adapted_list *l, struct weights *w, const struct shard_piece *pieces, int count,
+                                               int64_t k, const char *name, ...) __attribute__((format(printf, 6, 7)));
+const struct adapted_linear *adapted_take_columns(struct adapted_list *l, struct weights *w, int64_t n, const struct shard_piece *pieces,
+                                                  int count, const char *name, ...) __attribute__((format(printf, 6, 7)));
+const struct adapted_linear *adapted_take_stack(struct adapted_list *l, struct weights *w, const struct shard_piece *pieces, int64_t k,
+                                                int count, const char *const *names);
 void adapted_done(struct adapted_list *l);
 
 /* adapted_set puts the adapters that run beside the linears there, in the place of others; a NULL has none. Their factors belong

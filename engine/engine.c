@@ -61,9 +61,27 @@ void engine_close(struct engine *e)
     free(e);
 }
 
+/* All ranks of a team end so by themselves: nobody waits for this one. */
+static bool is_of_all_ranks(enum engine_fault fault)
+{
+    return fault == ENGINE_BAD_REQUEST || fault == ENGINE_CANCELLED;
+}
+
+/* Behind a piece of work that failed. What was too large says nothing about the next. */
+static void give_up(struct engine *e, const struct engine_error *why)
+{
+    if (!is_of_all_ranks(why->fault))
+        kern_leave(e->model.kern, why->text);
+    kern_recover(e->model.kern);
+}
+
 bool engine_adapt(struct engine *e, const struct engine_adapter *adapters, int count, struct engine_error *why)
 {
-    return engine_model_adapt(&e->model, adapters, count, why);
+    kern_join(e->model.kern);
+    if (engine_model_sync(&e->model, why) && engine_model_adapt(&e->model, adapters, count, why))
+        return true;
+    give_up(e, why);
+    return false;
 }
 
 const struct engine_info *engine_info(const struct engine *e)
@@ -245,7 +263,7 @@ static bool run(struct engine *e, const struct engine_request *requests, int cou
     struct engine_batch *b = &e->batch;
     uint8_t *rgb[ENGINE_BATCH_MAX];
     for (int i = 0; i < count; i++)
-        rgb[i] = images[i].rgb;
+        rgb[i] = images ? images[i].rgb : NULL;
     if (!engine_batch_begin(b, &e->model, requests, count, watch, why) || !engine_batch_prompts(b, why) ||
         !engine_batch_noise(b, why) || !engine_batch_references(b, why))
         return false;
@@ -255,21 +273,31 @@ static bool run(struct engine *e, const struct engine_request *requests, int cou
     return engine_batch_decode(b, rgb, why);
 }
 
+static bool join_and_run(struct engine *e, const struct engine_request *requests, int count, struct engine_image *images,
+                         const struct engine_watch *watch, struct engine_error *why)
+{
+    struct kern *k = e->model.kern;
+    size_t mark = kern_mark(k);
+    kern_join(k);
+    bool has_images = engine_model_sync(&e->model, why) &&
+                      (!images || images_init(images, requests, count, e->model.info.is_distilled, why));
+    bool ok = has_images && make_room(e, requests, count, why) && run(e, requests, count, images, watch, why);
+    kern_rewind(k, mark);
+    if (!ok && has_images && images)
+        images_done(images, count);
+    if (!ok)
+        give_up(e, why);
+    return ok;
+}
+
 bool engine_generate(struct engine *e, const struct engine_request *requests, int count, struct engine_image *images,
                      const struct engine_watch *watch, struct engine_error *why)
 {
-    if (!check_adapted(e, why) || !check_batch(e, requests, count, why) ||
-        !images_init(images, requests, count, e->model.info.is_distilled, why))
+    if (kern_rank(e->model.kern) > 0)
+        images = NULL;
+    if (!check_adapted(e, why) || !check_batch(e, requests, count, why) || !join_and_run(e, requests, count, images, watch, why))
         return false;
-    size_t mark = kern_mark(e->model.kern);
-    bool ok = make_room(e, requests, count, why) && run(e, requests, count, images, watch, why);
-    kern_rewind(e->model.kern, mark);
-    if (!ok) {
-        kern_recover(e->model.kern); /* a batch that was too large says nothing about the next */
-        images_done(images, count);
-        return false;
-    }
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; images && i < count; i++) {
         images[i].truncated = e->batch.is_truncated[i];
         images[i].timing = e->batch.timing;
     }

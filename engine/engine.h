@@ -20,6 +20,7 @@
 
 #include "engine_error.h"
 #include "engine_placement.h"
+#include "kern_team.h"
 #include "tensor.h"
 
 enum engine_precision { ENGINE_F32, ENGINE_BF16 };
@@ -47,6 +48,7 @@ struct engine_options {
     int threads;                      /* 0: all */
     const char *isa;                  /* see kern_cpu.h; NULL: best */
     const char *device;               /* "cpu", "cuda", "cuda:1", "dry:rtx4090" (kern_dry.h); NULL: cpu */
+    struct kern_member member;        /* one rank of a team (kern_team.h): its share of the weights; or empty */
     enum engine_placement placement;  /* the CPU accepts AUTO and RESIDENT */
     /* The largest batch that is expected and must fit as well, with these references; 0: one picture of 1024x1024 */
     int plan_width, plan_height, plan_count, plan_reference_count;
@@ -117,7 +119,11 @@ void engine_request_defaults(const struct engine *e, struct engine_request *r);
 /* engine_check says whether this request could be rendered, without rendering (size, steps, tokens..). */
 bool engine_check(struct engine *e, const struct engine_request *r, struct engine_error *why);
 
-/* engine_generate renders `count` requests of one width, height, steps, guidance, number of references, sizes to which these
+/* A team is an engine on each rank, all opened for the same model and asked to generate the same, each by a thread of its own; a
+ * failure of one is that of all. Pictures are the first rank's; of the others `images` may be NULL. worker/team.h is the one
+ * who does that.
+ *
+ * engine_generate renders `count` requests of one width, height, steps, guidance, number of references, sizes to which these
  * are cut (engine_reference_size) and strength, all with a mask or all without, as one batch.
  * On failure no image is allocated. */
 bool engine_generate(struct engine *e, const struct engine_request *requests, int count, struct engine_image *images,

@@ -197,7 +197,7 @@ static void encode(struct engine_batch *b, const int *todo, int count, struct te
     }
     int64_t rows = (int64_t)count * ENGINE_TOKENS_MAX;
     struct tensor embeds = kern_temp(k, m->dtype, 3, (int64_t[]){count, ENGINE_TOKENS_MAX, width});
-    text_encoder_run(k, &m->peers, &m->config.text, &m->text, embeds, tensor_1d(ids, TENSOR_I32, rows), token_count);
+    text_encoder_run(k, &m->config.text, &m->text, embeds, tensor_1d(ids, TENSOR_I32, rows), token_count);
     for (int i = 0; i < count; i++) {
         struct tensor one = tensor_rows(tensor_slice(embeds, 0, i, 1)), context = context_of_prompt(b, todo[i]);
         transformer_context(k, &m->transformer, context, one);
@@ -235,10 +235,11 @@ bool engine_batch_prompts(struct engine_batch *b, struct engine_error *why)
     b->contexts = kern_temp(k, m->dtype, 3, (int64_t[]){b->passes * b->count, TRANSFORMER_TEXT_ROWS, m->config.transformer.hidden});
     for (int i = 0; i < b->prompt_count; i++) {
         struct tensor known;
-        if (!is_dumping(b) && context_cache_find(m->contexts, b->ids[i], &known))
-            kern_write(k, context_of_prompt(b, i), known);
-        else
+        bool is_new = is_dumping(b) || !context_cache_find(m->contexts, b->ids[i], &known);
+        if (kern_most(k, is_new)) /* forgotten by one rank of a team, encoded by all */
             todo[todo_count++] = i;
+        else
+            kern_write(k, context_of_prompt(b, i), known);
     }
     size_t mark = kern_mark(k);
     struct tensor keep = {0};
@@ -399,6 +400,7 @@ struct group {
     int first, count;          /* images */
     struct tensor velocities;  /* [passes * count, N, 128], pass after pass */
     struct tensor guided;      /* [count, N, 128]: without guidance the velocities */
+    struct tensor checksums; /* or data NULL */
 };
 
 /* Every pass of the model over the same latents, then guidance: the same at every step, but for the values in b->now. */
@@ -426,8 +428,8 @@ static void predict(void *context)
     }
     struct transformer_input in = {.latents = model_latents, .context = contexts, .cos = b->cos, .sin = b->sin,
                                    .references = b->edit.count && !b->has_kv ? references : NULL, .kv = b->has_kv ? kv : NULL,
-                                   .times = b->now};
-    transformer_run(k, &m->peers, &m->config.transformer, &m->transformer, g->velocities, &in);
+                                   .times = b->now, .checksums = g->checksums};
+    transformer_run(k, &m->config.transformer, &m->transformer, g->velocities, &in);
     if (b->passes > 1)
         kern_guide(k, g->guided, tensor_slice(g->velocities, 0, 0, g->count), tensor_slice(g->velocities, 0, g->count, g->count),
                    b->requests[0].guidance);
@@ -442,20 +444,23 @@ static void step_group(struct engine_batch *b, int step, int first, int count)
     struct kern *k = m->kern;
     struct tensor latents = tensor_slice(b->latents, 0, first, count);
     size_t mark = kern_mark(k);
-    struct group g = {b, first, count, kern_temp(k, m->dtype, 3, (int64_t[]){b->passes * count, b->tokens, latents.shape[2]}), {0}};
+    struct group g = {b, first, count, kern_temp(k, m->dtype, 3, (int64_t[]){b->passes * count, b->tokens, latents.shape[2]}), {0}, {0}};
+    g.checksums = engine_model_checksums(m, g.velocities.shape[0], TRANSFORMER_TEXT_ROWS + b->tokens + (b->has_kv ? 0 : b->edit.rows));
     g.guided = b->passes > 1 ? kern_temp(k, m->dtype, 3, latents.shape) : g.velocities;
     kern_graph(k, predict, &g);
     kern_euler(k, latents, g.guided, b->schedule.sigma[step + 1] - b->schedule.sigma[step]);
     if (b->edit.has_mask)
         engine_edit_blend(&b->edit, m, latents, first, step);
+    engine_model_compare(m, g.checksums); /* behind all else, so that the device does not run dry meanwhile */
     for (int pass = 0; pass < b->passes; pass++)
         dump_step(b, names[pass], step - b->first_step, tensor_slice(g.velocities, 0, pass * count, count));
     kern_rewind(k, mark);
 }
 
+/* Some rank's caller says so: that of the first. */
 static bool is_cancelled(const struct engine_batch *b)
 {
-    return b->watch && b->watch->cancelled && b->watch->cancelled(b->watch->context);
+    return kern_most(b->model->kern, b->watch && b->watch->cancelled && b->watch->cancelled(b->watch->context));
 }
 
 bool engine_batch_step(struct engine_batch *b, int step, struct engine_error *why)
@@ -532,6 +537,8 @@ bool engine_batch_decode(struct engine_batch *b, uint8_t *const *rgb, struct eng
 {
     struct kern *k = b->model->kern;
     double start = engine_model_now_s();
+    if (kern_rank(b->model->kern) > 0)
+        return true; /* the first rank's picture is the team's */
     int64_t pixels = (int64_t)b->requests[0].width * b->requests[0].height;
     int group = is_dumping(b) ? b->count : group_size(DECODE_PIXELS, pixels);
     for (int first = 0; first < b->count; first += group) {

@@ -51,7 +51,7 @@ bool engine_batch_prompts(struct engine_batch *b, struct engine_error *why);
 bool engine_batch_noise(struct engine_batch *b, struct engine_error *why);
 bool engine_batch_references(struct engine_batch *b, struct engine_error *why);
 bool engine_batch_step(struct engine_batch *b, int step, struct engine_error *why);
-/* engine_batch_decode fills rgb[i], each height * width * 3 bytes of the caller. */
+/* engine_batch_decode fills rgb[i], each height * width * 3 bytes of the caller; of a team, on the first rank only. */
 bool engine_batch_decode(struct engine_batch *b, uint8_t *const *rgb, struct engine_error *why);
 
 #endif

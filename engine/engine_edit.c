@@ -180,7 +180,11 @@ void engine_edit_keep(struct engine_edit *e, struct engine_model *m, struct tens
             .keep = &e->kv[list],
             .cos = cos, .sin = sin, .times = times,
         };
-        transformer_run(m->kern, &m->peers, &m->config.transformer, &m->transformer, (struct tensor){0}, &in);
+        size_t mark = kern_mark(m->kern);
+        in.checksums = engine_model_checksums(m, 1, e->rows);
+        transformer_run(m->kern, &m->config.transformer, &m->transformer, (struct tensor){0}, &in);
+        engine_model_compare(m, in.checksums);
+        kern_rewind(m->kern, mark);
     }
 }
 

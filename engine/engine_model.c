@@ -31,20 +31,48 @@ bool engine_model_sync(struct engine_model *m, struct engine_error *why)
     return engine_error_set(why, kern_error_is_memory(text) ? ENGINE_NO_MEMORY : ENGINE_DEVICE, "%s", text);
 }
 
+/* --- opening ----------------------------------------------------------------------------------------------- */
+
+/* Every rank gets the same number of each. */
+static bool check_shares(const struct engine_model *m, struct engine_error *why)
+{
+    const struct transformer_config *t = &m->config.transformer;
+    const struct text_encoder_config *x = &m->config.text;
+    const struct { const char *what; int count; bool may_share; } units[] = {
+        {"heads of the transformer", t->num_attention_heads, false}, {"values of the transformer's MLP", t->mlp_hidden, false},
+        {"heads of the text encoder", x->num_attention_heads, false}, {"values of the text encoder's MLP", x->intermediate_size, false},
+        {"key and value heads of the text encoder", x->num_key_value_heads, true},
+    };
+    int ranks = kern_ranks(m->kern);
+    for (size_t i = 0; i < sizeof units / sizeof units[0]; i++)
+        if (units[i].count % ranks && !(units[i].may_share && shard_divides(units[i].count, ranks)))
+            return engine_error_set(why, ENGINE_BAD_REQUEST, "a team of %d: %d %s; accepted: as many ranks as share them evenly", ranks,
+                                    units[i].count, units[i].what);
+    return true;
+}
+
+/* All ranks are there, before they ask how much memory is left: connections take some, too. */
+static bool join(struct engine_model *m, struct engine_error *why)
+{
+    kern_most(m->kern, 0);
+    kern_join(m->kern);
+    return engine_model_sync(m, why);
+}
+
 static bool open_kern(struct engine_model *m, const struct engine_options *o, struct engine_error *why)
 {
     char text[512];
     if (!o->device || strcmp(o->device, "cpu") == 0)
-        m->kern = kern_cpu_open(&(struct kern_cpu_options){.threads = o->threads, .isa = o->isa}, text, sizeof text);
+        m->kern = kern_cpu_open(&(struct kern_cpu_options){.threads = o->threads, .isa = o->isa, .member = o->member}, text, sizeof text);
     else
-        m->kern = kern_module_open(o->device, text, sizeof text);
+        m->kern = kern_module_open(o->device, &o->member, text, sizeof text);
     if (!m->kern)
         return engine_error_set(why, kern_error_is_memory(text) ? ENGINE_NO_MEMORY : ENGINE_DEVICE, "%s", text);
     m->pool = weights_pool_new(m->kern);
     m->contexts = context_cache_new(m->dtype, TRANSFORMER_TEXT_ROWS, m->config.transformer.hidden);
     if (!m->pool || !m->contexts)
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
-    return true;
+    return check_shares(m, why) && join(m, why);
 }
 
 static bool open_tokenizer(struct engine_model *m, const char *dir, struct engine_error *why)
@@ -83,6 +111,39 @@ static bool load_vae(struct engine_model *m, struct model_parts *p, struct engin
     m->vae_files = p->files[TENSOR_NAMES_VAE];
     p->files[TENSOR_NAMES_VAE] = NULL;
     return end(m, &w, why);
+}
+
+/* A number that two different lists of checksums hardly share (FNV-1a). */
+static int64_t digest_of(const int32_t *checksums, int64_t count)
+{
+    uint64_t digest = 14695981039346656037u;
+    for (int64_t i = 0; i < count; i++)
+        digest = (digest ^ (uint32_t)checksums[i]) * 1099511628211u;
+    return (int64_t)digest;
+}
+
+struct tensor engine_model_checksums(struct engine_model *m, int64_t images, int64_t rows)
+{
+    int64_t count = 2 * images * rows;
+    return kern_ranks(m->kern) > 1 ? kern_temp(m->kern, TENSOR_I32, 1, &count) : (struct tensor){0};
+}
+
+/* Of all rows, those of the text, too: what went wrong in any of them spreads to the others through attention, and then it is the
+ * same on all ranks. */
+void engine_model_compare(struct engine_model *m, struct tensor checksums)
+{
+    struct kern *k = m->kern;
+    struct tensor host = checksums;
+    if (!checksums.data)
+        return;
+    host.data = calloc((size_t)tensor_count(host), sizeof(int32_t));
+    if (!host.data) {
+        kern_leave(k, "no memory for checksums");
+        return;
+    }
+    kern_read(k, host, checksums);
+    kern_agree(k, digest_of(host.data, tensor_count(host)), "a row of a step");
+    free(host.data);
 }
 
 bool engine_model_has_kv(const struct engine_model *m)
@@ -255,7 +316,7 @@ static void describe(struct engine_model *m)
 bool engine_model_open(struct engine_model *ret, const struct engine_options *o, struct engine_error *why)
 {
     double start = engine_model_now_s();
-    struct engine_model m = {.precision = o->precision, .peers = {.rank = 0, .count = 1}};
+    struct engine_model m = {.precision = o->precision};
     m.dtype = o->precision == ENGINE_BF16 ? TENSOR_BF16 : TENSOR_F32;
     struct model_parts parts = {0};
     bool ok = model_parts_open(&parts, o, why);
@@ -267,6 +328,8 @@ bool engine_model_open(struct engine_model *ret, const struct engine_options *o,
     adapters_close(adapters);
     model_parts_close(&parts);
     if (!ok) {
+        if (o->member.team)
+            kern_team_break(o->member.team, o->member.rank, why->text);
         engine_model_close(&m);
         return engine_error_at(why, "open model %s", o->model_dir ? o->model_dir : o->transformer ? o->transformer : "of parts");
     }

@@ -8,7 +8,6 @@
 #include "engine.h"
 #include "kern.h"
 #include "model_config.h"
-#include "peers.h"
 #include "text_encoder.h"
 #include "tokenizer.h"
 #include "transformer.h"
@@ -29,7 +28,6 @@ struct engine_model {
     struct engine_info info;
     enum engine_precision precision;
     enum tensor_dtype dtype;            /* of weights and activations: the compute precision */
-    struct peers peers;                 /* a team of one */
     struct kern *kern;
     struct weights_pool *pool;          /* of the VAE */
     struct weights_pool *text_pool;     /* of the text encoder, which may move */
@@ -79,6 +77,11 @@ bool engine_model_encoder(struct engine_model *m, struct engine_error *why);
 /* engine_model_wait moves a resident text encoder into host memory, and blocks of the transformer until so many are there, for a
  * batch that needs the room. After a failure some have moved; the model renders as ever. */
 bool engine_model_wait(struct engine_model *m, int blocks, struct engine_error *why);
+
+/* engine_model_checksums: of a team, arena memory for transformer_input.checksums of so many images with so many rows; else data
+ * NULL. engine_model_compare waits for them and makes it an error if they differ between ranks; nothing to do for data NULL. */
+struct tensor engine_model_checksums(struct engine_model *m, int64_t images, int64_t rows);
+void engine_model_compare(struct engine_model *m, struct tensor checksums);
 
 /* engine_model_has_kv: keys and values of references are kept (klein-9b-kv). */
 bool engine_model_has_kv(const struct engine_model *m);

@@ -107,13 +107,13 @@ bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, co
                       struct engine_error *why)
 {
     struct engine_plan *p = calloc(1, sizeof *p);
-    struct kern *k = kern_plan_open();
+    struct kern *k = kern_plan_open(kern_rank(m->kern), kern_ranks(m->kern));
     if (!p || !k) {
         free(p);
         kern_close(k);
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the plan of a model");
     }
-    p->model = (struct engine_model){.config = m->config, .precision = m->precision, .dtype = m->dtype, .peers = m->peers, .kern = k,
+    p->model = (struct engine_model){.config = m->config, .precision = m->precision, .dtype = m->dtype, .kern = k,
                                      .tokenizer = m->tokenizer, .pool = weights_pool_new(k), .encoder_pool = weights_pool_new(k)};
     p->model.info.is_distilled = m->config.is_distilled;
     p->block_count = m->config.transformer.num_layers + m->config.transformer.num_single_layers;
@@ -239,7 +239,8 @@ bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engi
         size_t used = strlen(figures);
         if (!need(p, stage, p->expected, p->expected_count, ret, why))
             return false;
-        if (WITH_MARGIN(ret->weights + ret->arena) <= space.available)
+        bool fits = WITH_MARGIN(ret->weights + ret->arena) <= space.available;
+        if (!kern_most(k, !fits)) /* on all ranks of a team */
             return true;
         if (stage <= 1 || stage == last)
             snprintf(figures + used, sizeof figures - used, "%s%s %.2f GB (%.2f of weights)", used ? ", " : "",
@@ -250,10 +251,11 @@ bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engi
                             p->expected_count, p->expected[0].width, p->expected[0].height, figures, kern_name(k), gb(space.available), gb(space.all));
 }
 
-/* Is there room on the device for the arena and for weights that are coming, with what would be given up for it? */
-static bool has_room(const struct kern_space *s, const struct engine_plan_need *n, size_t coming, size_t given_up)
+/* Is there room on the device for the arena and for weights that are coming, with what would be given up for it? On those of all
+ * ranks of a team. */
+static bool has_room(struct kern *k, const struct kern_space *s, const struct engine_plan_need *n, size_t coming, size_t given_up)
 {
-    return n->arena + coming <= s->available + s->arena + given_up;
+    return !kern_most(k, n->arena + coming > s->available + s->arena + given_up);
 }
 
 /* Moves weights to host memory, as few as make room, if that may be done; *n and *space follow. */
@@ -262,14 +264,14 @@ static bool make_room(struct engine_plan *p, struct engine_model *m, const struc
 {
     struct engine_plan_need moved;
     int stage = stage_of(m->info.placement, m->info.waiting_blocks), last = m->may_move ? last_stage(p) : stage;
-    if (has_room(space, n, coming, 0))
+    if (has_room(m->kern, space, n, coming, 0))
         return true;
     do {
         if (++stage > last)
             return true; /* no stage has */
         if (!need(p, stage, requests, count, &moved, why))
             return false;
-    } while (!has_room(space, &moved, coming, n->weights - moved.weights));
+    } while (!has_room(m->kern, space, &moved, coming, n->weights - moved.weights));
     if (!engine_model_wait(m, moved.waiting, why))
         return false;
     m->info.model_bytes -= n->weights - moved.weights;
@@ -291,7 +293,7 @@ static bool reserve(struct engine_plan *p, struct engine_model *m, const struct 
         return false;
     if (coming)
         snprintf(adapters, sizeof adapters, " and the adapters, which take %.3f", gb(coming));
-    if (!has_room(&space, &n, coming, 0))
+    if (!has_room(m->kern, &space, &n, coming, 0))
         return engine_error_set(why, ENGINE_NO_MEMORY,
                                 "no memory: a batch of %d at %dx%d needs %.2f GB beside the weights%s; %s has %.2f left for it of %.2f, "
                                 "with placement %s", count, requests[0].width, requests[0].height, gb(n.arena), adapters, kern_name(m->kern),

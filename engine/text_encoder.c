@@ -13,7 +13,8 @@
 
 enum { ROPE_VALUES = 1 << 14 }; /* 64 KB of a table at a time */
 
-struct text_encoder_state { /* what one pass needs besides weights; rows = b * 512 */
+struct text_encoder_state { /* what one pass needs besides weights; rows = b * 512; H, K, f: of this rank */
+    int64_t heads, kv, mlp; /* H, K, f */
     struct tensor hidden;   /* [rows, d], the residual stream */
     struct tensor normed;   /* [rows, d], and the output of a branch */
     struct tensor qkv;      /* [b, 512, H + 2K] */
@@ -29,9 +30,9 @@ int64_t text_encoder_width(const struct text_encoder_config *c)
 
 static void load_layer(struct text_encoder_layer *ret, const struct text_encoder_config *c, struct weights *w, int i)
 {
-    int64_t d = c->hidden_size, f = c->intermediate_size;
-    int64_t heads = (int64_t)c->num_attention_heads * c->head_dim;
-    int64_t kv = (int64_t)c->num_key_value_heads * c->head_dim;
+    int64_t d = c->hidden_size;
+    struct shard_piece heads = {c->num_attention_heads, c->head_dim}, kv = {c->num_key_value_heads, c->head_dim};
+    struct shard_piece f = {c->intermediate_size, 1};
     char name[5][80];
     static const char *const part[5] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj",
                                         "mlp.up_proj"};
@@ -39,13 +40,13 @@ static void load_layer(struct text_encoder_layer *ret, const struct text_encoder
         snprintf(name[n], sizeof name[n], "model.layers.%d.%s.weight", i, part[n]);
 
     ret->input_norm = weights_vector(w, d, "model.layers.%d.input_layernorm.weight", i);
-    ret->qkv = weights_linear_stack(w, (int64_t[]){heads, kv, kv}, d, 3, (const char *[]){name[0], name[1], name[2]});
+    ret->qkv = weights_linear_stack(w, (struct shard_piece[]){heads, kv, kv}, d, 3, (const char *[]){name[0], name[1], name[2]});
     ret->q_norm = weights_vector(w, c->head_dim, "model.layers.%d.self_attn.q_norm.weight", i);
     ret->k_norm = weights_vector(w, c->head_dim, "model.layers.%d.self_attn.k_norm.weight", i);
-    ret->out = weights_linear(w, d, heads, "model.layers.%d.self_attn.o_proj.weight", i);
+    ret->out = weights_linear_columns(w, d, &heads, 1, "model.layers.%d.self_attn.o_proj.weight", i);
     ret->post_norm = weights_vector(w, d, "model.layers.%d.post_attention_layernorm.weight", i);
-    ret->gate_up = weights_linear_stack(w, (int64_t[]){f, f}, d, 2, (const char *[]){name[3], name[4]});
-    ret->down = weights_linear(w, d, f, "model.layers.%d.mlp.down_proj.weight", i);
+    ret->gate_up = weights_linear_stack(w, (struct shard_piece[]){f, f}, d, 2, (const char *[]){name[3], name[4]});
+    ret->down = weights_linear_columns(w, d, &f, 1, "model.layers.%d.mlp.down_proj.weight", i);
 }
 
 void text_encoder_load(struct text_encoder_weights *ret, const struct text_encoder_config *c, struct weights *w)
@@ -100,22 +101,23 @@ static void plan(struct kern *k, struct text_encoder_state *s, const struct text
                  enum tensor_dtype dtype, int64_t batch)
 {
     int64_t rows = batch * TEXT_ENCODER_ROWS, d = c->hidden_size;
-    int64_t heads = (int64_t)c->num_attention_heads * c->head_dim;
-    int64_t kv = (int64_t)c->num_key_value_heads * c->head_dim;
+    s->heads = shard_units(c->num_attention_heads, kern_ranks(k)) * c->head_dim;
+    s->kv = shard_units(c->num_key_value_heads, kern_ranks(k)) * c->head_dim;
+    s->mlp = shard_units(c->intermediate_size, kern_ranks(k));
     s->hidden = kern_temp(k, dtype, 2, (int64_t[]){rows, d});
     s->normed = kern_temp(k, dtype, 2, (int64_t[]){rows, d});
-    s->qkv = kern_temp(k, dtype, 3, (int64_t[]){batch, TEXT_ENCODER_ROWS, heads + 2 * kv});
-    s->mixed = kern_temp(k, dtype, 3, (int64_t[]){batch, TEXT_ENCODER_ROWS, heads});
-    s->gate_up = kern_temp(k, dtype, 2, (int64_t[]){rows, 2 * (int64_t)c->intermediate_size});
+    s->qkv = kern_temp(k, dtype, 3, (int64_t[]){batch, TEXT_ENCODER_ROWS, s->heads + 2 * s->kv});
+    s->mixed = kern_temp(k, dtype, 3, (int64_t[]){batch, TEXT_ENCODER_ROWS, s->heads});
+    s->gate_up = kern_temp(k, dtype, 2, (int64_t[]){rows, 2 * s->mlp});
     plan_rope(k, s, c);
 }
 
 /* x = x + Wo attention(rope(norm(q)), rope(norm(k)), v) */
-static void attention_block(struct kern *k, const struct peers *peers, struct text_encoder_state *s,
+static void attention_block(struct kern *k, struct text_encoder_state *s,
                             const struct text_encoder_config *c, const struct text_encoder_layer *w,
                             const int32_t *token_count)
 {
-    int64_t dim = c->head_dim, heads = c->num_attention_heads * dim, kv = c->num_key_value_heads * dim;
+    int64_t dim = c->head_dim, heads = s->heads, kv = s->kv;
     struct tensor q = tensor_split(tensor_slice(s->qkv, 2, 0, heads), dim);
     struct tensor key = tensor_split(tensor_slice(s->qkv, 2, heads, kv), dim);
     struct tensor value = tensor_split(tensor_slice(s->qkv, 2, heads + kv, kv), dim);
@@ -127,26 +129,26 @@ static void attention_block(struct kern *k, const struct peers *peers, struct te
     kern_attention(k, tensor_split(s->mixed, dim), q, key, value, 1.0f / sqrtf((float)dim),
                    (struct kern_mask){.causal = true, .key_count = token_count});
     kern_linear(k, s->normed, tensor_rows(s->mixed), w->out);
-    peers_sum(peers, k, s->normed);
+    kern_sum_ranks(k, s->normed);
     kern_add(k, s->hidden, s->hidden, s->normed);
 }
 
 /* x = x + Wdown (silu(Wgate b) * (Wup b)) */
-static void mlp_block(struct kern *k, const struct peers *peers, struct text_encoder_state *s,
+static void mlp_block(struct kern *k, struct text_encoder_state *s,
                       const struct text_encoder_config *c, const struct text_encoder_layer *w)
 {
-    struct tensor gate = tensor_slice(s->gate_up, 1, 0, c->intermediate_size);
-    struct tensor up = tensor_slice(s->gate_up, 1, c->intermediate_size, c->intermediate_size);
+    struct tensor gate = tensor_slice(s->gate_up, 1, 0, s->mlp);
+    struct tensor up = tensor_slice(s->gate_up, 1, s->mlp, s->mlp);
 
     kern_rms_norm(k, s->normed, s->hidden, w->post_norm, c->rms_norm_eps, KERN_ROUND_BEFORE_WEIGHT);
     kern_linear(k, s->gate_up, s->normed, w->gate_up);
     kern_silu_mul(k, gate, gate, up);
     kern_linear(k, s->normed, gate, w->down);
-    peers_sum(peers, k, s->normed);
+    kern_sum_ranks(k, s->normed);
     kern_add(k, s->hidden, s->hidden, s->normed);
 }
 
-void text_encoder_run(struct kern *k, const struct peers *peers, const struct text_encoder_config *c,
+void text_encoder_run(struct kern *k, const struct text_encoder_config *c,
                       const struct text_encoder_weights *w, struct tensor out, struct tensor ids,
                       const int32_t *token_count)
 {
@@ -159,8 +161,8 @@ void text_encoder_run(struct kern *k, const struct peers *peers, const struct te
     kern_gather(k, s.hidden, &w->embed_tokens, ids);
     for (int i = 0; i < TEXT_ENCODER_LAYERS; i++) {
         layer_stream_need(&stream, i);
-        attention_block(k, peers, &s, c, &w->layers[i], token_count);
-        mlp_block(k, peers, &s, c, &w->layers[i]);
+        attention_block(k, &s, c, &w->layers[i], token_count);
+        mlp_block(k, &s, c, &w->layers[i]);
         if ((i + 1) % every == 0) {
             struct tensor tap = tensor_slice(tensor_rows(out), 1, i / every * (int64_t)c->hidden_size, c->hidden_size);
             kern_copy(k, tap, s.hidden);

@@ -6,14 +6,13 @@
 #define KILN_TEXT_ENCODER_H
 
 #include "model_config.h"
-#include "peers.h"
 #include "weights.h"
 
 #define TEXT_ENCODER_ROWS 512  /* every prompt is padded to this */
 #define TEXT_ENCODER_LAYERS MODEL_CONFIG_TEXT_LAYERS
 #define TEXT_ENCODER_TAPS MODEL_CONFIG_TEXT_TAPS /* after layers 9, 18, 27 */
 
-struct text_encoder_layer { /* d = hidden_size, H = heads * head_dim, K = kv heads * head_dim, f = intermediate_size */
+struct text_encoder_layer { /* d = hidden_size, H = heads * head_dim, K = kv heads * head_dim, f = intermediate_size; of a team, the rank's share of H, K and f */
     struct tensor input_norm, post_norm;  /* [d] */
     struct tensor q_norm, k_norm;         /* [head_dim] */
     const struct kern_weight *qkv;        /* [H + 2K, d]: q, k, v */
@@ -41,7 +40,7 @@ int64_t text_encoder_width(const struct text_encoder_config *c);
 
 /* text_encoder_run encodes a batch of b prompts. A prompt's rows do not depend on the others in the batch.
  * out [b, 512, 3d]   ids [b * 512] i32 on the device, padded   token_count [b]: real tokens of each, host memory */
-void text_encoder_run(struct kern *k, const struct peers *peers, const struct text_encoder_config *c,
+void text_encoder_run(struct kern *k, const struct text_encoder_config *c,
                       const struct text_encoder_weights *w, struct tensor out, struct tensor ids,
                       const int32_t *token_count);
 

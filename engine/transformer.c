@@ -21,19 +21,25 @@ enum { TEXT = TRANSFORMER_TEXT_ROWS };
 
 /* --- weights ------------------------------------------------------------------------------------ */
 
+static struct shard_piece heads_of(const struct transformer_config *c)
+{
+    return (struct shard_piece){c->num_attention_heads, c->attention_head_dim};
+}
+
 static void load_stream(struct transformer_stream *ret, struct adapted_list *l, const struct transformer_config *c, struct weights *w,
                         const char *block, const char *const *part)
 {
-    int64_t h = c->hidden, mlp = c->mlp_hidden;
+    int64_t h = c->hidden;
+    struct shard_piece heads = heads_of(c), mlp = {c->mlp_hidden, 1};
     char name[3][96];
     for (int n = 0; n < 3; n++)
         snprintf(name[n], sizeof name[n], "%s.attn.%s.weight", block, part[n]);
-    ret->qkv = adapted_take_stack(l, w, (int64_t[]){h, h, h}, h, 3, (const char *[]){name[0], name[1], name[2]});
-    ret->out = adapted_take(l, w, h, h, "%s.attn.%s.weight", block, part[3]);
+    ret->qkv = adapted_take_stack(l, w, (struct shard_piece[]){heads, heads, heads}, h, 3, (const char *[]){name[0], name[1], name[2]});
+    ret->out = adapted_take_columns(l, w, h, &heads, 1, "%s.attn.%s.weight", block, part[3]);
     ret->norm_q = weights_vector(w, c->attention_head_dim, "%s.attn.%s.weight", block, part[4]);
     ret->norm_k = weights_vector(w, c->attention_head_dim, "%s.attn.%s.weight", block, part[5]);
-    ret->ff_in = adapted_take(l, w, 2 * mlp, h, "%s.%s.linear_in.weight", block, part[6]);
-    ret->ff_out = adapted_take(l, w, h, mlp, "%s.%s.linear_out.weight", block, part[6]);
+    ret->ff_in = adapted_take_rows(l, w, (struct shard_piece[]){mlp, mlp}, 2, h, "%s.%s.linear_in.weight", block, part[6]);
+    ret->ff_out = adapted_take_columns(l, w, h, &mlp, 1, "%s.%s.linear_out.weight", block, part[6]);
 }
 
 static void load_double(struct transformer_double *ret, struct adapted_list *l, const struct transformer_config *c, struct weights *w,
@@ -51,9 +57,11 @@ static void load_double(struct transformer_double *ret, struct adapted_list *l, 
 static void load_single(struct transformer_single *ret, struct adapted_list *l, const struct transformer_config *c, struct weights *w,
                         int i)
 {
-    int64_t h = c->hidden, mlp = c->mlp_hidden;
-    ret->in = adapted_take(l, w, 3 * h + 2 * mlp, h, "single_transformer_blocks.%d.attn.to_qkv_mlp_proj.weight", i);
-    ret->out = adapted_take(l, w, h, h + mlp, "single_transformer_blocks.%d.attn.to_out.weight", i);
+    int64_t h = c->hidden;
+    struct shard_piece heads = heads_of(c), mlp = {c->mlp_hidden, 1};
+    ret->in = adapted_take_rows(l, w, (struct shard_piece[]){heads, heads, heads, mlp, mlp}, 5, h,
+                                "single_transformer_blocks.%d.attn.to_qkv_mlp_proj.weight", i);
+    ret->out = adapted_take_columns(l, w, h, (struct shard_piece[]){heads, mlp}, 2, "single_transformer_blocks.%d.attn.to_out.weight", i);
     ret->norm_q = weights_vector(w, c->attention_head_dim, "single_transformer_blocks.%d.attn.norm_q.weight", i);
     ret->norm_k = weights_vector(w, c->attention_head_dim, "single_transformer_blocks.%d.attn.norm_k.weight", i);
 }
@@ -203,7 +211,8 @@ void transformer_rope(const struct transformer_config *c, float *cos_table, floa
 
 struct transformer_kv transformer_kv_temp(struct kern *k, const struct transformer_config *c, enum tensor_dtype dtype, int64_t rows)
 {
-    int64_t shape[4] = {c->num_layers + c->num_single_layers, rows, c->num_attention_heads, c->attention_head_dim};
+    int64_t heads = shard_units(c->num_attention_heads, kern_ranks(k));
+    int64_t shape[4] = {c->num_layers + c->num_single_layers, rows, heads, c->attention_head_dim};
     struct tensor keys = kern_temp(k, dtype, 4, shape);
     return (struct transformer_kv){keys, kern_temp(k, dtype, 4, shape)};
 }
@@ -213,6 +222,7 @@ struct transformer_kv transformer_kv_temp(struct kern *k, const struct transform
 struct transformer_state {             /* arena memory of one pass */
     int64_t batch, text_rows, image_rows, kv_rows; /* rows per image: 512 or 0, N + R, those of in->kv or 0 */
     int64_t tokens;                    /* N */
+    int64_t heads, attention, mlp;     /* this rank's: heads, D times as many, values of the MLP: its shares of h / D, h, 3h */
     struct tensor x;                   /* [b, S, h] */
     struct layer_stream stream;        /* of the blocks */
 };
@@ -234,11 +244,12 @@ struct stream_state {                  /* what differs between the two streams o
     struct tensor modulation;          /* [1, 6h] */
 };
 
-struct double_state {                  /* rows = b * max(512, N + R) */
+struct double_state {                  /* rows = b * max(512, N + R); h, 3h: this rank's share */
+    struct tensor work;                /* [b * S, h]: of both streams, one behind the other, so that one sum makes both whole */
     struct tensor qkv;                 /* [rows, 3h] */
     struct tensor q, k, v;             /* [b, queries or keys, heads, D] */
     struct tensor mixed;               /* [rows, h] */
-    struct tensor ff;                  /* [rows, 6h] */
+    struct tensor ff;                  /* [rows, 2 * 3h] */
 };
 
 static struct tensor chunk(struct tensor modulation, int index, int64_t h)
@@ -300,21 +311,21 @@ static void exchange_kv(struct kern *k, const struct transformer_state *s, const
 static void double_project(struct kern *k, const struct transformer_config *c, const struct transformer_stream *w,
                            const struct transformer_input *in, const struct stream_state *s, struct double_state *d, bool is_first)
 {
-    int64_t h = c->hidden, dim = c->attention_head_dim;
+    int64_t h = c->hidden, own = d->mixed.shape[1], dim = c->attention_head_dim;
     struct tensor flat = first_rows(d->qkv, s->work.shape[0]), qkv = per_image(flat, s->x.shape[0]);
     struct tensor gate = is_first ? (struct tensor){0} : chunk(s->modulation, 5, h);
 
     enter(k, c, s->work, s->x, gate, chunk(s->modulation, 1, h), chunk(s->modulation, 0, h));
     adapted_apply(k, flat, s->work, w->qkv);
-    turn(k, c, in, tensor_slice(d->q, 1, s->first, s->rows), tensor_split(tensor_slice(qkv, 2, 0, h), dim), w->norm_q,
+    turn(k, c, in, tensor_slice(d->q, 1, s->first, s->rows), tensor_split(tensor_slice(qkv, 2, 0, own), dim), w->norm_q,
          s->first_key);
-    turn(k, c, in, tensor_slice(d->k, 1, s->first_key, s->rows), tensor_split(tensor_slice(qkv, 2, h, h), dim), w->norm_k,
+    turn(k, c, in, tensor_slice(d->k, 1, s->first_key, s->rows), tensor_split(tensor_slice(qkv, 2, own, own), dim), w->norm_k,
          s->first_key);
-    kern_copy(k, tensor_slice(d->v, 1, s->first_key, s->rows), tensor_split(tensor_slice(qkv, 2, 2 * h, h), dim));
+    kern_copy(k, tensor_slice(d->v, 1, s->first_key, s->rows), tensor_split(tensor_slice(qkv, 2, 2 * own, own), dim));
 }
 
-/* the branch Wo attention(own queries, all keys), to be added by gate 2 */
-static void double_attend(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+/* the branch Wo attention(own queries, all keys), as far as this rank's heads go; to be added by gate 2 */
+static void double_attend(struct kern *k, const struct transformer_config *c,
                           const struct transformer_stream *w, const struct stream_state *s, struct double_state *d)
 {
     int64_t dim = c->attention_head_dim;
@@ -323,14 +334,13 @@ static void double_attend(struct kern *k, const struct peers *peers, const struc
     kern_attention(k, tensor_split(per_image(mixed, s->x.shape[0]), dim), tensor_slice(d->q, 1, s->first, s->rows), d->k, d->v,
                    1.0f / sqrtf((float)dim), (struct kern_mask){0});
     adapted_apply(k, s->work, mixed, w->out);
-    peers_sum(peers, k, s->work);
 }
 
-/* the branch Wout (silu(a) * b), (a, b) = Win norm(x), to be added by gate 5 */
-static void double_mlp(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+/* the branch Wout (silu(a) * b), (a, b) = Win norm(x), likewise; to be added by gate 5 */
+static void double_mlp(struct kern *k, const struct transformer_config *c,
                        const struct transformer_stream *w, const struct stream_state *s, struct double_state *d)
 {
-    int64_t h = c->hidden, mlp = c->mlp_hidden;
+    int64_t h = c->hidden, mlp = d->ff.shape[1] / 2;
     struct tensor ff = first_rows(d->ff, s->work.shape[0]);
     struct tensor gate = tensor_slice(ff, 1, 0, mlp), up = tensor_slice(ff, 1, mlp, mlp);
 
@@ -338,14 +348,32 @@ static void double_mlp(struct kern *k, const struct peers *peers, const struct t
     adapted_apply(k, ff, s->work, w->ff_in);
     kern_silu_mul(k, gate, gate, up);
     adapted_apply(k, s->work, gate, w->ff_out);
-    peers_sum(peers, k, s->work);
 }
 
-static struct stream_state stream_of(struct kern *k, const struct transformer_state *s, int64_t first, int64_t first_key,
+static struct stream_state stream_of(const struct transformer_state *s, struct tensor work, int64_t first, int64_t first_key,
                                      int64_t rows, struct tensor modulation)
 {
-    struct tensor x = tensor_slice(s->x, 1, first, rows), work = kern_temp(k, x.dtype, 2, (int64_t[]){s->batch * rows, x.shape[2]});
-    return (struct stream_state){x, work, rows, first, first_key, modulation};
+    return (struct stream_state){tensor_slice(s->x, 1, first, rows), tensor_slice(work, 0, s->batch * first, s->batch * rows), rows, first,
+                                 first_key, modulation};
+}
+
+static void double_block(struct kern *k, const struct transformer_config *c, const struct transformer_double *w,
+                         const struct transformer_state *s, const struct transformer_input *in, const struct stream_state *text,
+                         const struct stream_state *image, struct double_state *d, int block)
+{
+    bool has_text = s->text_rows > 0;
+    if (has_text)
+        double_project(k, c, &w->text, in, text, d, block == 0);
+    double_project(k, c, &w->image, in, image, d, block == 0);
+    exchange_kv(k, s, in, d->k, d->v, block);
+    if (has_text)
+        double_attend(k, c, &w->text, text, d);
+    double_attend(k, c, &w->image, image, d);
+    kern_sum_ranks(k, d->work);
+    if (has_text)
+        double_mlp(k, c, &w->text, text, d);
+    double_mlp(k, c, &w->image, image, d);
+    kern_sum_ranks(k, d->work);
 }
 
 /* The branch that the last of the double blocks left. */
@@ -354,41 +382,30 @@ static void leave(struct kern *k, const struct transformer_config *c, const stru
     kern_gated_add(k, s->x, chunk(s->modulation, 5, c->hidden), per_image(s->work, s->x.shape[0]));
 }
 
-static void run_doubles(struct kern *k, const struct peers *peers, const struct transformer_config *c,
-                        const struct transformer_weights *w, struct transformer_state *s,
-                        const struct transformer_input *in)
+static void run_doubles(struct kern *k, const struct transformer_config *c, const struct transformer_weights *w,
+                        struct transformer_state *s, const struct transformer_input *in)
 {
     enum tensor_dtype dtype = s->x.dtype;
-    int64_t h = c->hidden, batch = s->batch, heads = c->num_attention_heads, dim = c->attention_head_dim;
+    int64_t batch = s->batch, dim = c->attention_head_dim;
     int64_t most = batch * (s->image_rows > s->text_rows ? s->image_rows : s->text_rows);
-    int64_t queries[4] = {batch, query_rows(s), heads, dim}, keys[4] = {batch, key_rows(s), heads, dim};
-    bool has_text = s->text_rows > 0;
+    int64_t queries[4] = {batch, query_rows(s), s->heads, dim}, keys[4] = {batch, key_rows(s), s->heads, dim};
     size_t mark = kern_mark(k);
-    struct stream_state text = stream_of(k, s, 0, 0, s->text_rows, in->times.text);
-    struct stream_state image = stream_of(k, s, s->text_rows, s->text_rows + s->kv_rows, s->image_rows, in->times.image);
     struct double_state d = {
-        .qkv = kern_temp(k, dtype, 2, (int64_t[]){most, 3 * h}),
+        .work = kern_temp(k, dtype, 2, (int64_t[]){batch * query_rows(s), c->hidden}),
+        .qkv = kern_temp(k, dtype, 2, (int64_t[]){most, 3 * s->attention}),
         .q = kern_temp(k, dtype, 4, queries),
         .k = kern_temp(k, dtype, 4, keys),
         .v = kern_temp(k, dtype, 4, keys),
-        .mixed = kern_temp(k, dtype, 2, (int64_t[]){most, h}),
-        .ff = kern_temp(k, dtype, 2, (int64_t[]){most, 2 * (int64_t)c->mlp_hidden}),
+        .mixed = kern_temp(k, dtype, 2, (int64_t[]){most, s->attention}),
+        .ff = kern_temp(k, dtype, 2, (int64_t[]){most, 2 * s->mlp}),
     };
+    struct stream_state text = stream_of(s, d.work, 0, 0, s->text_rows, in->times.text);
+    struct stream_state image = stream_of(s, d.work, s->text_rows, s->text_rows + s->kv_rows, s->image_rows, in->times.image);
     for (int i = 0; i < c->num_layers; i++) {
-        const struct transformer_double *block = &w->doubles[i];
         layer_stream_need(&s->stream, i);
-        if (has_text)
-            double_project(k, c, &block->text, in, &text, &d, i == 0);
-        double_project(k, c, &block->image, in, &image, &d, i == 0);
-        exchange_kv(k, s, in, d.k, d.v, i);
-        if (has_text)
-            double_attend(k, peers, c, &block->text, &text, &d);
-        double_attend(k, peers, c, &block->image, &image, &d);
-        if (has_text)
-            double_mlp(k, peers, c, &block->text, &text, &d);
-        double_mlp(k, peers, c, &block->image, &image, &d);
+        double_block(k, c, &w->doubles[i], s, in, &text, &image, &d, i);
     }
-    if (has_text)
+    if (s->text_rows > 0)
         leave(k, c, &text);
     leave(k, c, &image);
     kern_rewind(k, mark);
@@ -396,8 +413,8 @@ static void run_doubles(struct kern *k, const struct peers *peers, const struct 
 
 struct single_state {
     struct tensor work;  /* [b * S, h]: norm(x), then what the block gave */
-    struct tensor in;    /* [b, S, 9h]: q, k, v, gate, up */
-    struct tensor mixed; /* [b, S, 4h]: attention, mlp */
+    struct tensor in;    /* [b, S, 9h]: q, k, v, gate, up; this rank's share of each */
+    struct tensor mixed; /* [b, S, 4h]: attention, mlp; likewise */
     struct tensor k, v;  /* [b, keys, heads, D] when a transformer_kv brings some; else they stay in `in` */
 };
 
@@ -420,15 +437,15 @@ static void turn_joint(struct kern *k, const struct transformer_config *c, const
 }
 
 /* W2 [attention ; silu(gate) * up], all from one product W1 norm(x), to be added by gate 2 */
-static void single_block(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+static void single_block(struct kern *k, const struct transformer_config *c,
                          const struct transformer_single *w, struct single_state *t, const struct transformer_state *s,
                          struct tensor modulation, const struct transformer_input *in, int block)
 {
-    int64_t h = c->hidden, mlp = c->mlp_hidden, dim = c->attention_head_dim;
-    struct tensor q = tensor_split(tensor_slice(t->in, 2, 0, h), dim);
-    struct tensor key = tensor_split(tensor_slice(t->in, 2, h, h), dim), keys = s->kv_rows ? t->k : key;
-    struct tensor value = tensor_split(tensor_slice(t->in, 2, 2 * h, h), dim), values = s->kv_rows ? t->v : value;
-    struct tensor gate = tensor_slice(t->in, 2, 3 * h, mlp), up = tensor_slice(t->in, 2, 3 * h + mlp, mlp);
+    int64_t h = c->hidden, own = s->attention, mlp = s->mlp, dim = c->attention_head_dim;
+    struct tensor q = tensor_split(tensor_slice(t->in, 2, 0, own), dim);
+    struct tensor key = tensor_split(tensor_slice(t->in, 2, own, own), dim), keys = s->kv_rows ? t->k : key;
+    struct tensor value = tensor_split(tensor_slice(t->in, 2, 2 * own, own), dim), values = s->kv_rows ? t->v : value;
+    struct tensor gate = tensor_slice(t->in, 2, 3 * own, mlp), up = tensor_slice(t->in, 2, 3 * own + mlp, mlp);
     struct tensor before = block ? chunk(modulation, 2, h) : (struct tensor){0};
 
     enter(k, c, t->work, s->x, before, chunk(modulation, 1, h), chunk(modulation, 0, h));
@@ -438,11 +455,11 @@ static void single_block(struct kern *k, const struct peers *peers, const struct
     if (s->kv_rows)
         spread(k, s, values, value);
     exchange_kv(k, s, in, keys, values, c->num_layers + block);
-    kern_attention(k, tensor_split(tensor_slice(t->mixed, 2, 0, h), dim), q, keys, values, 1.0f / sqrtf((float)dim),
+    kern_attention(k, tensor_split(tensor_slice(t->mixed, 2, 0, own), dim), q, keys, values, 1.0f / sqrtf((float)dim),
                    (struct kern_mask){0});
-    kern_silu_mul(k, tensor_rows(tensor_slice(t->mixed, 2, h, mlp)), tensor_rows(gate), tensor_rows(up));
+    kern_silu_mul(k, tensor_rows(tensor_slice(t->mixed, 2, own, mlp)), tensor_rows(gate), tensor_rows(up));
     adapted_apply(k, t->work, tensor_rows(t->mixed), w->out);
-    peers_sum(peers, k, t->work);
+    kern_sum_ranks(k, t->work);
 }
 
 /* velocity = Wp norm(x), rows of the picture, which get the branch of the last block first; here the order is scale, shift */
@@ -458,19 +475,19 @@ static void project_out(struct kern *k, const struct transformer_config *c, cons
     adapted_apply(k, tensor_rows(velocity), tensor_rows(picture), w->proj_out);
 }
 
-static void run_singles(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+static void run_singles(struct kern *k, const struct transformer_config *c,
                         const struct transformer_weights *w, struct transformer_state *s, struct tensor velocity,
                         const struct transformer_input *in)
 {
     enum tensor_dtype dtype = s->x.dtype;
-    int64_t h = c->hidden, mlp = c->mlp_hidden, rows = query_rows(s);
-    int64_t keys[4] = {s->batch, key_rows(s), c->num_attention_heads, c->attention_head_dim};
+    int64_t h = c->hidden, rows = query_rows(s);
+    int64_t keys[4] = {s->batch, key_rows(s), s->heads, c->attention_head_dim};
     struct tensor modulation = in->times.single;
     size_t mark = kern_mark(k);
     struct single_state single = {
         .work = kern_temp(k, dtype, 2, (int64_t[]){s->batch * rows, h}),
-        .in = kern_temp(k, dtype, 3, (int64_t[]){s->batch, rows, 3 * h + 2 * mlp}),
-        .mixed = kern_temp(k, dtype, 3, (int64_t[]){s->batch, rows, h + mlp}),
+        .in = kern_temp(k, dtype, 3, (int64_t[]){s->batch, rows, 3 * s->attention + 2 * s->mlp}),
+        .mixed = kern_temp(k, dtype, 3, (int64_t[]){s->batch, rows, s->attention + s->mlp}),
     };
     if (s->kv_rows) {
         single.k = kern_temp(k, dtype, 4, keys);
@@ -478,7 +495,11 @@ static void run_singles(struct kern *k, const struct peers *peers, const struct 
     }
     for (int i = 0; i < c->num_single_layers; i++) {
         layer_stream_need(&s->stream, c->num_layers + i);
-        single_block(k, peers, c, &w->singles[i], &single, s, modulation, in, i);
+        single_block(k, c, &w->singles[i], &single, s, modulation, in, i);
+    }
+    if (in->checksums.data) {
+        kern_checksum(k, tensor_slice(in->checksums, 0, 0, s->batch * rows), tensor_rows(s->x));
+        kern_checksum(k, tensor_slice(in->checksums, 0, s->batch * rows, s->batch * rows), single.work);
     }
     if (velocity.data)
         project_out(k, c, w, s, single.work, chunk(modulation, 2, h), velocity, in);
@@ -514,20 +535,23 @@ static struct transformer_state state_of(struct kern *k, const struct transforme
         .text_rows = in->context ? TEXT : 0,
         .image_rows = tokens + (in->references ? in->references[0].shape[0] : 0),
         .kv_rows = in->kv ? in->kv[0]->k.shape[1] : 0,
+        .heads = shard_units(c->num_attention_heads, kern_ranks(k)),
+        .mlp = shard_units(c->mlp_hidden, kern_ranks(k)),
     };
+    s.attention = s.heads * c->attention_head_dim;
     assert(in->cos.shape[0] == key_rows(&s) && !(in->keep && batch > 1));
     s.x = kern_temp(k, dtype, 3, (int64_t[]){batch, query_rows(&s), h});
     return s;
 }
 
-void transformer_run(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+void transformer_run(struct kern *k, const struct transformer_config *c,
                      const struct transformer_weights *w, struct tensor velocity, const struct transformer_input *in)
 {
     size_t mark = kern_mark(k);
     struct transformer_state s = state_of(k, c, in);
     layer_stream_begin(&s.stream, k, w->streamed, w->is_streamed ? c->num_layers + c->num_single_layers : 0);
     embed(k, w, &s, in);
-    run_doubles(k, peers, c, w, &s, in);
-    run_singles(k, peers, c, w, &s, velocity, in);
+    run_doubles(k, c, w, &s, in);
+    run_singles(k, c, w, &s, velocity, in);
     kern_rewind(k, mark);
 }

@@ -8,13 +8,15 @@
  * picture's at every step, or (klein-9b-kv) a run over the references alone keeps their keys and values in a transformer_kv,
  * and the steps find those between text and picture.
  *
+ * Of a team each rank has its heads and its part of every MLP; the ranks' sums make rows whole: once for both streams of a
+ * double block after attention and after the MLP, once for a single block. Shapes below are those of a rank alone.
+ *
  * h = hidden, D = attention_head_dim, N = tokens of the picture, S = rows of a sequence: text, then image rows. */
 #ifndef KILN_TRANSFORMER_H
 #define KILN_TRANSFORMER_H
 
 #include "adapted.h"
 #include "model_config.h"
-#include "peers.h"
 
 #define TRANSFORMER_TEXT_ROWS 512
 
@@ -100,10 +102,12 @@ struct transformer_input {
     struct transformer_kv *keep;   /* b = 1: gets keys and values of all image rows; or NULL */
     struct tensor cos, sin;        /* f32 on the device, [rows, D / 2]: text, kv, image rows */
     struct transformer_times times; /* of one row */
+    struct tensor checksums;       /* i32 [2 * b * S]: gets those of all rows behind the last block and of what it adds to them, the
+                                      same on all ranks; or data NULL */
 };
 /* transformer_run: velocity [b, N, 128], or data NULL when only `keep` is wanted. Rows of one image do not depend on the
  * other images. */
-void transformer_run(struct kern *k, const struct peers *peers, const struct transformer_config *c,
+void transformer_run(struct kern *k, const struct transformer_config *c,
                      const struct transformer_weights *w, struct tensor velocity, const struct transformer_input *in);
 
 #endif

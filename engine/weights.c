@@ -216,12 +216,54 @@ static bool is_merged(const struct weights *w, const struct weight *e)
     return adapters_merge(w->adapters, e->asked);
 }
 
+#define RUNS_MAX (WEIGHTS_STACK_MAX * SHARD_PIECES_MAX * WEIGHT_FILES_RUNS_MAX)
+
+/* A matrix of the files and what of it is taken. */
+struct part {
+    struct weight e;
+    struct shard shard;
+    void *copy; /* its columns in the file's format, or NULL */
+};
+
+static bool is_whole(const struct part *p)
+{
+    return shard_length(&p->shard) == p->e.shape[p->shard.axis];
+}
+
+/* Columns are moved together into memory of their own; 0: they cannot be, or the failure was kept. */
+static int columns_of(struct weights *w, struct part *p, const struct quant_run *runs, int count, struct quant_run *ret)
+{
+    size_t bytes[WEIGHT_FILES_RUNS_MAX], total = 0;
+    for (int i = 0; i < count; i++) {
+        bytes[i] = shard_columns_bytes(&runs[i], &p->shard);
+        if (!bytes[i])
+            return 0;
+        total += bytes[i];
+    }
+    char *to = kern_is_dry(w->kern) ? NULL : malloc(total);
+    if (!to && !kern_is_dry(w->kern)) {
+        fail(w, ENGINE_NO_MEMORY, "no memory for a part of '%s'", p->e.name);
+        return 0;
+    }
+    p->copy = to;
+    for (int i = 0; i < count; to += to ? bytes[i] : 0, i++)
+        ret[i] = shard_columns(to, &runs[i], &p->shard);
+    return count;
+}
+
 /* The runs of all parts; 0: the kernels cannot read them where they are. */
-static int runs_of(const struct weights *w, const struct weight *parts, int count, struct quant_run *ret)
+static int runs_of(struct weights *w, struct part *parts, int count, struct quant_run *ret)
 {
     int runs = 0;
     for (int i = 0; i < count; i++) {
-        int of_part = is_merged(w, &parts[i]) ? 0 : weight_files_runs(&parts[i], ret + runs);
+        struct quant_run whole[WEIGHT_FILES_RUNS_MAX];
+        int of_part = is_merged(w, &parts[i].e) ? 0 : weight_files_runs(&parts[i].e, whole);
+        if (is_whole(&parts[i]))
+            memcpy(ret + runs, whole, (size_t)of_part * sizeof *whole);
+        else if (parts[i].shard.axis == SHARD_COLUMNS)
+            of_part = of_part ? columns_of(w, &parts[i], whole, of_part, ret + runs) : 0;
+        else
+            of_part = shard_rows(ret + runs, whole, of_part, &parts[i].shard);
         if (of_part == 0)
             return 0;
         runs += of_part;
@@ -240,37 +282,77 @@ static void decode(struct weights *w, struct tensor to, const struct weight *e)
         fail(w, why.fault, "%s", why.text);
 }
 
+/* The same for a part, through the whole: changes by adapters look at all of it. */
+static void decode_part(struct weights *w, struct tensor to, const struct part *p)
+{
+    if (is_whole(p)) {
+        decode(w, to, &p->e);
+        return;
+    }
+    struct tensor whole = tensor_2d(NULL, to.dtype, p->e.shape[0], p->e.shape[1]);
+    whole.data = malloc(tensor_bytes(whole));
+    if (!whole.data) {
+        fail(w, ENGINE_NO_MEMORY, "no memory to convert '%s'", p->e.name);
+        return;
+    }
+    decode(w, whole, &p->e);
+    if (!kern_is_dry(w->kern))
+        shard_copy(to, whole, &p->shard);
+    free(whole.data);
+}
+
+static int64_t part_side(const struct part *p, enum shard_axis axis)
+{
+    return p->shard.axis == axis ? shard_length(&p->shard) : p->e.shape[axis];
+}
+
 /* One after the other into one matrix; all are known to be there, so that its size is that of real data. */
-static struct kern_weight *pack_decoded(struct weights *w, const struct weight *parts, int count)
+static struct kern_weight *pack_decoded(struct weights *w, const struct part *parts, int count)
 {
     enum tensor_dtype dtype = w->dtype;
     int64_t total = 0, at = 0;
     for (int i = 0; i < count; i++) {
-        total += parts[i].shape[0];
-        dtype = is_merged(w, &parts[i]) ? TENSOR_F32 : dtype;
+        total += part_side(&parts[i], SHARD_ROWS);
+        dtype = is_merged(w, &parts[i].e) ? TENSOR_F32 : dtype;
     }
-    struct tensor all = tensor_2d(NULL, dtype, total, parts[0].shape[1]);
+    struct tensor all = tensor_2d(NULL, dtype, total, part_side(parts, SHARD_COLUMNS));
     all.data = malloc(tensor_bytes(all));
     if (!all.data) {
-        fail(w, ENGINE_NO_MEMORY, "no memory to convert '%s'", parts[0].name);
+        fail(w, ENGINE_NO_MEMORY, "no memory to convert '%s'", parts[0].e.name);
         return NULL;
     }
-    for (int i = 0; i < count; at += parts[i++].shape[0])
-        decode(w, tensor_slice(all, 0, at, parts[i].shape[0]), &parts[i]);
+    for (int i = 0; i < count; at += part_side(&parts[i++], SHARD_ROWS))
+        decode_part(w, tensor_slice(all, 0, at, part_side(&parts[i], SHARD_ROWS)), &parts[i]);
     struct kern_weight *packed = w->failed ? NULL : kern_weight_linear(w->kern, w->dtype, all, (struct tensor){0});
     free(all.data);
     return packed;
 }
 
-/* What the backend keeps as it is in the file stays mapped; of all else a model has one copy, the packed one. */
-static const struct kern_weight *pack_rows(struct weights *w, const struct weight *parts, int count)
+/* What the backend keeps as it is in the file stays mapped, or is the pool's if it is a copy; of all else a model has one copy, the packed
+ * one. */
+static void settle_part(struct weights *w, struct part *p, bool is_kept)
 {
-    struct quant_run runs[WEIGHTS_STACK_MAX * WEIGHT_FILES_RUNS_MAX];
+    if (!is_kept || p->copy)
+        weight_files_advise(&p->e, SAFETENSORS_DONE);
+    if (p->copy && is_kept)
+        keep_memory(w, p->copy);
+    else
+        free(p->copy);
+}
+
+static const struct kern_weight *pack(struct weights *w, struct part *parts, int count)
+{
+    struct quant_run runs[RUNS_MAX];
     int run_count = runs_of(w, parts, count, runs);
-    struct kern_weight *packed = run_count ? kern_weight_quant(w->kern, w->dtype, runs, run_count) : pack_decoded(w, parts, count);
-    for (int i = 0; i < count && !(packed && kern_weight_is_kept(packed)); i++)
-        weight_files_advise(&parts[i], SAFETENSORS_DONE);
-    return w->failed ? NULL : keep_packed(w, packed);
+    struct kern_weight *packed = NULL;
+    if (run_count)
+        packed = kern_weight_quant(w->kern, w->dtype, runs, run_count);
+    else if (!w->failed)
+        packed = pack_decoded(w, parts, count);
+    const struct kern_weight *kept = w->failed ? NULL : keep_packed(w, packed);
+    for (int i = 0; i < count; i++)
+        settle_part(w, &parts[i], kept && kern_weight_is_kept(kept));
+    return w->failed ? NULL : kept;
 }
 
 const struct kern_weight *weights_matrix(struct weights *w, struct tensor values)
@@ -281,19 +363,42 @@ const struct kern_weight *weights_matrix(struct weights *w, struct tensor values
 const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k, const char *format, ...)
 {
     NAME_OF(name, format);
-    struct weight e;
-    return find(w, &e, name, 2, (int64_t[]){n, k}) ? pack_rows(w, &e, 1) : NULL;
+    struct part p = {.shard = shard_whole(n)};
+    return find(w, &p.e, name, 2, (int64_t[]){n, k}) ? pack(w, &p, 1) : NULL;
 }
 
-const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t *n, int64_t k, int count,
+struct shard weights_shard(const struct weights *w, enum shard_axis axis, const struct shard_piece *pieces, int count)
+{
+    return shard_of(axis, pieces, count, kern_rank(w->kern), kern_ranks(w->kern));
+}
+
+const struct kern_weight *weights_linear_rows(struct weights *w, const struct shard_piece *pieces, int count, int64_t k,
+                                              const char *format, ...)
+{
+    NAME_OF(name, format);
+    struct part p = {.shard = weights_shard(w, SHARD_ROWS, pieces, count)};
+    return find(w, &p.e, name, 2, (int64_t[]){shard_whole_length(pieces, count), k}) ? pack(w, &p, 1) : NULL;
+}
+
+const struct kern_weight *weights_linear_columns(struct weights *w, int64_t n, const struct shard_piece *pieces, int count,
+                                                 const char *format, ...)
+{
+    NAME_OF(name, format);
+    struct part p = {.shard = weights_shard(w, SHARD_COLUMNS, pieces, count)};
+    return find(w, &p.e, name, 2, (int64_t[]){n, shard_whole_length(pieces, count)}) ? pack(w, &p, 1) : NULL;
+}
+
+const struct kern_weight *weights_linear_stack(struct weights *w, const struct shard_piece *pieces, int64_t k, int count,
                                                const char *const *names)
 {
-    struct weight parts[WEIGHTS_STACK_MAX];
+    struct part parts[WEIGHTS_STACK_MAX] = {0};
     assert(count <= WEIGHTS_STACK_MAX);
-    for (int i = 0; i < count; i++)
-        if (!find(w, &parts[i], names[i], 2, (int64_t[]){n[i], k}))
+    for (int i = 0; i < count; i++) {
+        parts[i].shard = weights_shard(w, SHARD_ROWS, &pieces[i], 1);
+        if (!find(w, &parts[i].e, names[i], 2, (int64_t[]){shard_whole_length(&pieces[i], 1), k}))
             return NULL;
-    return pack_rows(w, parts, count);
+    }
+    return pack(w, parts, count);
 }
 
 /* --- with a bias ---------------------------------------------------------------------------------------------------- */
@@ -314,7 +419,7 @@ static struct tensor host_copy(struct weights *w, const struct weight *e)
 }
 
 /* Decoded at load, whatever the format: these are the VAE's, 84 million values at most. */
-static const struct kern_weight *pack(struct weights *w, const struct weight *e, const struct weight *bias)
+static const struct kern_weight *pack_biased(struct weights *w, const struct weight *e, const struct weight *bias)
 {
     void *converted;
     struct tensor source = view(w, e, &converted);
@@ -338,7 +443,7 @@ static const struct kern_weight *pack_bias(struct weights *w, const char *name, 
     if (!find(w, &e, full, rank, shape))
         return NULL;
     snprintf(full, sizeof full, "%s.bias", name);
-    return find(w, &bias, full, 1, shape) ? pack(w, &e, &bias) : NULL;
+    return find(w, &bias, full, 1, shape) ? pack_biased(w, &e, &bias) : NULL;
 }
 
 const struct kern_weight *weights_linear_bias(struct weights *w, int64_t n, int64_t k, const char *format, ...)

@@ -10,6 +10,7 @@
 
 #include "adapters.h"
 #include "kern.h"
+#include "shard.h"
 #include "weight_files.h"
 
 struct weights_pool; /* owns everything loaded for one model */
@@ -34,9 +35,16 @@ struct weights {
 const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k, const char *name, ...)
     __attribute__((format(printf, 4, 5)));
 /* Matrices that are quantised in the file may stay there, so `files` must stay open as long as the pool lives.
- * weights_linear_stack joins matrices of equal width by rows into one GEMM (q, k, v): names[count], at most 3. */
+ * Of a matrix that a team shares, this rank's part (shard.h): weights_linear_rows takes [sum of pieces, k], weights_linear_columns
+ * [n, sum of pieces]. weights_linear_stack joins matrices of equal width by rows into one GEMM (q, k, v): a piece is a tensor,
+ * names[count], at most 3. */
 #define WEIGHTS_STACK_MAX 3
-const struct kern_weight *weights_linear_stack(struct weights *w, const int64_t *n, int64_t k, int count,
+const struct kern_weight *weights_linear_rows(struct weights *w, const struct shard_piece *pieces, int count, int64_t k,
+                                              const char *name, ...) __attribute__((format(printf, 5, 6)));
+const struct kern_weight *weights_linear_columns(struct weights *w, int64_t n, const struct shard_piece *pieces, int count,
+                                                 const char *name, ...) __attribute__((format(printf, 5, 6)));
+struct shard weights_shard(const struct weights *w, enum shard_axis axis, const struct shard_piece *pieces, int count); /* this rank's */
+const struct kern_weight *weights_linear_stack(struct weights *w, const struct shard_piece *pieces, int64_t k, int count,
                                                const char *const *names);
 /* weights_matrix keeps a matrix [n, k] that comes from elsewhere: contiguous f32 in host memory. */
 const struct kern_weight *weights_matrix(struct weights *w, struct tensor values);

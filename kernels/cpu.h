@@ -29,6 +29,14 @@ void *cpu_scratch(struct kern *k, int thread, size_t bytes);
 void *cpu_alloc(size_t bytes);
 void cpu_free(void *data, size_t bytes);
 
+/* cpu_pause tells the core that this is a loop that waits, where it has a word for that. */
+static inline void cpu_pause(void)
+{
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#endif
+}
+
 static inline int64_t cpu_least(int64_t a, int64_t b)
 {
     return a < b ? a : b;

@@ -6,6 +6,8 @@
 const struct kern_ops CPU_NAME(cpu_table) = {
     .weight = CPU_NAME(linear_weight),
     .weight_quant = CPU_NAME(linear_weight_quant),
+    .sum_ranks = CPU_NAME(elementwise_sum_ranks),
+    .checksum = CPU_NAME(elementwise_checksum),
     .copy = CPU_NAME(elementwise_copy),
     .gather = CPU_NAME(gather_rows),
     .linear = CPU_NAME(linear_apply),

@@ -40,6 +40,9 @@ void cuda_send(struct kern *k, void *to, size_t bytes);
 /* cuda_blas: the backend's cuBLASLt, NULL if it goes without. */
 struct linear_blas *cuda_blas(const struct kern *k);
 
+/* cuda_team: the backend's connection to the others of its team; NULL if it works alone. */
+struct team_nccl *cuda_team(const struct kern *k);
+
 /* cuda_layers_of: those of the backend, NULL as long as no layer was made; cuda_layers_needed opens them. */
 struct cuda_layers *cuda_layers_of(const struct kern *k);
 struct cuda_layers *cuda_layers_needed(struct kern *k);
@@ -59,6 +62,7 @@ void elementwise_add_scaled_cuda(struct kern *k, struct tensor x, struct tensor 
 void elementwise_mix_cuda(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share);
 /* elementwise_bad_cuda sets *bad (device memory, zero before) if any value is NaN or infinite. */
 void elementwise_bad_cuda(struct kern *k, int32_t *bad, struct tensor x);
+void elementwise_checksum_cuda(struct kern *k, struct tensor out, struct tensor x);
 void norm_rms_cuda(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
                    enum kern_rounding rounding);
 void norm_layer_modulate_cuda(struct kern *k, struct tensor out, struct tensor x, struct tensor scale,

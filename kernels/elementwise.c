@@ -139,3 +139,63 @@ bool CPU_NAME(elementwise_has_nan)(struct kern *k, struct tensor x)
     }
     return false;
 }
+
+/* --- teams ------------------------------------------------------------------------------------------------- */
+
+struct sum {
+    struct tensor of[KERN_TEAM_MAX]; /* the same rows of all ranks, contiguous */
+    int ranks;
+};
+
+static void sum_range(void *context, int64_t first, int64_t end)
+{
+    const struct sum *s = context;
+    int64_t width = s->of[0].shape[1];
+    for (int64_t r = first; r < end; r++)
+        for (int64_t i = 0; i < width; i += VEC) {
+            vf x = vec_load(cpu_row(s->of[0], r), s->of[0].dtype, i, width - i);
+            for (int rank = 1; rank < s->ranks; rank++)
+                x += vec_load(cpu_row(s->of[rank], r), s->of[rank].dtype, i, width - i);
+            for (int rank = 0; rank < s->ranks; rank++)
+                vec_store(cpu_row(s->of[rank], r), s->of[rank].dtype, i, width - i, x);
+        }
+}
+
+/* Each rank sums its share of the rows of all and gives all the result. */
+void CPU_NAME(elementwise_sum_ranks)(struct kern *k, struct tensor x)
+{
+    struct sum s = {.ranks = k->ranks};
+    int64_t at[KERN_TEAM_MAX], width = x.shape[x.rank - 1], rows = width ? tensor_count(x) / width : 0;
+    int64_t first = rows * k->rank / k->ranks, count = rows * (k->rank + 1) / k->ranks - first;
+    if (!kern_ops_meet(k, (int64_t)(intptr_t)x.data, at))
+        return;
+    for (int rank = 0; rank < k->ranks; rank++)
+        s.of[rank] = tensor_slice(tensor_2d((void *)(intptr_t)at[rank], x.dtype, rows, width), 0, first, count);
+    if (width)
+        cpu_rows(k, count, width, sum_range, &s);
+    kern_ops_meet(k, 0, at);
+}
+
+struct checksum {
+    struct tensor out, x;
+};
+
+static void checksum_range(void *context, int64_t first, int64_t end)
+{
+    const struct checksum *c = context;
+    int64_t width = c->x.shape[1];
+    for (int64_t r = first; r < end; r++) {
+        uint32_t sum = 0;
+        for (int64_t i = 0; i < width; i += VEC) {
+            vu bits = (vu)vec_load(cpu_row(c->x, r), c->x.dtype, i, width - i); /* beyond the row: zeros */
+            for (int lane = 0; lane < VEC; lane++)
+                sum += (uint32_t)(2 * (i + lane) + 1) * bits[lane];
+        }
+        ((int32_t *)c->out.data)[r] = (int32_t)sum;
+    }
+}
+
+void CPU_NAME(elementwise_checksum)(struct kern *k, struct tensor out, struct tensor x)
+{
+    cpu_rows(k, x.shape[0], x.shape[1], checksum_range, &(struct checksum){out, x});
+}

@@ -175,7 +175,51 @@ template <typename T, int N> void bad_run(struct kern *k, int32_t *bad, const st
     });
 }
 
+/* --- checksums ---------------------------------------------------------------------------------------------- */
+
+/* A warp takes a row; sums of integers have no order. */
+template <typename T, int N>
+__global__ void __launch_bounds__(THREADS) checksum_kernel(int32_t *out, gpu_rows<const T> x, uint32_t rows, uint32_t width)
+{
+    uint32_t row = (blockIdx.x * THREADS + threadIdx.x) / 32, lane = threadIdx.x % 32, sum = 0;
+    if (row >= rows)
+        return;
+    for (uint32_t i = lane * N; i < width; i += 32 * N) {
+        float v[N];
+        gpu_load<N>(v, x.at(row) + i);
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            sum += (2 * (i + j) + 1) * __float_as_uint(v[j]);
+    }
+#pragma unroll
+    for (int distance = 16; distance; distance >>= 1)
+        sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+    if (lane == 0)
+        out[row] = (int32_t)sum;
+}
+
+template <typename T, int N> void checksum_run(struct kern *k, const struct tensor &out, const struct tensor &x)
+{
+    int64_t rows = x.shape[0];
+    GPU_COST((double)tensor_bytes(x) + (double)tensor_bytes(out), 0.0, false);
+    GPU_LAUNCH((checksum_kernel<T, N>), dim3(gpu_blocks(rows, THREADS / 32)), dim3(THREADS), 0, cuda_stream(k), (int32_t *)out.data,
+           gpu_rows_of<const T>(x), (uint32_t)rows, (uint32_t)x.shape[1]);
+    cuda_launched(k, "checksum");
+}
+
 } // namespace
+
+void elementwise_checksum_cuda(struct kern *k, struct tensor out, struct tensor x)
+{
+    bool vector = gpu_is_vector(x);
+    assert(tensor_is_contiguous(out));
+    if (tensor_count(x) == 0)
+        return;
+    if (x.dtype == TENSOR_F32)
+        vector ? checksum_run<float, 4>(k, out, x) : checksum_run<float, 1>(k, out, x);
+    else
+        vector ? checksum_run<bf16, 8>(k, out, x) : checksum_run<bf16, 1>(k, out, x);
+}
 
 void elementwise_copy_cuda(struct kern *k, struct tensor out, struct tensor x)
 {

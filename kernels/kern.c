@@ -7,6 +7,11 @@
 #include <stdio.h>
 #include <string.h>
 
+static bool is_float(struct tensor t)
+{
+    return t.dtype == TENSOR_F32 || t.dtype == TENSOR_BF16;
+}
+
 void kern_ops_fail(struct kern *k, const char *format, ...)
 {
     if (k->failed)
@@ -16,7 +21,93 @@ void kern_ops_fail(struct kern *k, const char *format, ...)
     vsnprintf(k->error, sizeof k->error, format, args);
     va_end(args);
     k->failed = true;
+    if (k->team)
+        kern_team_break(k->team, k->rank, k->error);
 }
+
+/* --- teams ------------------------------------------------------------------------------------------------- */
+
+#define PASSING "team interrupted" /* how a reason begins that says nothing about the backends */
+
+void kern_ops_member(struct kern *k, const struct kern_member *member)
+{
+    k->team = member->team;
+    k->rank = member->team ? member->rank : 0;
+    k->ranks = member->team ? kern_team_ranks(member->team) : 1;
+}
+
+bool kern_ops_meet(struct kern *k, int64_t number, int64_t ret[KERN_TEAM_MAX])
+{
+    char why[256];
+    if (kern_team_meet(k->team, k->rank, number, ret))
+        return true;
+    kern_team_why(k->team, why, sizeof why, NULL);
+    kern_ops_fail(k, "%s", why);
+    return false;
+}
+
+int kern_rank(const struct kern *k)
+{
+    return k->rank;
+}
+
+int kern_ranks(const struct kern *k)
+{
+    return k->ranks;
+}
+
+bool kern_join(struct kern *k)
+{
+    if (k->failed || !k->team)
+        return !k->failed;
+    if (!kern_team_mend(k->team, k->rank))
+        kern_ops_fail(k, "device failed: a rank of the team did not come back");
+    return !k->failed && (!k->ops->join || k->ops->join(k));
+}
+
+void kern_leave(struct kern *k, const char *why)
+{
+    char text[256];
+    snprintf(text, sizeof text, PASSING ": %s", why);
+    if (k->team)
+        kern_team_break(k->team, k->rank, text);
+}
+
+int64_t kern_most(struct kern *k, int64_t number)
+{
+    int64_t all[KERN_TEAM_MAX], most = number;
+    if (k->failed || !k->team || !kern_ops_meet(k, number, all))
+        return number;
+    for (int i = 0; i < k->ranks; i++)
+        most = all[i] > most ? all[i] : most;
+    return most;
+}
+
+void kern_agree(struct kern *k, int64_t number, const char *what)
+{
+    int64_t all[KERN_TEAM_MAX];
+    if (k->failed || !k->team || !kern_ops_meet(k, number, all))
+        return;
+    for (int i = 0; i < k->ranks; i++)
+        if (all[i] != all[0])
+            kern_ops_fail(k, "device failed: %s differs between ranks of the team: one of them computes wrongly", what);
+}
+
+void kern_sum_ranks(struct kern *k, struct tensor x)
+{
+    assert(tensor_is_contiguous(x) && is_float(x));
+    if (!k->failed && k->ranks > 1)
+        k->ops->sum_ranks(k, x);
+}
+
+void kern_checksum(struct kern *k, struct tensor out, struct tensor x)
+{
+    assert(x.rank == 2 && out.rank == 1 && out.dtype == TENSOR_I32 && out.shape[0] == x.shape[0] && is_float(x));
+    if (!k->failed)
+        k->ops->checksum(k, out, x);
+}
+
+/* --- life --------------------------------------------------------------------------------------------------- */
 
 void kern_close(struct kern *k)
 {
@@ -26,7 +117,12 @@ void kern_close(struct kern *k)
 
 bool kern_sync(struct kern *k)
 {
-    return !k->failed && k->ops->sync(k);
+    if (k->failed || !k->ops->sync(k))
+        return false;
+    char why[256];
+    if (k->team && kern_team_why(k->team, why, sizeof why, NULL)) /* what was waited for may not have been done */
+        kern_ops_fail(k, "%s", why);
+    return !k->failed;
 }
 
 bool kern_error_is_memory(const char *text)
@@ -36,7 +132,7 @@ bool kern_error_is_memory(const char *text)
 
 bool kern_recover(struct kern *k)
 {
-    if (k->failed && !kern_error_is_memory(k->error))
+    if (k->failed && !kern_error_is_memory(k->error) && strncmp(k->error, PASSING, strlen(PASSING)) != 0)
         return false;
     k->failed = false;
     return k->ops->sync(k);
@@ -94,15 +190,10 @@ void kern_graph(struct kern *k, void (*work)(void *context), void *context)
 {
     if (k->failed)
         return;
-    if (k->ops->graph)
+    if (k->ops->graph && k->ranks == 1) /* sums of a team are looked after one by one */
         k->ops->graph(k, work, context);
     else
         work(context);
-}
-
-static bool is_float(struct tensor t)
-{
-    return t.dtype == TENSOR_F32 || t.dtype == TENSOR_BF16;
 }
 
 void kern_write(struct kern *k, struct tensor out, struct tensor host)
@@ -124,6 +215,7 @@ struct tensor kern_upload(struct kern *k, enum tensor_dtype dtype, struct tensor
     assert(is_float(host) && (dtype == TENSOR_F32 || dtype == TENSOR_BF16));
     if (k->failed)
         return tensor_of(NULL, dtype, host.rank, host.shape);
+    kern_ops_beat(k);
     return k->ops->upload(k, dtype, host);
 }
 
@@ -138,6 +230,7 @@ struct kern_weight *kern_weight_linear(struct kern *k, enum tensor_dtype dtype, 
 {
     assert(w.rank == 2 && is_float(w));
     assert(!bias.data || (bias.rank == 1 && bias.shape[0] == w.shape[0]));
+    kern_ops_beat(k);
     return k->failed ? NULL : k->ops->weight(k, dtype, w, bias);
 }
 
@@ -154,6 +247,7 @@ struct kern_weight *kern_weight_quant(struct kern *k, enum tensor_dtype dtype, c
         assert(runs[i].matrix.k == runs[0].matrix.k);
         assert(runs[i].first >= 0 && runs[i].count >= 0 && runs[i].first + runs[i].count <= runs[i].matrix.n);
     }
+    kern_ops_beat(k);
     return k->failed ? NULL : k->ops->weight_quant(k, dtype, runs, count);
 }
 

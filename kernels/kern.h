@@ -25,7 +25,7 @@ void kern_close(struct kern *k);
 
 /* kern_sync waits for everything asked so far; false if anything failed, then kern_error says what. */
 bool kern_sync(struct kern *k);
-/* kern_recover forgets an error that begins with "no memory", so that a smaller piece of work may be tried; what was asked
+/* kern_recover forgets an error that begins with "no memory" (or is another rank's, that may pass), so that a smaller piece of work may be tried; what was asked
  * since the error has not been done. False if another error is kept: a lost device stays lost until it is opened again. */
 bool kern_recover(struct kern *k);
 const char *kern_error(const struct kern *k);
@@ -100,6 +100,28 @@ void kern_layer_free(struct kern *k, struct kern_layer *l);
 size_t kern_layer_bytes(const struct kern_layer *l);
 void kern_layer_fetch(struct kern *k, struct kern_layer *l, struct tensor seat);
 void kern_layer_use(struct kern *k, struct kern_layer *l);
+
+/* --- teams -------------------------------------------------------------------------------------------
+ *
+ * Backends that hold one model together, each driven by a thread of its own (kern_team.h). All are asked the same in the same
+ * order; what is not a share of a matrix has the same bits on all. Who works alone is rank 0 of 1: then there is nothing to do,
+ * and what is told is heard. */
+int kern_rank(const struct kern *k);
+int kern_ranks(const struct kern *k);
+/* kern_join waits for all ranks and makes a team whole that was broken. It comes before each piece of work, as a failure of
+ * one rank ends that of all. False: kern_error says why. */
+bool kern_join(struct kern *k);
+/* kern_leave: this rank cannot go on, for a reason of its caller's. The others' operations fail, and what they wait for ends. */
+void kern_leave(struct kern *k, const char *why);
+/* kern_most: the largest of the ranks' numbers; this one's own after a failure. The device is not waited for. */
+int64_t kern_most(struct kern *k, int64_t number);
+/* kern_agree: an error if a number differs between ranks. */
+void kern_agree(struct kern *k, int64_t number, const char *what);
+/* kern_sum_ranks: x = sum of x over all ranks, from rank 0 on in f32, one rounding; the same bits on all. x: contiguous */
+void kern_sum_ranks(struct kern *k, struct tensor x);
+/* kern_checksum: out[r] = sum over c of (2c + 1) * bits of x[r,c], modulo 2^32: with kern_agree it shows whether what should
+ * be the same on all ranks is.   x [rows, width] any strides, out [rows] i32, contiguous */
+void kern_checksum(struct kern *k, struct tensor out, struct tensor x);
 
 /* --- moving ------------------------------------------------------------------------------------ */
 

@@ -73,16 +73,9 @@ static void work(struct cpu *c, int thread)
         int64_t i = atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed);
         if (i >= c->count)
             return;
+        kern_ops_beat(&c->kern);
         c->task(c->context, i, thread);
     }
-}
-
-/* Tells the core that this is a loop that waits, where it has a word for that. */
-static inline void spin_pause(void)
-{
-#ifdef __x86_64__
-    __builtin_ia32_pause();
-#endif
 }
 
 static void *helper_main(void *argument)
@@ -93,7 +86,7 @@ static void *helper_main(void *argument)
     unsigned seen = 0;
     for (;;) {
         for (int spin = 0; spin < SPIN_COUNT && atomic_load(&c->round) == seen; spin++)
-            spin_pause();
+            cpu_pause();
         pthread_mutex_lock(&c->lock);
         while (atomic_load(&c->round) == seen && !c->is_closing)
             pthread_cond_wait(&c->wake, &c->lock);
@@ -114,8 +107,10 @@ void cpu_for(struct kern *k, int64_t count, cpu_task fn, void *context)
 {
     struct cpu *c = (struct cpu *)k;
     if (count <= 1 || c->threads == 1) {
-        for (int64_t i = 0; i < count; i++)
+        for (int64_t i = 0; i < count; i++) {
+            kern_ops_beat(k);
             fn(context, i, 0);
+        }
         return;
     }
     pthread_mutex_lock(&c->lock);
@@ -403,6 +398,7 @@ struct kern *kern_cpu_open(const struct kern_cpu_options *options, char *why, si
     c->ops.weight = cpu_weight, c->ops.weight_quant = cpu_weight_quant, c->ops.weight_free = cpu_weight_free;
     c->ops.write = c->ops.read = isa->table->copy, c->ops.upload = cpu_upload, c->ops.release = cpu_release;
     c->kern.ops = &c->ops;
+    kern_ops_member(&c->kern, &options->member);
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->wake, NULL);
     pthread_cond_init(&c->idle, NULL);

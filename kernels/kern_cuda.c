@@ -27,6 +27,7 @@
 #include "cuda_layer.h"
 #include "cuda_weight.h"
 #include "linear_blas.h"
+#include "team_nccl.h"
 
 #define BLOCKS_MAX 64
 #define BLOCK_BYTES_MIN ((size_t)32 << 20)
@@ -58,6 +59,7 @@ struct cuda {
     struct linear_blas *blas;
     struct cuda_layers *layers; /* NULL: none was made */
     struct cuda_graphs *graphs; /* NULL: none are made */
+    struct team_nccl *team;     /* NULL: works alone */
     int32_t *flag; /* device memory of has_nan */
     size_t weight_bytes;
 };
@@ -125,6 +127,11 @@ static bool cuda_sync(struct kern *k)
 struct linear_blas *cuda_blas(const struct kern *k)
 {
     return cuda_of(k)->blas;
+}
+
+struct team_nccl *cuda_team(const struct kern *k)
+{
+    return cuda_of(k)->team;
 }
 
 struct cuda_layers *cuda_layers_of(const struct kern *k)
@@ -500,6 +507,7 @@ static void cuda_close(struct kern *k)
 {
     struct cuda *c = cuda_of(k);
     cudaSetDevice(c->device);
+    team_nccl_close(c->team);
     if (c->stream)
         cudaStreamSynchronize(c->stream);
     cuda_graph_close(c->graphs);
@@ -541,6 +549,9 @@ static const struct kern_ops cuda_table = {
     .layer_free = cuda_layer_free,
     .layer_fetch = cuda_layer_fetch,
     .layer_use = cuda_layer_use,
+    .join = team_nccl_join,
+    .sum_ranks = team_nccl_sum,
+    .checksum = elementwise_checksum_cuda,
     .copy = elementwise_copy_cuda,
     .gather = cuda_gather,
     .linear = linear_apply_cuda,
@@ -621,6 +632,8 @@ static bool set_up(struct cuda *c)
         return false;
     c->blas = linear_blas_open(k);
     c->graphs = k->failed ? NULL : cuda_graph_open(k, &c->ops);
+    if (!k->failed && k->ranks > 1)
+        c->team = team_nccl_open(k);
     return !k->failed;
 }
 
@@ -633,10 +646,14 @@ __attribute__((visibility("default"))) struct kern *kern_cuda_open(const struct 
         return NULL;
     }
     c->device = options->device;
+    kern_ops_member(&c->kern, &options->member);
     c->ops = cuda_table;
     c->kern.ops = &c->ops;
     c->kern.is_dry = options->is_dry;
-    if (!look_at_device(c, why, why_bytes)) {
+    bool is_team = c->kern.ranks <= TEAM_NCCL_RANKS;
+    if (!is_team)
+        snprintf(why, why_bytes, "a team of %d GPUs, accepted: %d", c->kern.ranks, TEAM_NCCL_RANKS);
+    if (!is_team || !look_at_device(c, why, why_bytes)) {
         free(c);
         return NULL;
     }

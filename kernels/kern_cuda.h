@@ -7,6 +7,7 @@
 
 struct kern_cuda_options {
     int device; /* as the CUDA runtime counts, after CUDA_VISIBLE_DEVICES */
+    struct kern_member member; /* in a team */
     bool is_dry; /* see kern_is_dry: nothing is converted on its way to the device */
 };
 

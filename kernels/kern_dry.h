@@ -10,6 +10,7 @@
 #define KILN_KERN_DRY_H
 
 #include "kern.h"
+#include "kern_team.h"
 
 struct kern_dry_device {
     const char *name, *full_name;        /* "rtx4090", "NVIDIA GeForce RTX 4090" */
@@ -35,7 +36,7 @@ struct kern_dry_sums {
 
 /* What the module shows, as the symbol kern_dry. */
 struct kern_dry {
-    struct kern *(*open)(const char *name, char *why, size_t why_bytes); /* name: a device's, without "dry:"; NAME:GB gives it so much memory */
+    struct kern *(*open)(const char *name, const struct kern_member *member, char *why, size_t why_bytes); /* name: a device's, without "dry:"; NAME:GB gives it so much memory */
     bool (*trace)(const char *path);     /* from now on a line of JSON for each operation; false: cannot be opened */
     void (*mark)(const char *phase);     /* begins a phase (the first, load, began with open): sums are 0 again, the trace gets a line with its name */
     struct kern_dry_sums (*sums)(void);

@@ -109,12 +109,12 @@ int kern_module_count(char *why, size_t why_bytes)
     return count ? count(why, why_bytes) : 0;
 }
 
-struct kern *kern_module_open(const char *device, char *why, size_t why_bytes)
+struct kern *kern_module_open(const char *device, const struct kern_member *member, char *why, size_t why_bytes)
 {
-    struct kern_cuda_options options = {0};
+    struct kern_cuda_options options = {.member = member ? *member : (struct kern_member){0}};
     if (strncmp(device, "dry:", 4) == 0) {
         const struct kern_dry *dry = kern_module_dry(why, why_bytes);
-        return dry ? dry->open(device + 4, why, why_bytes) : NULL;
+        return dry ? dry->open(device + 4, &options.member, why, why_bytes) : NULL;
     }
     if (!device_number(device, &options.device)) {
         snprintf(why, why_bytes, "device '%s', accepted: cpu, cuda, cuda:N, dry:NAME", device);

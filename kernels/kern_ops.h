@@ -5,6 +5,7 @@
 #define KILN_KERN_OPS_H
 
 #include "kern.h"
+#include "kern_team.h"
 
 struct kern_ops {
     void (*close)(struct kern *k);
@@ -29,6 +30,9 @@ struct kern_ops {
     void (*layer_free)(struct kern *k, struct kern_layer *l);
     void (*layer_fetch)(struct kern *k, struct kern_layer *l, struct tensor seat);
     void (*layer_use)(struct kern *k, struct kern_layer *l);
+    bool (*join)(struct kern *k); /* all ranks are here and whole: makes their connection; NULL: there is none to make */
+    void (*sum_ranks)(struct kern *k, struct tensor x);
+    void (*checksum)(struct kern *k, struct tensor out, struct tensor x);
     void (*copy)(struct kern *k, struct tensor out, struct tensor x);
     void (*gather)(struct kern *k, struct tensor out, const struct quant_matrix *table, struct tensor ids);
     void (*linear)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
@@ -65,6 +69,8 @@ struct kern_ops {
 struct kern {
     const struct kern_ops *ops;
     bool failed, is_dry;
+    struct kern_team *team; /* NULL: works alone, or plans for a team */
+    int rank, ranks;
     char name[96];
     char error[256];
 };
@@ -93,7 +99,18 @@ struct kern_layer {
  * the 128, which lie almost in the middle and come out one unit higher; at time 1000 that unit is 6e-5 of a wave. */
 float kern_ops_frequency(int64_t i, int64_t half);
 
-/* kern_ops_fail keeps the first error. */
+/* kern_ops_member makes a backend that is opened a member. kern_ops_beat is its sign of life: it works. */
+void kern_ops_member(struct kern *k, const struct kern_member *member);
+static inline void kern_ops_beat(struct kern *k)
+{
+    if (k->team)
+        kern_team_beat(k->team, k->rank);
+}
+
+/* kern_ops_meet: kern_team_meet; where that fails, so does the backend, for the team's reason. */
+bool kern_ops_meet(struct kern *k, int64_t number, int64_t ret[KERN_TEAM_MAX]);
+
+/* kern_ops_fail keeps the first error, and breaks the team. */
 void kern_ops_fail(struct kern *k, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -43,7 +43,7 @@ static void print(const char *device, const char *name, const struct kern_space 
 static bool look(const char *device, bool is_json, char *why, size_t why_bytes)
 {
     struct kern_space space = {0};
-    struct kern *k = kern_module_open(device, why, why_bytes);
+    struct kern *k = kern_module_open(device, NULL, why, why_bytes);
     if (!k)
         return false;
     bool ok = kern_memory(k, &space);

@@ -17,8 +17,8 @@ static bool warm_up(struct model *m, bool has_adapters, struct engine_error *why
 {
     struct engine_request r = {.prompt = "warm-up", .width = ENGINE_SIDE_MIN, .height = ENGINE_SIDE_MIN, .steps = 1, .guidance = NAN};
     struct engine_image image;
-    engine_request_defaults(m->engine, &r);
-    if (!engine_generate(m->engine, &r, 1, &image, NULL, why))
+    engine_team_defaults(m->engine, &r);
+    if (!engine_team_generate(m->engine, &r, 1, &image, NULL, why))
         return engine_error_at(why, has_adapters ? "warm-up image with the adapters" : "warm-up image");
     engine_image_done(&image);
     return true;
@@ -26,7 +26,7 @@ static bool warm_up(struct model *m, bool has_adapters, struct engine_error *why
 
 static void close_model(struct model *m)
 {
-    engine_close(m->engine);
+    engine_team_close(m->engine);
     free(m->loras);
     m->engine = NULL;
     m->loras = NULL;
@@ -57,7 +57,7 @@ static void log_placement(const struct model *m)
 
 void model_set_look(struct model *m)
 {
-    const struct engine_info *now = engine_info(m->engine);
+    const struct engine_info *now = engine_team_info(m->engine);
     if (now->placement == m->info.placement && now->waiting_blocks == m->info.waiting_blocks)
         return;
     m->info.placement = now->placement; /* other threads may read the rest */
@@ -76,7 +76,7 @@ static bool open_engine(struct model_set *s, struct model *m, const struct engin
     log_event(LOG_INFO, "model_opening", "model=%s dir=%s adapters=%d", log_quote(m->name), log_quote(m->dir), adapter_count);
     bool ok;
     do {
-        ok = engine_open(&m->engine, &options, why);
+        ok = engine_team_open(&m->engine, &options, why);
         if (!ok)
             m->engine = NULL;
     } while (!ok && why->fault == ENGINE_NO_MEMORY && close_one(s, m));
@@ -86,7 +86,7 @@ static bool open_engine(struct model_set *s, struct model *m, const struct engin
     }
     if (!ok)
         return engine_error_at(why, "model '%s' (%s)", m->name, m->dir);
-    m->info = *engine_info(m->engine);
+    m->info = *engine_team_info(m->engine);
     log_event(LOG_INFO, "model_open", "model=%s family=%s licence=%s device=%s seconds=%.1f", log_quote(m->name),
               m->info.family, log_quote(m->info.licence), log_quote(m->info.device), clock_s() - start_s);
     if (m->info.device_bytes)
@@ -129,7 +129,7 @@ static bool adapt(struct model_set *s, struct model *m, const struct engine_adap
     double start_s = clock_s();
     bool ok;
     do
-        ok = engine_adapt(m->engine, adapters, count, why);
+        ok = engine_team_adapt(m->engine, adapters, count, why);
     while (!ok && why->fault == ENGINE_NO_MEMORY && close_one(s, m));
     if (!ok && why->fault == ENGINE_NO_MEMORY) {
         close_model(m);

@@ -6,7 +6,7 @@
 #ifndef KILN_MODEL_SET_H
 #define KILN_MODEL_SET_H
 
-#include "engine.h"
+#include "engine_team.h"
 #include "failure.h"
 #include "msg.h"
 #include "task_inputs.h"
@@ -18,7 +18,7 @@ struct model {
     const char *dir;
     char digest[65], look[65]; /* of the weights; of their files' sizes and times before they were hashed */
     struct engine_info info;
-    struct engine *engine; /* NULL: closed */
+    struct engine_team *engine; /* NULL: closed */
     char *loras;           /* the engine's adapters, as task_inputs_loras writes them, "": none; owned; NULL: not known to be any */
     char *misfit;          /* adapters that do not fit the model or make no picture with it, in the same words; owned; NULL: none known */
     char misfit_why[1024]; /* the engine's sentence about them */

@@ -103,7 +103,7 @@ static void request_of(const struct group *g, uint32_t index, struct engine_requ
         .steps = (int)a->steps, .guidance = (float)a->guidance, .seed = t->seed, .truncate = t->truncate,
     };
     inputs_into(g->inputs[index], ret);
-    engine_request_defaults(g->model->engine, ret);
+    engine_team_defaults(g->model->engine, ret);
 }
 
 static bool fault_wanted(struct engine_error *why)
@@ -127,7 +127,7 @@ static bool render(struct painter *p, const struct group *g, struct engine_image
     for (uint32_t i = 0; i < g->count; i++)
         request_of(g, g->index[i], &requests[i]);
     atomic_fetch_add(&p->step_counter, 1);
-    bool ok = !fault_wanted(why) && engine_generate(g->model->engine, requests, (int)g->count, images, &watch, why);
+    bool ok = !fault_wanted(why) && engine_team_generate(g->model->engine, requests, (int)g->count, images, &watch, why);
     model_set_look(g->model);
     return ok;
 }
@@ -268,7 +268,7 @@ static bool task_ok(const struct group *g, uint32_t index, struct failure *f)
         return false;
     }
     request_of(g, index, &r);
-    if (engine_check(g->model->engine, &r, &why))
+    if (engine_team_check(g->model->engine, &r, &why))
         return true;
     *f = failure_of_engine(&why);
     return false;

@@ -20,9 +20,10 @@
 #include <unistd.h>
 
 #include "daemon_options.h"
+#include "device_list.h"
 #include "digest.h"
 #include "dry.h"
-#include "engine.h"
+#include "engine_team.h"
 #include "image_file.h"
 #include "inputs.h"
 #include "lifecycle.h"
@@ -64,7 +65,8 @@ static const char usage_text[] =
     "  --out FILE           .png, .jpg or .webp; with --prompt-file or --batch above 1 a folder (made if missing)\n"
     "                       that gets 000001.png, 000002.png ..\n"
     "  --dump FILE          tensors of the run as .safetensors (names: tests/golden/README.md); one batch only\n"
-    "  --device D           where to run: cpu (default), cuda or cuda:N; dry:NAME (preset sim) renders nothing and\n"
+    "  --device D           where to run: cpu (default), cuda or cuda:N; a team that shares the model: cuda:0,1 (two GPUs),\n"
+    "                       cpu:0,1 (the cores of two memory nodes; a node named twice is shared); dry:NAME (preset sim) renders nothing and\n"
     "                       reports what a GPU would do\n"
     "                       (memory, launches, FLOPs, time at best): h100, rtx4090, rtx3090, rtx4070ti; weights are not read.\n"
     "                       dry:NAME:GB: as if it had so much memory\n"
@@ -119,7 +121,7 @@ struct run {
     struct engine_adapter adapters[ENGINE_ADAPTERS_MAX];
     const char *adapters_hex[ENGINE_ADAPTERS_MAX]; /* their files', of the inputs */
     struct engine_options model; /* points to these adapters */
-    struct engine *engine;
+    struct engine_team *engine;
     struct dry *dry; /* NULL: a real device */
     char digest[65];
     struct weights_digest_task hashing;
@@ -234,6 +236,7 @@ static const struct option long_options[] = {
 static int take_option(struct options *o, int option, char *value)
 {
     char why[512];
+    struct device_list devices;
     switch (option) {
     case OPT_MODEL: o->model = value; break;
     case OPT_TRANSFORMER: o->transformer = value; break;
@@ -305,8 +308,8 @@ static int take_option(struct options *o, int option, char *value)
             return refuse("--placement '%s': accepted: auto, resident, phases, streamed", value);
         break;
     case OPT_DEVICE:
-        if (!worker_options_is_device(value) && !dry_is(value))
-            return refuse("--device '%s', accepted: " WORKER_OPTIONS_DEVICES ", dry:NAME", value);
+        if (!device_list_read(&devices, value, why, sizeof why))
+            return refuse("--%s, dry:NAME", why);
         o->device = value;
         break;
     }
@@ -571,7 +574,7 @@ static bool encode_image(const struct run *r, const struct engine_request *reque
     snprintf(model, sizeof model, "%.*s", (int)(end - start), start);
     struct image_record record = {
         .prompt = request->prompt, .negative = request->negative, .model = model, .digest = r->digest,
-        .licence = engine_info(r->engine)->licence, .precision = r->options.precision, .software = "kiln " KILN_VERSION,
+        .licence = engine_team_info(r->engine)->licence, .precision = r->options.precision, .software = "kiln " KILN_VERSION,
         .width = image->width, .height = image->height, .steps = image->steps, .guidance = image->guidance,
         .seed = image->seed, .truncated = image->truncated, .is_marked = true,
     };
@@ -600,7 +603,7 @@ static void report(const struct run *r, const struct engine_image *image, const 
     json_t *line = json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:I, s:I, s:s, s:s}", "path", path, "sha256", sha256, "load_s",
                              t->load_s, "encode_s", t->encode_s, "denoise_s", t->denoise_s, "decode_s", t->decode_s,
                              "peak_bytes", (json_int_t)usage.ru_maxrss * 1024, "backend_bytes", (json_int_t)t->peak_bytes, "precision", r->options.precision, "device",
-                             engine_info(r->engine)->device);
+                             engine_team_info(r->engine)->device);
     char *text = line ? json_dumps(line, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(6)) : NULL;
     if (text)
         puts(text);
@@ -687,7 +690,7 @@ static struct engine_request request_of(const struct run *r, int index)
                                      .height = o->height, .steps = o->steps, .guidance = o->guidance,
                                      .seed = o->seed + (uint64_t)index, .truncate = o->truncate};
     inputs_into(&r->inputs, &request);
-    engine_request_defaults(r->engine, &request);
+    engine_team_defaults(r->engine, &request);
     return request;
 }
 
@@ -712,7 +715,7 @@ static int render_batch(struct run *r, int first, int count)
         requests[i] = request_of(r, first + i);
     if (r->dry)
         dry_phase(r->dry, DRY_PROMPT);
-    bool ok = engine_generate(r->engine, requests, count, images, &watch, &why);
+    bool ok = engine_team_generate(r->engine, requests, count, images, &watch, &why);
     clear_bar(r);
     if (r->dry)
         dry_phase(r->dry, DRY_IDLE);
@@ -736,7 +739,7 @@ static int check_all(struct run *r)
     struct engine_error why;
     for (int i = 0; i < r->prompts.count; i++) {
         struct engine_request request = request_of(r, i);
-        if (!engine_check(r->engine, &request, &why))
+        if (!engine_team_check(r->engine, &request, &why))
             return r->options.prompt ? refuse("%s", why.text) : refuse("prompt %d: %s", i + 1, why.text);
         if (r->options.prompt)
             break; /* all the same */
@@ -796,11 +799,11 @@ static int open_model(struct run *r)
     r->is_hashing = !r->dry && weights_digest_begin(&r->hashing, &r->model, r->adapters_hex, text, sizeof text);
     if (!r->dry && !r->is_hashing)
         return refuse("%s", text);
-    if (!engine_open(&r->engine, &r->model, &why)) {
+    if (!engine_team_open(&r->engine, &r->model, &why)) {
         fprintf(stderr, "kiln-worker render: %s\n", why.text);
         return why.fault == ENGINE_DEVICE || why.fault == ENGINE_NO_MEMORY ? LIFECYCLE_REFUSED : fault_code(why.fault);
     }
-    show_placement(engine_info(r->engine));
+    show_placement(engine_team_info(r->engine));
     return 0;
 }
 
@@ -808,7 +811,7 @@ static int report_dry(struct run *r)
 {
     char why[512];
     struct engine_request request = request_of(r, 0);
-    return dry_report(r->dry, &r->model, &request, r->model.plan_count, engine_info(r->engine), r->options.json, why, sizeof why)
+    return dry_report(r->dry, &r->model, &request, r->model.plan_count, engine_team_info(r->engine), r->options.json, why, sizeof why)
                ? LIFECYCLE_DONE : refuse("%s", why);
 }
 
@@ -816,7 +819,7 @@ static void run_done(struct run *r)
 {
     if (r->is_hashing)
         weights_digest_drop(&r->hashing);
-    engine_close(r->engine);
+    engine_team_close(r->engine);
     dry_close(r->dry);
     for (int i = 0; i < r->prompts.count; i++)
         free(r->prompts.text[i]);

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "device_list.h"
 #include "home_dir.h"
 #include "json_text.h"
 
@@ -21,7 +22,8 @@ static const char help[] =
     "\n"
     "  --connect ENDPOINT   the coordinator: tcp://127.0.0.1:PORT, tcp://[::1]:PORT or ipc:///PATH\n"
     "  --model NAME=DIR     a model in diffusers layout (parts may be files: transformer.gguf) and the name campaigns use for it\n"
-    "  --device D           what it renders on: cpu (default), cuda or cuda:N\n"
+    "  --device D           what it renders on: cpu (default), cuda or cuda:N; a team that shares each model: cuda:0,1 (two GPUs),\n"
+    "                       cpu:0,1 (two memory nodes), which also bind it to their cores\n"
     "  --placement P        of weights on a GPU: auto (default), resident, phases, streamed; see render --help\n"
     "  --threads N          default: all cores\n"
     "  --precision P        bf16 (default) or f32\n"
@@ -104,12 +106,19 @@ static bool read_model(struct worker_options_read *o, const char *text, char *wh
     return true;
 }
 
-bool worker_options_is_device(const char *text)
+/* Whether there is such a device is the engine's to say. */
+static bool device_ok(const char *text, char *why, size_t why_bytes)
 {
-    if (strncmp(text, "cuda", 4) != 0)
-        return strcmp(text, "cpu") == 0;
-    const char *number = text + 5;
-    return !text[4] || (text[4] == ':' && *number && strspn(number, "0123456789") == strlen(number));
+    struct device_list list;
+    char reason[256];
+    if (!device_list_read(&list, text, reason, sizeof reason)) {
+        snprintf(why, why_bytes, "--%s", reason);
+        return false;
+    }
+    if (strncmp(text, "dry:", 4) != 0)
+        return true;
+    snprintf(why, why_bytes, "--device '%s': it renders nothing; accepted: " DEVICE_LIST_FORMS, text);
+    return false;
 }
 
 static bool name_ok(const char *name)
@@ -126,10 +135,7 @@ static bool read_word(void *context, int word, const char *text, char *why, size
     case OPTION_MODEL: return read_model(o, text, why, why_bytes);
     case OPTION_DEVICE:
         w->device = text;
-        if (worker_options_is_device(text))
-            return true;
-        snprintf(why, why_bytes, "--device '%s', accepted: " WORKER_OPTIONS_DEVICES, text);
-        return false;
+        return device_ok(text, why, why_bytes);
     case OPTION_PLACEMENT:
         if (engine_placement_of(text, &w->placement))
             return true;

@@ -19,8 +19,5 @@ struct worker_options_read {
 bool worker_options_read(struct worker_options_read *ret, int argc, char **argv, char *why, size_t why_bytes);
 void worker_options_done(struct worker_options_read *o);
 const char *worker_options_help(void);
-/* worker_options_is_device: cpu, cuda or cuda:N. Whether there is such a device is the engine's to say. */
-bool worker_options_is_device(const char *text);
-#define WORKER_OPTIONS_DEVICES "cpu, cuda, cuda:N"
 
 #endif

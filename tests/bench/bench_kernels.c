@@ -335,7 +335,7 @@ static void usage(FILE *to)
 static struct kern *open_kern(const char *isa, char *why, size_t why_bytes)
 {
     if (device)
-        return kern_module_open(device, why, why_bytes);
+        return kern_module_open(device, NULL, why, why_bytes);
     struct kern *k = kern_cpu_open(&(struct kern_cpu_options){.threads = threads, .isa = isa}, why, why_bytes);
     if (k && !threads)
         sscanf(strchr(kern_name(k), ','), ", %d", &threads);

@@ -16,7 +16,7 @@ int cuda_pair_setup(void **state)
     struct cuda_pair *p = calloc(1, sizeof *p);
     char why[512] = "";
     p->cpu = kern_cpu_open(&(struct kern_cpu_options){.threads = 1, .isa = "portable"}, why, sizeof why);
-    p->cuda = p->cpu ? kern_module_open("cuda", why, sizeof why) : NULL;
+    p->cuda = p->cpu ? kern_module_open("cuda", NULL, why, sizeof why) : NULL;
     if (!p->cuda) {
         print_error("%s\n", why);
         kern_close(p->cpu);

@@ -125,7 +125,7 @@ static int every_fault(const char *point, bool must_be_memory)
         char text[512] = "";
         bool is_memory = false, ok = false;
         set_fault(point, n);
-        struct kern *k = kern_module_open("cuda", text, sizeof text);
+        struct kern *k = kern_module_open("cuda", NULL, text, sizeof text);
         if (k)
             ok = use(k, text, sizeof text, &is_memory);
         else
@@ -220,7 +220,7 @@ static int graph_faults(const char *point, int last, const float *want)
     for (int n = 1; n <= last; n++) {
         char why[512];
         float got[64] = {0};
-        struct kern *k = kern_module_open("cuda", why, sizeof why);
+        struct kern *k = kern_module_open("cuda", NULL, why, sizeof why);
         assert_non_null(k);
         set_fault(point, n);
         bool ok = use_graph(k, got);
@@ -249,7 +249,7 @@ static void a_graph_that_cannot_be_had_is_done_without(void **state)
     (void)state;
     float want[64];
     char why[512];
-    struct kern *k = kern_module_open("cuda", why, sizeof why);
+    struct kern *k = kern_module_open("cuda", NULL, why, sizeof why);
     assert_non_null(k);
     assert_true(use_graph(k, want));
     kern_close(k);

@@ -179,7 +179,7 @@ static void an_arena_that_grows_costs_the_graph_and_nothing_else(void **state)
 {
     (void)state;
     char why[256];
-    struct kern *k = kern_module_open("cuda", why, sizeof why);
+    struct kern *k = kern_module_open("cuda", NULL, why, sizeof why);
     if (!k)
         fail_msg("%s", why);
     kern_reserve(k, 1 << 20);

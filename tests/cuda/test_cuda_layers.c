@@ -171,7 +171,7 @@ static bool is_right(enum side slow_side, enum side forgetful_side)
     float want[ROWS * WIDTH], got[2][ROWS * WIDTH];
     struct chain resident, streamed;
     slow = slow_side, forgetful = forgetful_side, copying = NULL;
-    struct kern *k = kern_module_open("cuda", why, sizeof why);
+    struct kern *k = kern_module_open("cuda", NULL, why, sizeof why);
     if (!k)
         fail_msg("%s", why);
     make_chain(&resident, k, false);
@@ -222,7 +222,7 @@ static void layers_move_to_the_host_and_keep_their_bits(void **state)
     static const int moved[] = {1, 3, 4, 0, 2, 5};
     (void)state;
     slow = COPYING, copying = NULL;
-    struct kern *k = kern_module_open("cuda", why, sizeof why);
+    struct kern *k = kern_module_open("cuda", NULL, why, sizeof why);
     make_chain(&c, k, false);
     run_chain(&c, before);
     size_t bytes = kern_peak_bytes(k);
@@ -246,7 +246,7 @@ static void what_was_fetched_and_not_used_is_waited_for_at_recovery(void **state
     float before[ROWS * WIDTH], after[ROWS * WIDTH];
     (void)state;
     slow = COPYING, copying = NULL;
-    struct kern *k = kern_module_open("cuda", why, sizeof why);
+    struct kern *k = kern_module_open("cuda", NULL, why, sizeof why);
     make_chain(&c, k, true);
     run_chain(&c, before);
     size_t mark = kern_mark(k), bytes = kern_layer_bytes(c.layers[0]);

@@ -133,11 +133,11 @@ bool choose(const char *name, char *why, size_t why_bytes)
     return true;
 }
 
-struct kern *open_device(const char *name, char *why, size_t why_bytes)
+struct kern *open_device(const char *name, const struct kern_member *member, char *why, size_t why_bytes)
 {
     if (chosen_by != name && !choose(name, why, why_bytes))
         return nullptr;
-    struct kern_cuda_options options = {0, true};
+    struct kern_cuda_options options = {member->rank, *member, true};
     return kern_cuda_open(&options, why, why_bytes);
 }
 

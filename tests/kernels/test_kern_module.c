@@ -16,7 +16,7 @@
 static void says(const char *device, const char *first, const char *second)
 {
     char why[512] = "";
-    assert_null(kern_module_open(device, why, sizeof why));
+    assert_null(kern_module_open(device, NULL, why, sizeof why));
     if (!strstr(why, first) || !strstr(why, second))
         fail_msg("'%s' has not '%s' and '%s'", why, first, second);
 }
@@ -76,7 +76,7 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "say") == 0) {
         char why[512] = "";
-        kern_module_open("cuda", why, sizeof why);
+        kern_module_open("cuda", NULL, why, sizeof why);
         puts(why);
         return 0;
     }

@@ -11,7 +11,7 @@
 
 static int setup(void **state)
 {
-    *state = kern_plan_open();
+    *state = kern_plan_open(0, 1);
     return *state ? 0 : -1;
 }
 

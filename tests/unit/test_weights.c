@@ -166,14 +166,14 @@ static void stacked_matrices_stand_one_under_the_other(void **state)
     struct weight_files *s = parse(header, values, sizeof values);
     struct weights_pool *pool = weights_pool_new(kern);
     struct weights w = begin(pool, s, TENSOR_F32);
-    const struct kern_weight *both = weights_linear_stack(&w, (int64_t[]){2, 1}, 2, 2, (const char *[]){"q", "k"});
+    const struct kern_weight *both = weights_linear_stack(&w, (struct shard_piece[]){{2, 1}, {1, 1}}, 2, 2, (const char *[]){"q", "k"});
     struct engine_error why;
     assert_true(weights_done(&w, &why));
     assert_int_equal(w.parameters, 6);
     kern_linear(kern, tensor_2d(y, TENSOR_F32, 1, 3), tensor_2d(x, TENSOR_F32, 1, 2), both);
     assert_true(kern_sync(kern));
     assert_true(y[0] == 12 && y[1] == 34 && y[2] == 56);
-    assert_null(weights_linear_stack(&w, (int64_t[]){2, 2}, 2, 2, (const char *[]){"q", "k"}));
+    assert_null(weights_linear_stack(&w, (struct shard_piece[]){{2, 1}, {2, 1}}, 2, 2, (const char *[]){"q", "k"}));
     expect_failure(&w, "tensor 'k': shape [1,2], want [2,2]");
     weights_pool_free(pool);
     weight_files_close(s);

@@ -1,0 +1,43 @@
+/* kern_team.h - backends that hold one model together: each has its share of the matrices, and products are summed over all.
+ *
+ * The ranks of a team are backends of one process, each driven by a thread of its own; all are asked the same operations in the
+ * same order (kern.h: kern_sum_ranks). Whatever they must know of each other besides passes through meetings: each rank comes
+ * with a number and leaves with the numbers of all.
+ *
+ * A rank that cannot go on breaks the team: every meeting ends, and what the backends wait for besides (they look) as well. So
+ * does a rank that lets the others wait and gives no sign of life for as long as their patience lasts: a backend beats while it
+ * works. A broken team is whole again when all its ranks have come to mend it. */
+#ifndef KILN_KERN_TEAM_H
+#define KILN_KERN_TEAM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define KERN_TEAM_MAX 16          /* ranks */
+#define KERN_TEAM_PATIENCE_MS 8000 /* a team with a dead rank is to end within 10 s */
+
+struct kern_team;
+struct kern_member { struct kern_team *team; int rank; }; /* of a backend that is opened; team NULL: it works alone */
+
+/* kern_team_open: 1 to KERN_TEAM_MAX ranks. NULL on no memory. It outlives the backends that are members of it. */
+struct kern_team *kern_team_open(int ranks, int patience_ms);
+void kern_team_close(struct kern_team *t); /* accepts NULL; nobody is in it any more */
+int kern_team_ranks(const struct kern_team *t);
+
+/* kern_team_meet returns when all ranks have come, with their numbers in ret[ranks]; false: the team is broken. */
+bool kern_team_meet(struct kern_team *t, int rank, int64_t number, int64_t *ret);
+
+/* kern_team_break keeps the first reason, with the rank behind it. kern_team_why copies it; false: the team is whole. */
+void kern_team_break(struct kern_team *t, int rank, const char *why);
+bool kern_team_is_broken(const struct kern_team *t);
+uint64_t kern_team_breaks(const struct kern_team *t); /* how often it was */
+bool kern_team_why(struct kern_team *t, char *ret, size_t ret_bytes, int *ret_rank); /* ret_rank: who broke it; or NULL */
+
+/* kern_team_mend returns when all ranks have come; then the team is whole. False: one did not come. */
+bool kern_team_mend(struct kern_team *t, int rank);
+
+void kern_team_beat(struct kern_team *t, int rank); /* from any thread */
+int kern_team_patience_ms(const struct kern_team *t);
+
+#endif

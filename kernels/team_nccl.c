@@ -1,0 +1,293 @@
+/* team_nccl.c - NCCL, opened when a team is, so that a single GPU needs no such library.
+ *
+ * A sum whose other rank never comes occupies the stream for ever, and with it whoever waits for the stream. So a thread looks at
+ * the team and at NCCL ten times a second and aborts the communicator when the team is broken, which ends what is queued; the
+ * backend's own thread then finds the reason at its next sync. It breaks the team itself when NCCL tells of an error, or when sums
+ * are queued and for as long as the team's patience none of them ends: an event behind each sum tells.
+ *
+ * After an abort there is no communicator until all ranks join again. */
+#include "team_nccl.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <nccl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#ifndef KILN_NCCL_LIBRARY
+#define KILN_NCCL_LIBRARY "libnccl.so.2"
+#endif
+
+#define LOOK_MS 100
+#define SUMS_MAX 256 /* looked after at once; beyond that, only every so often one */
+
+struct nccl_calls {
+    ncclResult_t (*unique_id)(ncclUniqueId *);
+    ncclResult_t (*init_rank)(ncclComm_t *, int, ncclUniqueId, int);
+    ncclResult_t (*all_reduce)(const void *, void *, size_t, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t);
+    ncclResult_t (*async_error)(ncclComm_t, ncclResult_t *);
+    ncclResult_t (*destroy)(ncclComm_t);
+    ncclResult_t (*end)(ncclComm_t);
+    const char *(*error_text)(ncclResult_t);
+};
+
+struct team_nccl {
+    struct kern *kern;
+    void *library;
+    struct nccl_calls nccl;
+    pthread_t watch;
+    bool has_watch;
+
+    pthread_mutex_t lock; /* guards what follows */
+    pthread_cond_t closing;
+    bool is_closing;
+    ncclComm_t comm;      /* NULL: none, or aborted */
+    uint64_t breaks;      /* of the team, when comm was made */
+    cudaEvent_t ended[SUMS_MAX];
+    uint64_t queued, done; /* sums with an event, modulo SUMS_MAX where that is */
+};
+
+static struct kern_team *team_of(const struct team_nccl *t)
+{
+    return t->kern->team;
+}
+
+/* --- the library ------------------------------------------------------------------------------------------- */
+
+static bool find_calls(struct team_nccl *t)
+{
+    const struct { const char *name; void **to; } calls[] = {
+        {"ncclGetUniqueId", (void **)&t->nccl.unique_id}, {"ncclCommInitRank", (void **)&t->nccl.init_rank},
+        {"ncclAllReduce", (void **)&t->nccl.all_reduce},  {"ncclCommGetAsyncError", (void **)&t->nccl.async_error},
+        {"ncclCommDestroy", (void **)&t->nccl.destroy},   {"ncclCommAbort", (void **)&t->nccl.end},
+        {"ncclGetErrorString", (void **)&t->nccl.error_text},
+    };
+    t->library = dlopen(KILN_NCCL_LIBRARY, RTLD_NOW | RTLD_LOCAL);
+    bool ok = t->library != NULL;
+    for (size_t i = 0; ok && i < sizeof calls / sizeof calls[0]; i++)
+        ok = (*calls[i].to = dlsym(t->library, calls[i].name)) != NULL;
+    if (!ok)
+        kern_ops_fail(t->kern, "device failed: a team of GPUs needs NCCL, which cannot be opened (%s); install libnccl2 or render on one GPU",
+                      dlerror());
+    return ok;
+}
+
+static bool check(struct team_nccl *t, ncclResult_t result, const char *what)
+{
+    if (result == ncclSuccess)
+        return true;
+    kern_ops_fail(t->kern, "device failed: NCCL: %s: %s", what, t->nccl.error_text(result));
+    return false;
+}
+
+/* --- the thread that looks ------------------------------------------------------------------------------------ */
+
+/* Ends all that is queued. A call that blocks may hold the lock: then without it. */
+static void abort_comm(struct team_nccl *t)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 1;
+    bool has_lock = pthread_mutex_timedlock(&t->lock, &until) == 0;
+    ncclComm_t comm = t->comm;
+    t->comm = NULL;
+    if (comm)
+        t->nccl.end(comm);
+    if (has_lock)
+        pthread_mutex_unlock(&t->lock);
+}
+
+/* Under the lock: how many sums have ended. */
+static uint64_t count_done(struct team_nccl *t)
+{
+    while (t->done < t->queued && cudaEventQuery(t->ended[t->done % SUMS_MAX]) != cudaErrorNotReady)
+        t->done++;
+    return t->done;
+}
+
+struct look {
+    uint64_t done;
+    int still_ms; /* for so long no sum has ended though some were queued */
+};
+
+static void look(struct team_nccl *t, struct look *l)
+{
+    ncclResult_t error = ncclSuccess;
+    char why[96];
+    pthread_mutex_lock(&t->lock);
+    uint64_t done = count_done(t);
+    bool is_idle = done == t->queued, has_comm = t->comm != NULL;
+    bool is_stale = has_comm && t->breaks != kern_team_breaks(team_of(t));
+    if (has_comm && !is_stale)
+        t->nccl.async_error(t->comm, &error);
+    pthread_mutex_unlock(&t->lock);
+    l->still_ms = is_idle || done != l->done ? 0 : l->still_ms + LOOK_MS;
+    if (done != l->done)
+        kern_ops_beat(t->kern);
+    l->done = done;
+    if (is_stale) {
+        abort_comm(t);
+    } else if (error != ncclSuccess && error != ncclInProgress) {
+        snprintf(why, sizeof why, "device failed: NCCL: %s", t->nccl.error_text(error));
+        kern_team_break(team_of(t), t->kern->rank, why);
+    } else if (has_comm && l->still_ms > kern_team_patience_ms(team_of(t))) {
+        snprintf(why, sizeof why, "device failed: a sum of the team does not end, for %.1f s", l->still_ms / 1e3);
+        kern_team_break(team_of(t), t->kern->rank, why);
+    }
+}
+
+static void *watch_main(void *argument)
+{
+    struct team_nccl *t = argument;
+    struct look l = {0};
+    bool is_closing = false;
+    cuda_stream(t->kern); /* on the backend's device */
+    while (!is_closing) {
+        look(t, &l);
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += LOOK_MS * 1000000L;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        pthread_mutex_lock(&t->lock);
+        while (!t->is_closing && pthread_cond_timedwait(&t->closing, &t->lock, &until) != ETIMEDOUT)
+            ;
+        is_closing = t->is_closing;
+        pthread_mutex_unlock(&t->lock);
+    }
+    return NULL;
+}
+
+/* --- life ------------------------------------------------------------------------------------------------------- */
+
+struct team_nccl *team_nccl_open(struct kern *k)
+{
+    struct team_nccl *t = calloc(1, sizeof *t);
+    if (!t) {
+        kern_ops_fail(k, "no memory for a team");
+        return NULL;
+    }
+    t->kern = k;
+    pthread_mutex_init(&t->lock, NULL);
+    pthread_cond_init(&t->closing, NULL);
+    cuda_stream(k);
+    bool ok = find_calls(t);
+    for (int i = 0; ok && i < SUMS_MAX; i++)
+        ok = cuda_check(k, cudaEventCreateWithFlags(&t->ended[i], cudaEventDisableTiming), "an event");
+    if (ok) {
+        t->has_watch = pthread_create(&t->watch, NULL, watch_main, t) == 0;
+        if (t->has_watch)
+            return t;
+        kern_ops_fail(k, "no memory for a thread");
+    }
+    team_nccl_close(t);
+    return NULL;
+}
+
+void team_nccl_close(struct team_nccl *t)
+{
+    if (!t)
+        return;
+    pthread_mutex_lock(&t->lock);
+    t->is_closing = true;
+    pthread_cond_signal(&t->closing);
+    pthread_mutex_unlock(&t->lock);
+    if (t->has_watch)
+        pthread_join(t->watch, NULL);
+    cuda_stream(t->kern);
+    if (t->comm && kern_team_is_broken(team_of(t)))
+        t->nccl.end(t->comm);
+    else if (t->comm)
+        t->nccl.destroy(t->comm);
+    for (int i = 0; i < SUMS_MAX && t->ended[i]; i++)
+        cudaEventDestroy(t->ended[i]);
+    if (t->library)
+        dlclose(t->library);
+    pthread_cond_destroy(&t->closing);
+    pthread_mutex_destroy(&t->lock);
+    free(t);
+}
+
+/* --- joining and summing ------------------------------------------------------------------------------------------ */
+
+/* The first rank's id, told in meetings. */
+static bool share_id(struct team_nccl *t, ncclUniqueId *id)
+{
+    int64_t words[sizeof *id / sizeof(int64_t)], all[KERN_TEAM_MAX];
+    memset(words, 0, sizeof words);
+    if (t->kern->rank == 0 && !check(t, t->nccl.unique_id(id), "an id for a team"))
+        return false;
+    if (t->kern->rank == 0)
+        memcpy(words, id, sizeof words);
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        if (!kern_ops_meet(t->kern, words[i], all))
+            return false;
+        words[i] = all[0];
+    }
+    memcpy(id, words, sizeof *id);
+    return true;
+}
+
+/* The first sum makes NCCL take its memory, before anybody asks how much is left. */
+static bool first_sum(struct team_nccl *t)
+{
+    struct kern *k = t->kern;
+    size_t mark = kern_mark(k);
+    struct tensor one = kern_temp(k, TENSOR_F32, 1, (int64_t[]){1});
+    kern_write(k, one, tensor_1d(&(float){1}, TENSOR_F32, 1));
+    kern_sum_ranks(k, one);
+    kern_rewind(k, mark);
+    return kern_sync(k);
+}
+
+bool team_nccl_join(struct kern *k)
+{
+    struct team_nccl *t = cuda_team(k);
+    ncclUniqueId id;
+    ncclComm_t comm;
+    uint64_t breaks = kern_team_breaks(k->team);
+    pthread_mutex_lock(&t->lock);
+    bool is_joined = t->comm && t->breaks == breaks;
+    pthread_mutex_unlock(&t->lock);
+    if (is_joined)
+        return true;
+    abort_comm(t);
+    cudaStreamSynchronize(cuda_stream(k)); /* what was aborted is over */
+    if (!share_id(t, &id) || !check(t, t->nccl.init_rank(&comm, k->ranks, id, k->rank), "making a team"))
+        return false;
+    pthread_mutex_lock(&t->lock);
+    t->comm = comm;
+    t->breaks = breaks;
+    pthread_mutex_unlock(&t->lock);
+    return first_sum(t);
+}
+
+/* An event behind the sum, if one is free: all of them may be in flight. */
+static void mark_sum(struct team_nccl *t)
+{
+    if (t->queued - count_done(t) == SUMS_MAX)
+        return;
+    if (cuda_check(t->kern, cudaEventRecord(t->ended[t->queued % SUMS_MAX], cuda_stream(t->kern)), "a sum of the team"))
+        t->queued++;
+}
+
+void team_nccl_sum(struct kern *k, struct tensor x)
+{
+    struct team_nccl *t = cuda_team(k);
+    ncclDataType_t type = x.dtype == TENSOR_F32 ? ncclFloat32 : ncclBfloat16;
+    cudaStream_t stream = cuda_stream(k);
+    char why[256];
+    pthread_mutex_lock(&t->lock);
+    bool is_whole = t->comm && t->breaks == kern_team_breaks(k->team);
+    ncclResult_t result = is_whole ? t->nccl.all_reduce(x.data, x.data, (size_t)tensor_count(x), type, ncclSum, t->comm, stream) : ncclSuccess;
+    if (is_whole && result == ncclSuccess)
+        mark_sum(t);
+    pthread_mutex_unlock(&t->lock);
+    if (is_whole)
+        check(t, result, "a sum of the team");
+    else if (kern_team_why(k->team, why, sizeof why, NULL))
+        kern_ops_fail(k, "%s", why);
+}

@@ -1,0 +1,19 @@
+/* team_nccl.h - a team of GPUs: sums over NCCL on the backend's stream, and a thread that ends them when they would never end. */
+#ifndef KILN_TEAM_NCCL_H
+#define KILN_TEAM_NCCL_H
+
+#include "cuda_ops.h"
+
+/* team_nccl_open is for one backend of a team: NCCL's library and the thread; the first error is the backend's. NULL then. */
+struct team_nccl *team_nccl_open(struct kern *k);
+void team_nccl_close(struct team_nccl *t); /* accepts NULL; before anything else of the backend ends */
+
+/* The ops of kern_ops.h. */
+bool team_nccl_join(struct kern *k);
+void team_nccl_sum(struct kern *k, struct tensor x);
+
+/* Two: their sum has one order, a + b = b + a. Of more, NCCL adds in an order that depends on where in the tensor a value stands, so
+ * that a picture would depend on its place in the batch. */
+#define TEAM_NCCL_RANKS 2
+
+#endif

@@ -1,0 +1,239 @@
+/* test_engine_team.c - two ranks that share a model: if this breaks, their picture is another one than that of a rank alone, depends
+ * on its batch, or one rank in trouble keeps the worker waiting. Models: the tiny ones of tests/golden, whose heads two can share;
+ * test_golden does the comparison with diffusers. With a device as argument (cuda:0,1), there. */
+#include "engine_team.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#define MODEL "tests/golden/models/pocket"
+#define KV "tests/golden/models/kv"
+#define IMAGES 3
+
+/* f32, the latents at the end, of size 1: sums in another order. Measured 4.3e-6 (test_golden.c allows 1e-4 against diffusers, ten times
+ * what diffusers itself changes); guidance g makes u + g (c - u) of it, up to 2g - 1 times as much, here 7. */
+#define F32_LATENTS(model) ((model) == GUIDED ? 7e-5 : 1e-5)
+
+static const char *team = "cpu:0,0", *alone = "cpu";
+
+/* base with guidance, distilled, or KV with a reference */
+enum model { GUIDED, DISTILLED, WITH_KV };
+static int model_count = 3, image_count = IMAGES; /* fewer where a GPU is simulated */
+
+static uint8_t reference_rgb[64 * 64 * 3];
+
+static struct engine_team *open_model(enum model model, enum engine_precision precision, const char *device)
+{
+    struct engine_team *t;
+    struct engine_error why;
+    struct engine_options o = {.model_dir = model == WITH_KV ? KV : MODEL, .precision = precision, .device = device};
+    if (model == GUIDED)
+        o.transformer = MODEL "/transformer", o.variant = ENGINE_BASE;
+    if (!engine_team_open(&t, &o, &why))
+        fail_msg("%s", why.text);
+    return t;
+}
+
+static void requests_of(const struct engine_team *t, enum model model, struct engine_request *r)
+{
+    static const char *const prompts[IMAGES] = {"a fox", "", "a fox"};
+    static const struct engine_reference reference = {64, 64, reference_rgb};
+    for (size_t i = 0; i < sizeof reference_rgb; i++)
+        reference_rgb[i] = (uint8_t)(i * i / 97);
+    for (int i = 0; i < IMAGES; i++) {
+        r[i] = (struct engine_request){.prompt = prompts[i], .width = 64, .height = 80, .steps = 2, .seed = (uint64_t)i, .guidance = NAN};
+        if (model == WITH_KV)
+            r[i].references = &reference, r[i].reference_count = 1;
+        engine_team_defaults(t, &r[i]);
+    }
+}
+
+static void paint(struct engine_team *t, const struct engine_request *r, int count, struct engine_image *images, const struct engine_watch *watch)
+{
+    struct engine_error why;
+    if (!engine_team_generate(t, r, count, images, watch, &why))
+        fail_msg("%s", why.text);
+}
+
+static void same_picture(const struct engine_image *a, const struct engine_image *b, const char *when)
+{
+    if (memcmp(a->rgb, b->rgb, (size_t)a->width * (size_t)a->height * 3) != 0)
+        fail_msg("the picture differs %s", when);
+}
+
+/* --- the picture -------------------------------------------------------------------------------------------- */
+
+static void keep_latents(void *context, const char *name, struct tensor value)
+{
+    if (strcmp(name, "latents.1") == 0) /* of two steps */
+        memcpy(context, value.data, tensor_bytes(value));
+}
+
+static void two_ranks_draw_the_picture_of_one(void **state)
+{
+    (void)state;
+    for (int m = 0; m < model_count; m++) {
+        static float latents[2][20 * 128];
+        struct engine_request r[IMAGES];
+        double largest = 0;
+        for (int who = 0; who < 2; who++) {
+            struct engine_team *t = open_model((enum model)m, ENGINE_F32, who ? team : alone);
+            struct engine_image image;
+            requests_of(t, (enum model)m, r);
+            paint(t, r, 1, &image, &(struct engine_watch){.context = latents[who], .dump = keep_latents});
+            engine_image_done(&image);
+            engine_team_close(t);
+        }
+        for (int i = 0; i < 20 * 128; i++)
+            largest = fmax(largest, fabs((double)latents[0][i] - (double)latents[1][i]));
+        print_message("model %d: largest difference of latents %.2g\n", m, largest);
+        assert_true(isfinite(latents[0][0]) && latents[0][0] != 0);
+        assert_true(largest <= F32_LATENTS(m));
+    }
+}
+
+static void neither_the_batch_nor_the_run_changes_a_bit(void **state)
+{
+    (void)state;
+    for (int m = 0; m < model_count; m++) {
+        struct engine_team *t = open_model((enum model)m, m == DISTILLED ? ENGINE_F32 : ENGINE_BF16, team);
+        struct engine_request r[IMAGES];
+        struct engine_image batch[IMAGES], again[IMAGES], single;
+        requests_of(t, (enum model)m, r);
+        paint(t, r, image_count, batch, NULL);
+        paint(t, r, image_count, again, NULL);
+        for (int i = 0; i < image_count; i++) {
+            paint(t, &r[i], 1, &single, NULL);
+            same_picture(&batch[i], &single, "when it is alone");
+            same_picture(&batch[i], &again[i], "the second time");
+            engine_image_done(&single);
+            engine_image_done(&again[i]);
+        }
+        assert_true(memcmp(batch[0].rgb, batch[1].rgb, 64 * 80 * 3) != 0);
+        for (int i = 0; i < image_count; i++)
+            engine_image_done(&batch[i]);
+        engine_team_close(t);
+    }
+}
+
+static void a_rank_holds_its_share(void **state)
+{
+    (void)state;
+    size_t peak[2];
+    for (int who = 0; who < 2; who++) {
+        struct engine_team *t = open_model(DISTILLED, ENGINE_F32, who ? team : alone);
+        struct engine_request r[IMAGES];
+        struct engine_image image;
+        requests_of(t, DISTILLED, r);
+        paint(t, r, 1, &image, NULL);
+        peak[who] = image.timing.peak_bytes;
+        assert_int_equal(strncmp(engine_team_info(t)->device, "2 x ", 4) == 0, who);
+        engine_image_done(&image);
+        engine_team_close(t);
+    }
+    assert_true(peak[1] < peak[0]);
+}
+
+/* --- trouble -------------------------------------------------------------------------------------------------- */
+
+static bool at_the_second_step(void *context)
+{
+    return ++*(int *)context == 2;
+}
+
+static void a_cancelled_batch_ends_on_all_ranks_and_the_next_is_whole(void **state)
+{
+    (void)state;
+    struct engine_team *t = open_model(DISTILLED, ENGINE_BF16, team);
+    struct engine_request r[IMAGES];
+    struct engine_image before, after, none;
+    struct engine_error why;
+    int asked = 0;
+    requests_of(t, DISTILLED, r);
+    paint(t, r, 1, &before, NULL);
+    assert_false(engine_team_generate(t, r, 1, &none, &(struct engine_watch){.context = &asked, .cancelled = at_the_second_step}, &why));
+    assert_int_equal(why.fault, ENGINE_CANCELLED);
+    r[1].steps = 0; /* refused by all */
+    assert_false(engine_team_generate(t, &r[1], 1, &none, NULL, &why));
+    assert_int_equal(why.fault, ENGINE_BAD_REQUEST);
+    paint(t, r, 1, &after, NULL);
+    same_picture(&before, &after, "after a batch that was cancelled");
+    engine_image_done(&before);
+    engine_image_done(&after);
+    engine_team_close(t);
+}
+
+/* Longer than the others' patience lasts; the time when it began is told. */
+static bool hang(void *context)
+{
+    clock_gettime(CLOCK_MONOTONIC, context);
+    nanosleep(&(struct timespec){KERN_TEAM_PATIENCE_MS / 1000 + 1, 0}, NULL);
+    return false;
+}
+
+static void a_rank_that_hangs_ends_the_team_within_ten_seconds(void **state)
+{
+    (void)state;
+    struct engine_team *t = open_model(DISTILLED, ENGINE_BF16, team);
+    struct engine_request r[IMAGES];
+    struct engine_image none;
+    struct engine_error why;
+    struct timespec begun = {0}, ended;
+    requests_of(t, DISTILLED, r);
+    assert_false(engine_team_generate(t, r, 1, &none, &(struct engine_watch){.context = &begun, .cancelled = hang}, &why));
+    clock_gettime(CLOCK_MONOTONIC, &ended);
+    assert_true(ended.tv_sec - begun.tv_sec <= 10);
+    assert_int_equal(why.fault, ENGINE_DEVICE);
+    assert_non_null(strstr(why.text, "no sign of life"));
+    assert_false(engine_team_generate(t, r, 1, &none, NULL, &why)); /* a lost device stays lost */
+    assert_int_equal(why.fault, ENGINE_DEVICE);
+    engine_team_close(t);
+}
+
+static void refused(struct engine_options o, const char *says)
+{
+    struct engine_team *t;
+    struct engine_error why;
+    o.model_dir = o.model_dir ? o.model_dir : MODEL;
+    assert_false(engine_team_open(&t, &o, &why));
+    assert_int_equal(why.fault, ENGINE_BAD_REQUEST);
+    if (!strstr(why.text, says))
+        fail_msg("'%s' does not say '%s'", why.text, says);
+}
+
+static void what_cannot_be_shared_is_refused(void **state)
+{
+    (void)state;
+    refused((struct engine_options){.device = "cpu:0,0,0"}, "a team of 3: 2 heads of the transformer");
+    refused((struct engine_options){.device = "cpu:0,0", .model_dir = "tests/golden/models/base"}, "a team of 2: 1 heads of the transformer");
+    refused((struct engine_options){.device = "cpu:0,0", .threads = 1}, "1 threads for a team of 2");
+    refused((struct engine_options){.device = "cpu:0,63"}, "no memory node 63");
+    static const char *const forms[] = {"cpu:", "cpu:0,", "cpu:,0", "cpu:a", "cpu:100", "cuda:0,0", "cuda:0,x", "cuda:", "gpu", "", "dry:",
+                                        "cpu:0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0"};
+    for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++)
+        refused((struct engine_options){.device = forms[i]}, "accepted: cpu, cuda, cuda:N, or a team");
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(two_ranks_draw_the_picture_of_one),
+        cmocka_unit_test(neither_the_batch_nor_the_run_changes_a_bit),
+        cmocka_unit_test(a_rank_holds_its_share),
+        cmocka_unit_test(a_cancelled_batch_ends_on_all_ranks_and_the_next_is_whole),
+        cmocka_unit_test(what_cannot_be_shared_is_refused),
+        cmocka_unit_test(a_rank_that_hangs_ends_the_team_within_ten_seconds),
+    };
+    if (argc > 1)
+        team = argv[1], alone = "cuda", model_count = 1, image_count = 2;
+    return cmocka_run_group_tests_name("engine_team", tests, NULL, NULL);
+}
