@@ -235,12 +235,12 @@ static bool share_id(struct team_nccl *t, ncclUniqueId *id)
 static bool first_sum(struct team_nccl *t)
 {
     struct kern *k = t->kern;
-    size_t mark = kern_mark(k);
-    struct tensor one = kern_temp(k, TENSOR_F32, 1, (int64_t[]){1});
-    kern_write(k, one, tensor_1d(&(float){1}, TENSOR_F32, 1));
-    kern_sum_ranks(k, one);
-    kern_rewind(k, mark);
-    return kern_sync(k);
+    struct tensor none = tensor_1d(cuda_alloc(k, sizeof(float)), TENSOR_F32, 1);
+    if (none.data && cuda_check(k, cudaMemsetAsync(none.data, 0, sizeof(float), cuda_stream(k)), "the first sum of a team"))
+        kern_sum_ranks(k, none);
+    bool ok = kern_sync(k);
+    cuda_free(k, none.data);
+    return ok;
 }
 
 bool team_nccl_join(struct kern *k)

@@ -1,0 +1,215 @@
+/* test_cuda_team.c - two devices that share a model, and what may happen to one of them. If this breaks, a dead GPU keeps the other
+ * one waiting for ever, or a wrong one makes pictures. Faults and counters are the simulator's (tests/cudasim/README.md); pictures are
+ * compared by test_engine_team and test_golden, which run on these devices, too. */
+#include <dlfcn.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "cudasim_control.h"
+#include "engine_team.h"
+
+#define MODEL "tests/golden/models/pocket"
+
+/* Of this model, in bf16 at 64x64. */
+enum { DOUBLES = 2, SINGLES = 3, WIDTH = 64, ROWS = 512 + 16, TEXT_LAYERS = 27, TEXT_WIDTH = 32, RANKS = 2, BF16 = 2 };
+
+static struct {
+    bool (*fault)(const char *list);
+    void (*restore)(void);
+    size_t (*leaks)(char *text, size_t capacity);
+    void (*counters)(struct cudasim_counters *counters);
+    void (*counters_reset)(void);
+} sim;
+
+static int find_simulator(void **state)
+{
+    (void)state;
+    void *module = dlopen(getenv("KILN_CUDA_MODULE"), RTLD_NOW | RTLD_LOCAL);
+    if (!module)
+        return -1;
+    *(void **)&sim.fault = dlsym(module, "cudasim_fault");
+    *(void **)&sim.restore = dlsym(module, "cudasim_restore");
+    *(void **)&sim.leaks = dlsym(module, "cudasim_leaks");
+    *(void **)&sim.counters = dlsym(module, "cudasim_counters_read");
+    *(void **)&sim.counters_reset = dlsym(module, "cudasim_counters_reset");
+    return sim.fault && sim.restore && sim.leaks && sim.counters && sim.counters_reset ? 0 : -1;
+}
+
+static struct engine_team *open_team(void)
+{
+    struct engine_team *t;
+    struct engine_error why;
+    struct engine_options o = {.model_dir = MODEL, .precision = ENGINE_BF16, .device = "cuda:0,1", .plan_width = 64, .plan_height = 64};
+    if (!engine_team_open(&t, &o, &why))
+        fail_msg("%s", why.text);
+    return t;
+}
+
+static void close_team(struct engine_team *t)
+{
+    char text[1024] = "";
+    engine_team_close(t);
+    sim.fault("");
+    sim.restore();
+    if (sim.leaks(text, sizeof text) != 0)
+        fail_msg("left behind: %s", text);
+}
+
+static bool paint(struct engine_team *t, int steps, int side, uint8_t *ret_rgb, struct engine_error *why)
+{
+    struct engine_request r = {.prompt = "a fox", .width = side, .height = side, .steps = steps, .guidance = NAN};
+    struct engine_image image;
+    engine_team_defaults(t, &r);
+    if (!engine_team_generate(t, &r, 1, &image, NULL, why))
+        return false;
+    if (ret_rgb)
+        memcpy(ret_rgb, image.rgb, 64 * 64 * 3);
+    engine_image_done(&image);
+    return true;
+}
+
+static void must_paint(struct engine_team *t, int steps, uint8_t *ret_rgb)
+{
+    struct engine_error why;
+    if (!paint(t, steps, 64, ret_rgb, &why))
+        fail_msg("%s", why.text);
+}
+
+/* --- what goes between them ------------------------------------------------------------------------------------ */
+
+static struct cudasim_counters counted(struct engine_team *t, int steps)
+{
+    struct cudasim_counters c;
+    sim.counters_reset();
+    must_paint(t, steps, NULL);
+    sim.counters(&c);
+    return c;
+}
+
+/* Two sums per double block, over both streams, one per single block: engine-spec's bytes in fewer sums. */
+static void a_step_moves_what_the_plan_says(void **state)
+{
+    (void)state;
+    struct engine_team *t = open_team();
+    struct cudasim_counters first = counted(t, 1), one = counted(t, 1), two = counted(t, 2);
+    const uint64_t sums = 2 * DOUBLES + SINGLES, text = 2 * TEXT_LAYERS;
+    assert_int_equal(two.collectives - one.collectives, RANKS * sums);
+    assert_int_equal(two.collective_bytes - one.collective_bytes, RANKS * sums * ROWS * WIDTH * BF16);
+    assert_int_equal(first.collectives - one.collectives, RANKS * text); /* the prompt is known the second time */
+    assert_int_equal(first.collective_bytes - one.collective_bytes, RANKS * text * 512 * TEXT_WIDTH * BF16);
+    close_team(t);
+}
+
+/* --- trouble ----------------------------------------------------------------------------------------------------- */
+
+/* The fault comes in the second picture. The team must end in time, tell of a failed device, stay so and leave nothing. */
+static void ends_the_team(const char *fault, const char *says)
+{
+    struct engine_team *t = open_team();
+    struct engine_error why = {0};
+    struct timespec begun, ended;
+    must_paint(t, 1, NULL);
+    assert_true(sim.fault(fault));
+    clock_gettime(CLOCK_MONOTONIC, &begun);
+    assert_false(paint(t, 1, 64, NULL, &why));
+    clock_gettime(CLOCK_MONOTONIC, &ended);
+    print_message("%s: %ld s: %s\n", fault, (long)(ended.tv_sec - begun.tv_sec), why.text);
+    assert_int_equal(why.fault, ENGINE_DEVICE);
+    assert_non_null(strstr(why.text, says));
+    assert_true(ended.tv_sec - begun.tv_sec <= 10);
+    assert_false(paint(t, 1, 64, NULL, &why));
+    assert_int_equal(why.fault, ENGINE_DEVICE);
+    close_team(t);
+}
+
+static void a_dead_rank_ends_the_team(void **state)
+{
+    (void)state;
+    ends_the_team("dead:3@1", "a sum of the team does not end");
+}
+
+static void a_wrong_rank_ends_the_team(void **state)
+{
+    (void)state;
+    ends_the_team("wrong:2@1", "differs between ranks"); /* a row of the text, which no picture shows */
+    ends_the_team("wrong:7@0", "differs between ranks");
+}
+
+static void a_lost_device_ends_the_team(void **state)
+{
+    (void)state;
+    ends_the_team("lost:40@1", "device lost");
+}
+
+static void a_slow_rank_is_waited_for(void **state)
+{
+    (void)state;
+    static uint8_t before[64 * 64 * 3], after[64 * 64 * 3];
+    struct engine_team *t = open_team();
+    must_paint(t, 1, before);
+    assert_true(sim.fault("slow:2=1500@1"));
+    must_paint(t, 1, after);
+    assert_memory_equal(before, after, sizeof before);
+    close_team(t);
+}
+
+/* A lack of memory on one device is one of the team, and passes: a new communicator, the same picture. */
+static void what_does_not_fit_one_device_is_refused_and_the_next_is_whole(void **state)
+{
+    (void)state;
+    static uint8_t before[64 * 64 * 3], after[64 * 64 * 3];
+    struct engine_team *t = open_team();
+    struct engine_error why = {0};
+    must_paint(t, 1, before);
+    assert_true(sim.fault("malloc:1@1"));
+    assert_false(paint(t, 1, 128, NULL, &why)); /* more than was planned: asks for memory */
+    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
+    assert_true(sim.fault(""));
+    must_paint(t, 1, after);
+    assert_memory_equal(before, after, sizeof before);
+    close_team(t);
+}
+
+static void a_team_that_cannot_open_leaves_nothing(void **state)
+{
+    (void)state;
+    static const char *const faults[] = {"malloc:1@1", "malloc:9@0", "stream:1@1", "nccl:1", "nccl:2", "event:60@1"};
+    for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) {
+        struct engine_team *t = NULL;
+        struct engine_error why = {0};
+        struct engine_options o = {.model_dir = MODEL, .precision = ENGINE_BF16, .device = "cuda:0,1", .plan_width = 64, .plan_height = 64};
+        assert_true(sim.fault(faults[i]));
+        if (engine_team_open(&t, &o, &why))
+            fail_msg("%s: opened", faults[i]);
+        assert_true(why.fault == ENGINE_DEVICE || why.fault == ENGINE_NO_MEMORY);
+        close_team(t);
+    }
+    struct engine_team *t;
+    struct engine_error why;
+    assert_false(engine_team_open(&t, &(struct engine_options){.model_dir = MODEL, .device = "cuda:0,7"}, &why));
+    assert_non_null(strstr(why.text, "no CUDA device 7"));
+    close_team(NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_step_moves_what_the_plan_says),
+        cmocka_unit_test(a_slow_rank_is_waited_for),
+        cmocka_unit_test(what_does_not_fit_one_device_is_refused_and_the_next_is_whole),
+        cmocka_unit_test(a_team_that_cannot_open_leaves_nothing),
+        cmocka_unit_test(a_wrong_rank_ends_the_team),
+        cmocka_unit_test(a_lost_device_ends_the_team),
+        cmocka_unit_test(a_dead_rank_ends_the_team),
+    };
+    return cmocka_run_group_tests_name("cuda_team", tests, find_simulator, NULL);
+}
