@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 #define KERN_TEAM_MAX 16          /* ranks */
-#define KERN_TEAM_PATIENCE_MS 8000 /* a team with a dead rank is to end within 10 s */
+#define KERN_TEAM_PATIENCE_MS 7000 /* a team with a dead rank is to end within 10 s */
 
 struct kern_team;
 struct kern_member { struct kern_team *team; int rank; }; /* of a backend that is opened; team NULL: it works alone */

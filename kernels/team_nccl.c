@@ -110,8 +110,15 @@ static uint64_t count_done(struct team_nccl *t)
 
 struct look {
     uint64_t done;
-    int still_ms; /* for so long no sum has ended though some were queued */
+    int64_t since_ms; /* since then no sum has ended though some were queued */
 };
+
+static int64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
 
 static void look(struct team_nccl *t, struct look *l)
 {
@@ -124,17 +131,18 @@ static void look(struct team_nccl *t, struct look *l)
     if (has_comm && !is_stale)
         t->nccl.async_error(t->comm, &error);
     pthread_mutex_unlock(&t->lock);
-    l->still_ms = is_idle || done != l->done ? 0 : l->still_ms + LOOK_MS;
     if (done != l->done)
         kern_ops_beat(t->kern);
+    if (is_idle || done != l->done)
+        l->since_ms = now_ms();
     l->done = done;
     if (is_stale) {
         abort_comm(t);
     } else if (error != ncclSuccess && error != ncclInProgress) {
         snprintf(why, sizeof why, "device failed: NCCL: %s", t->nccl.error_text(error));
         kern_team_break(team_of(t), t->kern->rank, why);
-    } else if (has_comm && l->still_ms > kern_team_patience_ms(team_of(t))) {
-        snprintf(why, sizeof why, "device failed: a sum of the team does not end, for %.1f s", l->still_ms / 1e3);
+    } else if (has_comm && now_ms() - l->since_ms > kern_team_patience_ms(team_of(t))) {
+        snprintf(why, sizeof why, "device failed: a sum of the team does not end, for %.1f s", kern_team_patience_ms(team_of(t)) / 1e3);
         kern_team_break(team_of(t), t->kern->rank, why);
     }
 }
@@ -142,7 +150,7 @@ static void look(struct team_nccl *t, struct look *l)
 static void *watch_main(void *argument)
 {
     struct team_nccl *t = argument;
-    struct look l = {0};
+    struct look l = {.since_ms = now_ms()};
     bool is_closing = false;
     cuda_stream(t->kern); /* on the backend's device */
     while (!is_closing) {

@@ -149,6 +149,34 @@ static struct tensor mix(struct cuda_pair_maker *m, const void *shape)
     return out;
 }
 
+static void checksum(struct cuda_pair_maker m, const struct rows *r, int32_t *ret)
+{
+    int64_t n[2] = {r->n[0] * r->n[1], r->n[2]};
+    size_t mark = kern_mark(m.k);
+    struct tensor x = cuda_pair_tensor(&m, 2, n, 1), out = kern_temp(m.k, TENSOR_I32, 1, n);
+    kern_checksum(m.k, out, x);
+    kern_read(m.k, tensor_1d(ret, TENSOR_I32, n[0]), out);
+    assert_true(kern_sync(m.k));
+    kern_rewind(m.k, mark);
+}
+
+static void checksums_equal_the_cpu(void **state)
+{
+    const struct cuda_pair *p = *state;
+    for (int s = 0; s < COUNT(some_rows); s++)
+        for (int d = 0; d < 2; d++)
+            for (int g = 0; g < 3; g++) {
+                const struct rows *r = &some_rows[s];
+                size_t bytes = (size_t)(r->n[0] * r->n[1]) * sizeof(int32_t);
+                int32_t *cpu = malloc(bytes), *cuda = malloc(bytes);
+                checksum((struct cuda_pair_maker){p->cpu, dtypes[d], gaps[g], 3}, r, cpu);
+                checksum((struct cuda_pair_maker){p->cuda, dtypes[d], gaps[g], 3}, r, cuda);
+                assert_memory_equal(cpu, cuda, bytes);
+                free(cpu);
+                free(cuda);
+            }
+}
+
 static void element_ops_equal_the_cpu(void **state)
 {
     for (int s = 0; s < COUNT(some_rows); s++)
@@ -751,6 +779,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(element_ops_equal_the_cpu),
+        cmocka_unit_test(checksums_equal_the_cpu),
         cmocka_unit_test(has_nan_finds_one_bad_value),
         cmocka_unit_test(row_norms_equal_the_cpu),
         cmocka_unit_test(gated_add_norm_is_the_two_it_is_made_of),

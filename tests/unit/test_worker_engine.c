@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-static const char *program;
+static const char *program, *team;
 static const char *const three[] = {"a red fox in fresh snow", "a lighthouse at dusk", "two cups of tea"};
 
 static void start(struct fake_coordinator *f, const char *const *words)
@@ -92,17 +92,70 @@ static void told_to_stop_it_leaves_cleanly(void **state)
     fake_coordinator_end(&f);
 }
 
+/* Two ranks on one memory node: their pictures depend on the batch as little as those of one. */
+static void a_team_renders_the_same_files_whatever_the_batch(void **state)
+{
+    (void)state;
+    struct fake_coordinator f;
+    char together[3][65], alone[3][65];
+    start(&f, (const char *[]){"--device", "cpu:0,0", NULL});
+    render_three(&f, together);
+    fake_coordinator_end(&f);
+    start(&f, (const char *[]){"--device", "cpu:0,0", "--batch", "1", "--credit", "8", NULL});
+    render_three(&f, alone);
+    fake_coordinator_end(&f);
+    for (int i = 0; i < 3; i++)
+        assert_string_equal(together[i], alone[i]);
+}
+
+/* On simulated devices. Opening and warming up take 62 sums, a prompt 54, so that the rank dies under way: what it had goes back to
+ * be tried again, the process ends, and the one its supervisor starts renders each of them once. */
+static void a_rank_that_dies_gives_its_batch_back(void **state)
+{
+    (void)state;
+    struct fake_coordinator f;
+    char outcomes[4] = "";
+    setenv("CUDASIM_FAULT", "dead:125@1", 1);
+    start(&f, (const char *[]){"--device", team, NULL});
+    fake_coordinator_assign(&f, 10, three, 2);
+    fake_coordinator_collect(&f, 10, 2, outcomes);
+    assert_string_equal(outcomes, "tt");
+    assert_non_null(strstr(f.reasons[0], "a sum of the team does not end"));
+    while (fake_coordinator_expect_any(&f)->kind != MSG_BYE)
+        assert_int_equal(f.said.kind, MSG_READY);
+    assert_int_equal(fake_coordinator_worker_ended(&f), 75);
+    assert_int_equal(fake_coordinator_records(&f), 0);
+    assert_false(fake_coordinator_has(&f, "t10.png") || fake_coordinator_has(&f, "t11.png"));
+
+    unsetenv("CUDASIM_FAULT");
+    fake_coordinator_start_worker(&f, NULL, (const char *[]){"--device", team, NULL});
+    fake_coordinator_welcome(&f);
+    fake_coordinator_expect(&f, MSG_READY);
+    fake_coordinator_assign(&f, 10, three, 2);
+    fake_coordinator_collect(&f, 10, 2, outcomes);
+    assert_string_equal(outcomes, "RR");
+    fake_coordinator_wait_for(&f, "t10.png", true);
+    fake_coordinator_wait_for(&f, "t11.png", true);
+    fake_coordinator_end(&f);
+}
+
+/* WORKER_PROGRAM [DEVICES]: with devices, what only a simulated team can suffer. */
 int main(int argc, char **argv)
 {
+    const struct CMUnitTest of_team[] = {
+        cmocka_unit_test_teardown(a_rank_that_dies_gives_its_batch_back, fake_coordinator_abandon),
+    };
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(the_file_does_not_depend_on_batch_threads_or_worker, fake_coordinator_abandon),
         cmocka_unit_test_teardown(a_prompt_over_the_limit_is_refused_and_its_neighbour_rendered, fake_coordinator_abandon),
         cmocka_unit_test_teardown(told_to_stop_it_leaves_cleanly, fake_coordinator_abandon),
+        cmocka_unit_test_teardown(a_team_renders_the_same_files_whatever_the_batch, fake_coordinator_abandon),
     };
     if (argc < 2) {
-        fprintf(stderr, "usage: test_worker_engine WORKER_PROGRAM\n");
+        fprintf(stderr, "usage: test_worker_engine WORKER_PROGRAM [DEVICES]\n");
         return 2;
     }
     program = argv[1];
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    team = argc > 2 ? argv[2] : NULL;
+    return team ? cmocka_run_group_tests(of_team, NULL, NULL) : cmocka_run_group_tests(tests, NULL, NULL);
 }
