@@ -33,7 +33,7 @@ void kern_ops_member(struct kern *k, const struct kern_member *member)
 {
     k->team = member->team;
     k->rank = member->team ? member->rank : 0;
-    k->ranks = member->team ? kern_team_ranks(member->team) : 1;
+    k->ranks = member->team ? kern_team_ranks(member->team) : member->ranks > 1 ? member->ranks : 1;
 }
 
 bool kern_ops_meet(struct kern *k, int64_t number, int64_t ret[KERN_TEAM_MAX])
@@ -58,11 +58,11 @@ int kern_ranks(const struct kern *k)
 
 bool kern_join(struct kern *k)
 {
-    if (k->failed || !k->team)
-        return !k->failed;
-    if (!kern_team_mend(k->team, k->rank))
+    if (k->failed)
+        return false;
+    if (k->team && !kern_team_mend(k->team, k->rank))
         kern_ops_fail(k, "device failed: a rank of the team did not come back");
-    return !k->failed && (!k->ops->join || k->ops->join(k));
+    return !k->failed && (k->ranks == 1 || !k->ops->join || k->ops->join(k));
 }
 
 void kern_leave(struct kern *k, const char *why)

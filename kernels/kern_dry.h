@@ -5,7 +5,7 @@
  * out all the same, so that the peak of what does not fit is known. Times are computed from the device's published peaks.
  *
  * The module libkiln-dry.so is a developer's tool: the simulator's build makes it (tests/cudasim/dry.cpp) and kern_module.c
- * opens it for "dry:NAME". One device in the life of a process. */
+ * opens it for "dry:NAME". One device in the life of a process; it may be one of a team (kern_member). */
 #ifndef KILN_KERN_DRY_H
 #define KILN_KERN_DRY_H
 
@@ -23,11 +23,14 @@ struct kern_dry_device {
 
 /* What happened since the last mark. Launches are kernels, library calls and copies inside the device, those of graphs too;
  * host_launches what the host asked for, a graph being one; copies those between host and device. Seconds: each launch takes
- * the longest of FLOPs over peak, bytes over bandwidth, and launch_s (graph_launch_s in a graph); or all copies from the host over the link, if that takes longer than all launches, beside which they run. */
+ * the longest of FLOPs over peak, bytes over bandwidth, and launch_s (graph_launch_s in a graph), and sums of a team pass over the
+ * link; or all copies from the host over the link, if that takes longer than all launches, beside which they run. */
 struct kern_dry_sums {
     uint64_t launches, host_launches, copies, allocations;
     uint64_t waits, stalls;              /* stalls: waits of the host with launches behind them, so that the device ran dry */
     double flops, tensor_core_flops;
+    uint64_t rank_sums;                  /* of a team, one of whose devices this is */
+    double rank_sum_bytes;
     double host_bytes;                   /* that came from the host */
     double bytes, product_bytes;         /* of device memory; product_bytes: those of matrix products, convolutions, attention */
     double decode_bytes;                 /* and those that decode quantised weights for products */

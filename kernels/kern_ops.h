@@ -69,7 +69,7 @@ struct kern_ops {
 struct kern {
     const struct kern_ops *ops;
     bool failed, is_dry;
-    struct kern_team *team; /* NULL: works alone, or plans for a team */
+    struct kern_team *team; /* NULL: works alone, or counts for a team that is not there */
     int rank, ranks;
     char name[96];
     char error[256];

@@ -18,7 +18,9 @@
 #define KERN_TEAM_PATIENCE_MS 7000 /* a team with a dead rank is to end within 10 s */
 
 struct kern_team;
-struct kern_member { struct kern_team *team; int rank; }; /* of a backend that is opened; team NULL: it works alone */
+/* Of a backend that is opened. team NULL: it works alone; or, with ranks above 1 and on a dry device, as the first of so many of whom the
+ * others are not there: what it would do is counted. */
+struct kern_member { struct kern_team *team; int rank, ranks; };
 
 /* kern_team_open: 1 to KERN_TEAM_MAX ranks. NULL on no memory. It outlives the backends that are members of it. */
 struct kern_team *kern_team_open(int ranks, int patience_ms);

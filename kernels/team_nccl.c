@@ -5,7 +5,9 @@
  * backend's own thread then finds the reason at its next sync. It breaks the team itself when NCCL tells of an error, or when sums
  * are queued and for as long as the team's patience none of them ends: an event behind each sum tells.
  *
- * After an abort there is no communicator until all ranks join again. */
+ * After an abort there is no communicator until all ranks join again.
+ *
+ * A dry device is one rank of a team that is not there: its communicator has one rank, for the bytes to be counted, and no thread. */
 #include "team_nccl.h"
 
 #include <dlfcn.h>
@@ -53,6 +55,11 @@ struct team_nccl {
 static struct kern_team *team_of(const struct team_nccl *t)
 {
     return t->kern->team;
+}
+
+static uint64_t breaks_of(const struct kern *k)
+{
+    return k->team ? kern_team_breaks(k->team) : 0;
 }
 
 /* --- the library ------------------------------------------------------------------------------------------- */
@@ -127,7 +134,7 @@ static void look(struct team_nccl *t, struct look *l)
     pthread_mutex_lock(&t->lock);
     uint64_t done = count_done(t);
     bool is_idle = done == t->queued, has_comm = t->comm != NULL;
-    bool is_stale = has_comm && t->breaks != kern_team_breaks(team_of(t));
+    bool is_stale = has_comm && t->breaks != breaks_of(t->kern);
     if (has_comm && !is_stale)
         t->nccl.async_error(t->comm, &error);
     pthread_mutex_unlock(&t->lock);
@@ -185,6 +192,8 @@ struct team_nccl *team_nccl_open(struct kern *k)
     bool ok = find_calls(t);
     for (int i = 0; ok && i < SUMS_MAX; i++)
         ok = cuda_check(k, cudaEventCreateWithFlags(&t->ended[i], cudaEventDisableTiming), "an event");
+    if (ok && !k->team)
+        return t;
     if (ok) {
         t->has_watch = pthread_create(&t->watch, NULL, watch_main, t) == 0;
         if (t->has_watch)
@@ -206,7 +215,7 @@ void team_nccl_close(struct team_nccl *t)
     if (t->has_watch)
         pthread_join(t->watch, NULL);
     cuda_stream(t->kern);
-    if (t->comm && kern_team_is_broken(team_of(t)))
+    if (t->comm && t->breaks != breaks_of(t->kern))
         t->nccl.end(t->comm);
     else if (t->comm)
         t->nccl.destroy(t->comm);
@@ -230,7 +239,7 @@ static bool share_id(struct team_nccl *t, ncclUniqueId *id)
         return false;
     if (t->kern->rank == 0)
         memcpy(words, id, sizeof words);
-    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+    for (size_t i = 0; t->kern->team && i < sizeof words / sizeof words[0]; i++) {
         if (!kern_ops_meet(t->kern, words[i], all))
             return false;
         words[i] = all[0];
@@ -256,7 +265,7 @@ bool team_nccl_join(struct kern *k)
     struct team_nccl *t = cuda_team(k);
     ncclUniqueId id;
     ncclComm_t comm;
-    uint64_t breaks = kern_team_breaks(k->team);
+    uint64_t breaks = breaks_of(k);
     pthread_mutex_lock(&t->lock);
     bool is_joined = t->comm && t->breaks == breaks;
     pthread_mutex_unlock(&t->lock);
@@ -264,7 +273,7 @@ bool team_nccl_join(struct kern *k)
         return true;
     abort_comm(t);
     cudaStreamSynchronize(cuda_stream(k)); /* what was aborted is over */
-    if (!share_id(t, &id) || !check(t, t->nccl.init_rank(&comm, k->ranks, id, k->rank), "making a team"))
+    if (!share_id(t, &id) || !check(t, t->nccl.init_rank(&comm, k->team ? k->ranks : 1, id, k->rank), "making a team"))
         return false;
     pthread_mutex_lock(&t->lock);
     t->comm = comm;
@@ -289,7 +298,7 @@ void team_nccl_sum(struct kern *k, struct tensor x)
     cudaStream_t stream = cuda_stream(k);
     char why[256];
     pthread_mutex_lock(&t->lock);
-    bool is_whole = t->comm && t->breaks == kern_team_breaks(k->team);
+    bool is_whole = t->comm && t->breaks == breaks_of(k);
     ncclResult_t result = is_whole ? t->nccl.all_reduce(x.data, x.data, (size_t)tensor_count(x), type, ncclSum, t->comm, stream) : ncclSuccess;
     if (is_whole && result == ncclSuccess)
         mark_sum(t);

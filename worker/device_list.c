@@ -51,7 +51,8 @@ static bool add(struct device_list *l, const char *kind, const char *item)
     if (strcmp(kind, "dry:") != 0 && !is_number(item, &number))
         return false;
     snprintf(r.device, sizeof r.device, "%s%s", kind, item);
-    if (strcmp(kind, "cuda:") == 0 && is_listed(l, r.device))
+    bool is_twice = is_listed(l, r.device);
+    if ((strcmp(kind, "cuda:") == 0 && is_twice) || (strcmp(kind, "dry:") == 0 && l->count && !is_twice))
         return false;
     if (strcmp(kind, "cpu:") == 0) {
         snprintf(r.device, sizeof r.device, "cpu");

@@ -80,6 +80,8 @@ static void add(struct kern_dry_sums *to, const struct kern_dry_sums *s)
     to->stalls += s->stalls;
     to->flops += s->flops;
     to->tensor_core_flops += s->tensor_core_flops;
+    to->rank_sums += s->rank_sums;
+    to->rank_sum_bytes += s->rank_sum_bytes;
     to->host_bytes += s->host_bytes;
     to->bytes += s->bytes;
     to->product_bytes += s->product_bytes;
@@ -156,9 +158,10 @@ static struct figures figures_of(const struct dry *d, double least)
 static json_t *phase_json(const struct total *t, const char *name)
 {
     const struct kern_dry_sums *s = &t->sums;
-    return json_pack("{s:s,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "phase", name, "runs", t->runs, "launches",
-                     (json_int_t)s->launches, "host_launches", (json_int_t)s->host_launches, "copies", (json_int_t)s->copies, "allocations", (json_int_t)s->allocations, "waits",
-                     (json_int_t)s->waits, "stalls", (json_int_t)s->stalls, "flops", s->flops, "tensor_core_flops",
+    return json_pack("{s:s,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "phase", name, "runs", t->runs, "launches",
+                     (json_int_t)s->launches, "host_launches", (json_int_t)s->host_launches, "copies", (json_int_t)s->copies, "allocations",
+                     (json_int_t)s->allocations, "waits", (json_int_t)s->waits, "stalls", (json_int_t)s->stalls, "rank_sums",
+                     (json_int_t)s->rank_sums, "rank_sum_bytes", s->rank_sum_bytes, "flops", s->flops, "tensor_core_flops",
                      s->tensor_core_flops, "host_bytes", s->host_bytes, "bytes", s->bytes, "product_bytes", s->product_bytes,
                      "decode_bytes", s->decode_bytes, "computed_s", s->seconds);
 }
@@ -207,6 +210,8 @@ static void print_phases(const struct dry *d)
 static void print_page(const struct dry *d, const struct figures *f, const struct engine_info *info)
 {
     const struct kern_dry_device *device = d->ledger->device();
+    const struct kern_dry_sums *step = &d->totals[DRY_STEP].sums;
+    double n = d->totals[DRY_STEP].runs ? d->totals[DRY_STEP].runs : 1;
     printf("%s on %s: computed, not measured\n\n", info->family, device->full_name);
     print_phases(d);
     printf("\nsteps       %llu to %llu launches, at most %llu by the host, for which a graph is one; in all behind the first: %llu stalls,\n"
@@ -220,6 +225,8 @@ static void print_page(const struct dry *d, const struct figures *f, const struc
                f->step_outside / f->step_least);
     if (f->step_decoding > 0)
         printf("\n            %.3f GB a step to decode weights for products", f->step_decoding / 1e9);
+    if (step->rank_sums)
+        printf("\nteam        %.6g sums a step over the ranks, %.3f GB; what follows is one rank's", (double)step->rank_sums / n, step->rank_sum_bytes / n / 1e9);
     printf("\nmemory      peak %.2f GB with %.2f GB for the driver; planned %.2f GB, placement %s; the device has %.2f GB: %s\n",
            (double)f->peak / 1e9, (double)device->context_bytes / 1e9, (double)plan_bytes(info) / 1e9,
            engine_placement_name(info->placement), (double)device->memory_bytes / 1e9, f->fits ? "fits" : "does not fit");
@@ -231,13 +238,13 @@ static void print_page(const struct dry *d, const struct figures *f, const struc
            device->memory_bytes_s / 1e9, device->link_bytes_s / 1e9, device->source, device->link_source, device->launch_source);
 }
 
-/* 0 with references or a mask, whose rows and copies the least figure does not know. */
+/* 0 with references or a mask, whose rows and copies the least figure does not know, and for a team. */
 static bool least_of(double *ret, const struct engine_options *model, const struct engine_request *r, int pictures,
                      const struct engine_info *info, struct engine_error *why)
 {
     struct model_parts parts;
     *ret = 0;
-    if (r->reference_count)
+    if (r->reference_count || strchr(model->device, ','))
         return true;
     if (!model_parts_open(&parts, model, why))
         return false;

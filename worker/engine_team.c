@@ -173,14 +173,20 @@ static bool share_threads(const struct engine_options *o, const struct device_li
     return true;
 }
 
+/* A dry device counts for all of its kind. */
+static int present(const struct device_list *l)
+{
+    return strncmp(l->ranks[0].device, "dry:", 4) == 0 ? 1 : l->count;
+}
+
 static bool seat(struct engine_team *t, const struct engine_options *o, const struct device_list *l, struct engine_error *why)
 {
     char text[256];
-    for (int i = 0; i < l->count; i++) {
+    for (int i = 0; i < present(l); i++) {
         struct rank *r = &t->ranks[i];
         r->team = t;
         r->options = *o;
-        r->options.member = (struct kern_member){t->kern, i};
+        r->options.member = (struct kern_member){t->kern, i, l->count};
         r->is_bound = l->ranks[i].node >= 0;
         r->options.device = strdup(l->ranks[i].device);
         t->count++;
@@ -216,8 +222,8 @@ bool engine_team_open(struct engine_team **ret, const struct engine_options *o, 
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for a team");
     pthread_mutex_init(&t->lock, NULL);
     pthread_cond_init(&t->changed, NULL);
-    t->kern = list.count > 1 ? kern_team_open(list.count, KERN_TEAM_PATIENCE_MS) : NULL;
-    bool ok = (list.count == 1 || t->kern) || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for a team");
+    t->kern = present(&list) > 1 ? kern_team_open(list.count, KERN_TEAM_PATIENCE_MS) : NULL;
+    bool ok = (present(&list) == 1 || t->kern) || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for a team");
     if (ok && seat(t, o, &list, why) && start(t, why) && all(t, OPEN, NULL, NULL, why)) {
         *ret = t;
         return true;

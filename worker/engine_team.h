@@ -4,7 +4,7 @@
  *
  *   cuda:0,1                  two GPUs
  *   cpu:0,1                   the cores of memory nodes 0 and 1; a node named twice is shared ("cpu:0" is that node alone)
- *   dry:rtx4090,rtx4090       counted, not run
+ *   dry:rtx4090,rtx4090       counted, not run: the first rank alone
  *
  * The first rank works on the caller's thread and calls engine_watch there, each other one has a thread of its own. A failure of
  * one rank is one error; a rank that is silent for longer than KERN_TEAM_PATIENCE_MS is a failed device. */

@@ -137,7 +137,7 @@ struct kern *open_device(const char *name, const struct kern_member *member, cha
 {
     if (chosen_by != name && !choose(name, why, why_bytes))
         return nullptr;
-    struct kern_cuda_options options = {member->rank, *member, true};
+    struct kern_cuda_options options = {0, *member, true};
     return kern_cuda_open(&options, why, why_bytes);
 }
 
@@ -159,6 +159,9 @@ struct kern_dry_sums sums()
     s.host_launches += c.graph_launches;
     s.copies = c.copies - device_copies;
     s.allocations = c.allocations;
+    s.rank_sums = c.collectives;
+    s.rank_sum_bytes = static_cast<double>(c.collective_bytes);
+    s.seconds += s.rank_sum_bytes / chosen.link_bytes_s; /* two ranks send each other all of it, at once */
     s.host_bytes = static_cast<double>(c.host_to_device_bytes);
     s.seconds = std::max(s.seconds, s.host_bytes / chosen.link_bytes_s);
     s.waits = c.host_waits;
