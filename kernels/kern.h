@@ -53,7 +53,7 @@ void kern_reserve(struct kern *k, size_t bytes);
 /* kern_graph calls work(context), which asks k for operations (the last four parts of this page: linear algebra and what
  * follows, but kern_gather, kern_timestep_embedding and kern_has_nan; and kern_copy), takes arena memory and returns it. It may be
  * called several times and must ask the same each time. A backend may keep what is asked in the form of one launch: the same
- * work on the same tensors, that is, at the same addresses, is then begun at once. Values are the same either way. */
+ * work on the same tensors, that is, at the same addresses, is then begun at once (not in a team). Values are the same either way. */
 void kern_graph(struct kern *k, void (*work)(void *context), void *context);
 
 /* kern_write and kern_read move values between host memory and the backend's, converting dtype when
