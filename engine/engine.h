@@ -116,7 +116,7 @@ bool engine_adapt(struct engine *e, const struct engine_adapter *adapters, int c
  * the size from the first reference; the strength of a mask. */
 void engine_request_defaults(const struct engine *e, struct engine_request *r);
 
-/* engine_check says whether this request could be rendered, without rendering (size, steps, tokens..). */
+/* engine_check (of a team: on all ranks) says whether this request could be rendered, without rendering (size, steps, tokens..). */
 bool engine_check(struct engine *e, const struct engine_request *r, struct engine_error *why);
 
 /* A team is an engine on each rank, all opened for the same model and asked to generate the same, each by a thread of its own; a

@@ -159,7 +159,10 @@ bool engine_model_encoder(struct engine_model *m, struct engine_error *why)
     if ((m->plan && !engine_plan_encoder(m->plan, m, why)) || !new_pool(m, &w, why))
         return false;
     vae_load_encoder(&m->encoder, &m->config.vae, &w);
-    if (!weights_done(&w, why) || !engine_model_sync(m, why)) {
+    bool failed = !weights_done(&w, why);
+    if (!failed)
+        engine_error_set(why, ENGINE_NO_MEMORY, "another rank of the team has no room for it");
+    if (kern_most(m->kern, failed) || !engine_model_sync(m, why)) { /* on all ranks of a team or on none */
         weights_pool_free(w.pool); /* nothing half loaded stays: the next call begins anew */
         m->encoder = (struct vae_encoder){0};
         return engine_error_at(why, "the encoder of the VAE, which reference images need");

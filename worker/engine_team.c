@@ -14,7 +14,7 @@
 
 #define RETURN_MS 2000 /* beyond the patience of the team: then a rank will not come back */
 
-enum order { REST, OPEN, ADAPT, GENERATE, LEAVE };
+enum order { REST, OPEN, ADAPT, CHECK, GENERATE, LEAVE };
 
 struct rank {
     struct engine_team *team;
@@ -64,6 +64,8 @@ static bool obey(struct rank *r, enum order order, struct engine_image *images, 
         ok = engine_open(&r->engine, &r->options, &r->why);
     else if (order == ADAPT)
         ok = engine_adapt(r->engine, t->adapters, t->adapter_count, &r->why);
+    else if (order == CHECK)
+        ok = engine_check(r->engine, t->requests, &r->why);
     else if (order == GENERATE)
         ok = engine_generate(r->engine, t->requests, t->request_count, images, watch, &r->why);
     else
@@ -266,7 +268,8 @@ void engine_team_defaults(const struct engine_team *t, struct engine_request *r)
 
 bool engine_team_check(struct engine_team *t, const struct engine_request *r, struct engine_error *why)
 {
-    return engine_check(t->ranks[0].engine, r, why);
+    t->requests = r; /* all ranks: what references need is loaded, if all have room */
+    return all(t, CHECK, NULL, NULL, why);
 }
 
 bool engine_team_generate(struct engine_team *t, const struct engine_request *requests, int count, struct engine_image *images,

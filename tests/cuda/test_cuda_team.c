@@ -109,6 +109,25 @@ static void a_step_moves_what_the_plan_says(void **state)
     close_team(t);
 }
 
+/* What a reference needs is loaded by all ranks when it is checked. */
+static void a_reference_is_checked_by_all(void **state)
+{
+    (void)state;
+    static const uint8_t rgb[64 * 64 * 3];
+    const struct engine_reference reference = {64, 64, rgb};
+    struct engine_team *t = open_team();
+    struct engine_request r = {.prompt = "a fox", .width = 64, .height = 64, .guidance = NAN, .references = &reference, .reference_count = 1};
+    struct engine_error why;
+    engine_team_defaults(t, &r);
+    if (!engine_team_check(t, &r, &why))
+        fail_msg("%s", why.text);
+    r.steps = 0;
+    assert_false(engine_team_check(t, &r, &why));
+    assert_int_equal(why.fault, ENGINE_BAD_REQUEST);
+    must_paint(t, 1, NULL);
+    close_team(t);
+}
+
 /* --- trouble ----------------------------------------------------------------------------------------------------- */
 
 /* The fault comes in the second picture. The team must end in time, tell of a failed device, stay so and leave nothing. */
@@ -204,6 +223,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_step_moves_what_the_plan_says),
+        cmocka_unit_test(a_reference_is_checked_by_all),
         cmocka_unit_test(a_slow_rank_is_waited_for),
         cmocka_unit_test(what_does_not_fit_one_device_is_refused_and_the_next_is_whole),
         cmocka_unit_test(a_team_that_cannot_open_leaves_nothing),
