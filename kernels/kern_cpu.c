@@ -281,20 +281,20 @@ static int isa_list(struct isa *ret)
     return n;
 }
 
-static const struct isa *isa_choose(const char *wanted, char *why, size_t why_bytes)
+static bool isa_choose(struct isa *ret, const char *wanted, char *why, size_t why_bytes)
 {
-    static struct isa list[5];
+    struct isa list[5];
     int count = isa_list(list);
     for (int i = 0; i < count; i++) {
         if (wanted && *wanted ? strcmp(wanted, list[i].name) != 0 : !list[i].is_here)
             continue;
-        if (list[i].is_here)
-            return &list[i];
-        snprintf(why, why_bytes, "this CPU has no %s", wanted);
-        return NULL;
+        *ret = list[i];
+        if (!list[i].is_here)
+            snprintf(why, why_bytes, "this CPU has no %s", wanted);
+        return list[i].is_here;
     }
     snprintf(why, why_bytes, "instruction set '%s' is not one of amx, avx512_bf16, avx512, avx2, portable", wanted);
-    return NULL;
+    return false;
 }
 
 static bool cpu_sync(struct kern *k)
@@ -382,8 +382,8 @@ struct kern *kern_cpu_open(const struct kern_cpu_options *options, char *why, si
         return NULL;
     }
     const char *wanted = options->isa ? options->isa : getenv("KILN_ISA");
-    const struct isa *isa = isa_choose(wanted, why, why_bytes);
-    if (!isa)
+    struct isa isa;
+    if (!isa_choose(&isa, wanted, why, why_bytes))
         return NULL;
     struct cpu *c = calloc(1, sizeof *c);
     if (!c || !arena_open(c)) {
@@ -391,12 +391,12 @@ struct kern *kern_cpu_open(const struct kern_cpu_options *options, char *why, si
         free(c);
         return NULL;
     }
-    c->table = isa->table;
-    c->ops = *isa->table;
+    c->table = isa.table;
+    c->ops = *isa.table;
     c->ops.close = cpu_close, c->ops.sync = cpu_sync, c->ops.temp = cpu_temp, c->ops.mark = cpu_mark;
     c->ops.rewind = cpu_rewind, c->ops.peak_bytes = cpu_peak_bytes;
     c->ops.weight = cpu_weight, c->ops.weight_quant = cpu_weight_quant, c->ops.weight_free = cpu_weight_free;
-    c->ops.write = c->ops.read = isa->table->copy, c->ops.upload = cpu_upload, c->ops.release = cpu_release;
+    c->ops.write = c->ops.read = isa.table->copy, c->ops.upload = cpu_upload, c->ops.release = cpu_release;
     c->kern.ops = &c->ops;
     kern_ops_member(&c->kern, &options->member);
     pthread_mutex_init(&c->lock, NULL);
@@ -415,6 +415,6 @@ struct kern *kern_cpu_open(const struct kern_cpu_options *options, char *why, si
         }
         c->threads++;
     }
-    snprintf(c->kern.name, sizeof c->kern.name, "cpu %s, %d thread%s", isa->name, threads, threads == 1 ? "" : "s");
+    snprintf(c->kern.name, sizeof c->kern.name, "cpu %s, %d thread%s", isa.name, threads, threads == 1 ? "" : "s");
     return &c->kern;
 }
