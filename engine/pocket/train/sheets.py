@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Draw the model card's contact sheets through kiln's own engine.
+
+    sheets.py [--model DIR] [--worker build/release/bin/kiln-worker] [--out DIR]
+
+Random names (by lot, none chosen), held-out wordings, colours and grounds, pairs, four seeds of one prompt, and prompts as people type them.
+"""
+import argparse, pathlib, random, subprocess, tempfile
+from PIL import Image, ImageDraw
+
+from measure import HERE, ROOT, read_emoji
+from wording import HELD_OUT
+
+SIDE, TEXT, COLUMNS = 96, 26, 8
+PAIRS = [("cat", "dog"), ("rocket", "full moon"), ("red apple", "banana"), ("sun", "cloud"), ("fox", "rabbit"), ("guitar", "drum"),
+         ("pizza", "hamburger"), ("robot", "alien")]
+COLOURED = ["a blue fox", "a green cat", "a red elephant", "a purple umbrella", "a pink automobile", "a black owl", "an orange octopus", "a yellow guitar",
+            "fox on a blue background", "cat on a green background", "pizza on a red background", "owl on yellow",
+            "a red rocket on a blue background", "penguin on a pink background", "a blue rose on a black background", "sun on purple"]
+FREE = ["a yellow banana", "my dog", "a fast red car", "wizard with a hat", "please draw a unicorn for my little sister", "OWL", "Pengiun", "an elefant",
+        "ocotpus", "poodle", "a happy face", "birthday party", "something to eat", "the quick brown fox jumps", "quantum chromodynamics", "asdfgh"]
+
+
+def sheets(words):
+    r = random.Random(11)
+    names = [m["name"] for m in r.sample(words, 32)]
+    yield "names", (64, 64), names
+    yield "held-out", (64, 64), [t.format(n=m["name"]) for t in HELD_OUT for m in r.sample(words, 8)]
+    yield "colours", (64, 64), COLOURED
+    yield "pairs", (128, 64), [f"{a} left of {b}" for a, b in PAIRS]
+    yield "seeds", (64, 64), ["red apple"] * 4 + ["a dragon"] * 4
+    yield "free", (64, 64), FREE
+
+
+def render(worker, model, size, prompts, folder):
+    (folder / "prompts.txt").write_text("".join(p + "\n" for p in prompts), "utf-8")
+    subprocess.run([worker, "render", "--model", model, "--prompt-file", folder / "prompts.txt", "--seed", "1", "--batch", "8",
+                    "--size", "%dx%d" % size, "--out", folder / "out"], check=True, stdout=subprocess.DEVNULL)
+    return [Image.open(folder / "out" / f"{i + 1:06d}.png").convert("RGB") for i in range(len(prompts))]
+
+
+def label(draw, x, y, text, width):
+    """Two lines of the default font at most."""
+    lines, rest = [], text
+    while rest and len(lines) < 2:
+        n = len(rest)
+        while draw.textlength(rest[:n]) > width:
+            n -= 1
+        cut = rest.rfind(" ", 0, n) if n < len(rest) and " " in rest[:n] else n
+        lines.append(rest[:cut].strip())
+        rest = rest[cut:]
+    draw.multiline_text((x, y), "\n".join(lines), fill="black", spacing=1)
+
+
+def sheet(pictures, prompts):
+    wide = pictures[0].width // pictures[0].height
+    columns, width = COLUMNS // wide, SIDE * wide
+    rows = -(-len(pictures) // columns)
+    page = Image.new("RGB", (columns * (width + 8), rows * (SIDE + TEXT + 6)), "white")
+    draw = ImageDraw.Draw(page)
+    for i, (picture, prompt) in enumerate(zip(pictures, prompts)):
+        x, y = i % columns * (width + 8) + 4, i // columns * (SIDE + TEXT + 6)
+        page.paste(picture.resize((width, SIDE), Image.BICUBIC), (x, y))
+        label(draw, x, y + SIDE + 1, prompt, width)
+    return page
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("--model", default=HERE.parent / "model", type=pathlib.Path)
+    ap.add_argument("--worker", default=ROOT / "build/release/bin/kiln-worker", type=pathlib.Path)
+    ap.add_argument("--out", default=HERE.parent / "sheets", type=pathlib.Path)
+    a = ap.parse_args()
+    a.out.mkdir(exist_ok=True)
+    for name, size, prompts in sheets(read_emoji()[0]):
+        with tempfile.TemporaryDirectory() as folder:
+            sheet(render(a.worker, a.model, size, prompts, pathlib.Path(folder)), prompts).save(a.out / f"{name}.jpg", quality=88)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The bundled model draws what its prompts say, through kiln's own engine: a sample of engine/pocket/train/measure.py.
+
+If these break, the first picture that a stranger sees is wrong, and every other test renders something nobody can judge."""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+WORKER = pathlib.Path(os.environ.get("KILN_BIN", ROOT / "build/release/bin")) / "kiln-worker"
+POCKET = ROOT / "engine/pocket/model"
+EVERY = 45  # 31 of the emoji
+
+sys.path.insert(0, str(ROOT / "engine/pocket/train"))
+import measure  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return measure.read_emoji()
+
+
+# What the model card promises of all emoji, less what so small a sample may miss by chance.
+@pytest.mark.parametrize("name,at_least", [("names", 0.93)])
+def test_most_prompts_give_the_emoji_they_name(emoji, tmp_path, name, at_least):
+    words, tiles = emoji
+    (wanted,) = [m for m in measure.measures(words, 64, EVERY) if m.name == name]
+    share, missed = wanted.share_right(wanted.render(WORKER, POCKET, tmp_path), wanted.references(tiles, words))
+    assert share >= at_least, missed
+
+
+def test_the_folder_stays_small():
+    assert sum(f.stat().st_size for f in POCKET.rglob("*") if f.is_file()) <= 14_000_000
