@@ -3,7 +3,7 @@
 
     sheets.py [--model DIR] [--worker build/release/bin/kiln-worker] [--out DIR]
 
-Random names (by lot, none chosen), held-out wordings, colours and grounds, pairs, four seeds of one prompt, and prompts as people type them.
+Random names (by lot, none chosen), held-out wordings, four seeds of one prompt, and prompts as people type them.
 """
 import argparse, pathlib, random, subprocess, tempfile
 from PIL import Image, ImageDraw
@@ -12,13 +12,8 @@ from measure import HERE, ROOT, read_emoji
 from wording import HELD_OUT
 
 SIDE, TEXT, COLUMNS = 96, 26, 8
-PAIRS = [("cat", "dog"), ("rocket", "full moon"), ("red apple", "banana"), ("sun", "cloud"), ("fox", "rabbit"), ("guitar", "drum"),
-         ("pizza", "hamburger"), ("robot", "alien")]
-COLOURED = ["a blue fox", "a green cat", "a red elephant", "a purple umbrella", "a pink automobile", "a black owl", "an orange octopus", "a yellow guitar",
-            "fox on a blue background", "cat on a green background", "pizza on a red background", "owl on yellow",
-            "a red rocket on a blue background", "penguin on a pink background", "a blue rose on a black background", "sun on purple"]
 FREE = ["a yellow banana", "my dog", "a fast red car", "wizard with a hat", "please draw a unicorn for my little sister", "OWL", "Pengiun", "an elefant",
-        "ocotpus", "poodle", "a happy face", "birthday party", "something to eat", "the quick brown fox jumps", "quantum chromodynamics", "asdfgh"]
+        "a blue fox", "a cat left of a dog", "a happy face", "birthday party", "something to eat", "the quick brown fox jumps", "quantum chromodynamics", "asdfgh"]
 
 
 def sheets(words):
@@ -26,9 +21,7 @@ def sheets(words):
     names = [m["name"] for m in r.sample(words, 32)]
     yield "names", (64, 64), names
     yield "held-out", (64, 64), [t.format(n=m["name"]) for t in HELD_OUT for m in r.sample(words, 8)]
-    yield "colours", (64, 64), COLOURED
-    yield "pairs", (128, 64), [f"{a} left of {b}" for a, b in PAIRS]
-    yield "seeds", (64, 64), ["red apple"] * 4 + ["a dragon"] * 4
+    yield "seeds", (64, 64), ["red apple"] * 4 + ["dragon"] * 4
     yield "free", (64, 64), FREE
 
 
