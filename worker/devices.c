@@ -1,4 +1,5 @@
-/* devices.c - `kiln-worker devices`: a line for each GPU, which is opened as a render opens it: one that is listed can be used. */
+/* devices.c - `kiln-worker devices`: a line for each GPU, which is opened as a render opens it: one that is listed can be used. Those
+ * of a team are opened one after the other. */
 #include "devices.h"
 
 #include <jansson.h>
@@ -7,13 +8,14 @@
 #include <string.h>
 
 #include "daemon_options.h"
+#include "device_list.h"
 #include "kern_module.h"
 #include "lifecycle.h"
 
 static const char usage_text[] =
-    "usage: kiln-worker devices [cuda|cuda:N] [--json]\n"
+    "usage: kiln-worker devices [cuda|cuda:N|cuda:I,J..] [--json]\n"
     "\n"
-    "Opens every CUDA device (or the one that is named), as a render does, and says what it is.\n"
+    "Opens every CUDA device (or those that are named), as a render does, and says what it is.\n"
     "CUDA_VISIBLE_DEVICES in the environment says which there are.\n"
     "\n"
     "  --json   a line a device: {\"device\",\"name\",\"memory_bytes\",\"available_bytes\"}\n"
@@ -67,6 +69,22 @@ static int look_at_all(bool is_json)
     return count ? LIFECYCLE_DONE : refuse(why);
 }
 
+static int look_at_named(const char *text, bool is_json)
+{
+    struct device_list list;
+    char why[600];
+    if (strncmp(text, "cuda", 4) != 0) {
+        snprintf(why, sizeof why, "device '%.500s', accepted: cuda, cuda:N, cuda:I,J..", text);
+        return refuse(why);
+    }
+    if (!device_list_read(&list, text, why, sizeof why))
+        return refuse(why);
+    for (int i = 0; i < list.count; i++)
+        if (!look(list.ranks[i].device, is_json, why, sizeof why))
+            return refuse(why);
+    return LIFECYCLE_DONE;
+}
+
 int devices_main(int argc, char **argv)
 {
     enum { JSON = DAEMON_OPTIONS_OWN };
@@ -88,13 +106,7 @@ int devices_main(int argc, char **argv)
         }
     }
     if (argc - optind > 1)
-        return refuse("one device at a time, or all; see --help");
+        return refuse("more than one argument, accepted: cuda, cuda:N, cuda:I,J..; see --help");
     const char *device = optind < argc ? argv[optind] : "cuda";
-    if (strcmp(device, "cuda") == 0)
-        return look_at_all(is_json);
-    if (strncmp(device, "cuda", 4) != 0) {
-        snprintf(reason, sizeof reason, "device '%.500s', accepted: cuda, cuda:N", device);
-        return refuse(reason);
-    }
-    return look(device, is_json, reason, sizeof reason) ? LIFECYCLE_DONE : refuse(reason);
+    return strcmp(device, "cuda") == 0 ? look_at_all(is_json) : look_at_named(device, is_json);
 }

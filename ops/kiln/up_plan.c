@@ -25,7 +25,8 @@ const char up_plan_usage[] =
     "                      for it; may be given many times\n"
     "                      (those of the last `kiln up` here; the bundled pocket model when there was none)\n"
     "  --workers N         1 to 256 (1; with --device cuda one for each GPU)\n"
-    "  --device D          what workers render on: cpu (default), cuda (every GPU, in turn) or cuda:N\n"
+    "  --device D          what workers render on: cpu (default), cuda (every GPU, in turn), cuda:N,\n"
+    "                      or cuda:I,J: one worker whose models are shared by these GPUs\n"
     "  --placement P       of weights on a GPU: auto, resident, phases or streamed (auto; kiln-worker render --help says what these are)\n"
     "  --threads N         of each worker (cores / workers)\n"
     "  --batch N           images rendered at once, 1 to 64 (the worker's own choice)\n"
@@ -151,7 +152,7 @@ static int take_device(struct up_plan *p, struct command_call *call, const struc
         return command_refuse(call, "--precision '%s': accepted are bf16, f32", o->precision);
     const char *device = o->device ? o->device : "cpu"; /* cuda..: kiln-worker says what it takes */
     if ((strcmp(device, "cpu") != 0 && strncmp(device, "cuda", 4) != 0) || strlen(device) >= sizeof p->config.device)
-        return command_refuse(call, "--device '%.80s': accepted are cpu, cuda, cuda:N", device);
+        return command_refuse(call, "--device '%.80s': accepted are cpu, cuda, cuda:N, cuda:I,J", device);
     snprintf(p->config.device, sizeof p->config.device, "%s", device);
     snprintf(p->config.precision, sizeof p->config.precision, "%s", o->precision ? o->precision : "bf16");
     return COMMAND_DONE;
@@ -199,7 +200,12 @@ static int look_at_devices(struct up_plan *p, struct command_call *call)
         return lifecycle_stop_code();
     if (status != 0)
         return command_refuse(call, "--device %s: %s", p->config.device, process_last_line(listing));
-    return read_devices(p, call, listing);
+    int code = read_devices(p, call, listing);
+    if (code == COMMAND_DONE && strchr(p->config.device, ',')) { /* each can be used; together they are one worker's */
+        p->device_count = 1;
+        snprintf(p->devices[0], sizeof p->devices[0], "%s", p->config.device);
+    }
+    return code;
 }
 
 int up_plan_devices(struct up_plan *p, struct command_call *call)

@@ -17,7 +17,7 @@
 
 struct up_plan { /* large: keep it off the stack */
     struct home_config config; /* device: as asked for; endpoint, database, device, precision, workers, threads, batch, models */
-    char devices[UP_PLAN_DEVICES_MAX][16]; /* worker i renders on devices[i % device_count] */
+    char devices[UP_PLAN_DEVICES_MAX][64]; /* worker i renders on devices[i % device_count]; a team is one */
     int device_count;
     const char *placement;
     bool is_private;           /* config.database is this home's own PostgreSQL */

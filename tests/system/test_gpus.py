@@ -11,7 +11,7 @@ import subprocess
 import pytest
 from PIL import Image
 
-from farm import BIN, environment, wait_until
+from farm import BIN, POCKET, environment, wait_until
 
 pytestmark = pytest.mark.sim
 PROMPTS, SEEDS = ["a fox", "an owl"], 8
@@ -67,7 +67,8 @@ def pixels(path):
     return Image.open(path).convert("RGB").tobytes()
 
 
-@pytest.mark.parametrize("count, words, listed", [("2", [], ["cuda:0", "cuda:1"]), ("2", ["cuda:1"], ["cuda:1"]), ("0", [], []),
+@pytest.mark.parametrize("count, words, listed", [("2", [], ["cuda:0", "cuda:1"]), ("2", ["cuda:1"], ["cuda:1"]), ("2", ["cuda:1,0"], ["cuda:1", "cuda:0"]),
+                                                  ("0", [], []),
                                                   ("1", ["cuda:1"], [])])
 def test_devices_lists_what_a_worker_can_use(gpus, count, words, listed):
     run = subprocess.run([BIN / "kiln-worker", "devices", "--json", *words], capture_output=True, text=True,
@@ -96,3 +97,21 @@ def test_a_campaign_over_two_gpus_survives_kill_9_and_a_device_that_is_lost(gpus
     assert farm.log("worker-2").count(" started ") > 1, "the supervisor starts it again"
     assert [(i["prompt"], i["seed"]) for i in images] == [(prompt, seed) for prompt, seed in rows()]
     assert [pixels(i["path"]) for i in images] == rendered_alone(farm)
+
+
+def test_two_gpus_share_a_model_and_kill_9_loses_nothing(gpus):
+    """One worker, its process is killed once. A picture of a team is that of a team, whoever renders it."""
+    farm = gpus
+    farm.model = f"pocket={POCKET}"
+    up = farm.up("--device", "cuda:0,1", "--batch", "1")
+    assert "1 worker on cuda:0,1" in up.stdout
+    farm.submit("team", "prompt,seed\nfox,1\nowl,2\nfire,3\n", "--model", "pocket", suffix="csv")
+    farm.wait_some_done("team")
+    farm.wait_back("worker-1", farm.kill("worker-1"))
+    farm.wait_done("team")
+    images = farm.assert_whole("team", 3)
+    out = farm.root / "owl.png"
+    run = subprocess.run([BIN / "kiln-worker", "render", "--model", POCKET, "--prompt", "owl", "--seed", "2", "--size", "64x64", "--steps", "1",
+                          "--device", "cuda:0,1", "--out", out], capture_output=True, text=True, env=environment(farm.home) | farm.variables)
+    assert run.returncode == 0, run.stderr
+    assert pixels(next(i["path"] for i in images if i["prompt"] == "owl")) == pixels(out)
