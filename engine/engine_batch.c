@@ -249,8 +249,10 @@ bool engine_batch_prompts(struct engine_batch *b, struct engine_error *why)
     for (int i = 0; i < todo_count; i += group)
         encode(b, todo + i, smaller(group, todo_count - i), keep);
     share_contexts(b);
-    if (!engine_model_sync(m, why))
+    if (!engine_model_sync(m, why)) {
+        engine_model_forget(m); /* among them are contexts that were never computed */
         return false;
+    }
     if (is_dumping(b))
         dump_prompts(b, keep);
     kern_rewind(k, mark);

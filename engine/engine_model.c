@@ -210,9 +210,10 @@ static bool load_transformer(struct engine_model *m, const struct adapters *a, s
     return end(m, &w, why);
 }
 
-/* Contexts are remembered as the transformer's first linear made them. */
-static void forget_contexts(struct engine_model *m)
+void engine_model_forget(struct engine_model *m)
 {
+    if (!m->contexts)
+        return;
     context_cache_free(m->contexts);
     m->contexts = context_cache_new(m->dtype, TRANSFORMER_TEXT_ROWS, m->config.transformer.hidden);
 }
@@ -223,7 +224,7 @@ static bool adapt(struct engine_model *m, const struct adapters *a, struct engin
     bool is_loaded = m->transformer_pool && !m->is_merged && !is_merged;
     m->is_adapted = false;
     if (m->is_context_adapted || is_context_adapted)
-        forget_contexts(m);
+        engine_model_forget(m); /* contexts are remembered as the transformer's first linear made them */
     m->is_context_adapted = is_context_adapted;
     if (!is_loaded && !load_transformer(m, a, why)) {
         unload_transformer(m); /* half of it is none */

@@ -68,6 +68,9 @@ bool engine_model_beside(struct engine_model *m, const struct adapters *a, struc
 bool engine_model_ids(const struct engine_model *m, const char *prompt, bool truncate, int32_t ids[ENGINE_TOKENS_MAX],
                       int32_t *ret_count, bool *ret_truncated, struct engine_error *why);
 
+/* engine_model_forget: contexts of prompts that are remembered, all of them. */
+void engine_model_forget(struct engine_model *m);
+
 /* engine_model_rope gives the tables of a shape (pictures in the order of the sequence), computed when the shape changes. */
 bool engine_model_rope(struct engine_model *m, const struct transformer_grid *grids, int count, struct engine_error *why);
 

@@ -4,6 +4,7 @@
 #include "engine_team.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -199,6 +200,88 @@ static void a_rank_that_hangs_ends_the_team_within_ten_seconds(void **state)
     engine_team_close(t);
 }
 
+/* --- ranks that are asked different things, as by an engine_team they never are -------------------------------------- */
+
+struct side {
+    struct kern_team *team;
+    int rank;
+    struct engine *engine;
+    struct engine_watch watch;
+    struct engine_image image;
+    struct engine_error why;
+    bool ok;
+};
+
+static void *open_side(void *argument)
+{
+    struct side *s = argument;
+    s->ok = engine_open(&s->engine, &(struct engine_options){.model_dir = MODEL, .member = {s->team, s->rank, 2}, .threads = 1}, &s->why);
+    return NULL;
+}
+
+static void *paint_side(void *argument)
+{
+    struct side *s = argument;
+    struct engine_request r = {.prompt = "a fox", .width = 64, .height = 64, .steps = 1};
+    s->ok = engine_generate(s->engine, &r, 1, &s->image, &s->watch, &s->why);
+    return NULL;
+}
+
+static void both(void *(*work)(void *), struct side s[2])
+{
+    pthread_t other;
+    assert_int_equal(pthread_create(&other, NULL, work, &s[1]), 0);
+    work(&s[0]);
+    pthread_join(other, NULL);
+}
+
+static void open_sides(struct side s[2])
+{
+    s[0].team = kern_team_open(2, KERN_TEAM_PATIENCE_MS);
+    assert_non_null(s[0].team);
+    s[1] = (struct side){.team = s[0].team, .rank = 1};
+    both(open_side, s);
+    if (!s[0].ok || !s[1].ok)
+        fail_msg("%s", s[!s[1].ok].why.text);
+}
+
+static void close_sides(struct side s[2])
+{
+    engine_close(s[0].engine);
+    engine_close(s[1].engine);
+    kern_team_close(s[0].team);
+}
+
+/* Before the prompt is encoded. */
+static void interrupt(void *context, const char *name, struct tensor value)
+{
+    (void)value;
+    if (strcmp(name, "sigmas") == 0)
+        kern_team_break(context, 0, "team interrupted: by a test");
+}
+
+static void a_prompt_that_was_not_encoded_is_not_remembered(void **state)
+{
+    (void)state;
+    struct side s[2] = {0}, fresh[2] = {0};
+    open_sides(s);
+    s[0].watch = (struct engine_watch){.context = s[0].team, .dump = interrupt};
+    both(paint_side, s);
+    assert_true(!s[0].ok && !s[1].ok);
+    s[0].watch = (struct engine_watch){0};
+    both(paint_side, s);
+    if (!s[0].ok || !s[1].ok)
+        fail_msg("%s", s[!s[1].ok].why.text);
+    open_sides(fresh);
+    both(paint_side, fresh);
+    assert_true(fresh[0].ok);
+    same_picture(&s[0].image, &fresh[0].image, "after one whose prompt was not encoded");
+    engine_image_done(&s[0].image);
+    engine_image_done(&fresh[0].image);
+    close_sides(s);
+    close_sides(fresh);
+}
+
 static void refused(struct engine_options o, const char *says)
 {
     struct engine_team *t;
@@ -230,6 +313,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(neither_the_batch_nor_the_run_changes_a_bit),
         cmocka_unit_test(a_rank_holds_its_share),
         cmocka_unit_test(a_cancelled_batch_ends_on_all_ranks_and_the_next_is_whole),
+        cmocka_unit_test(a_prompt_that_was_not_encoded_is_not_remembered),
         cmocka_unit_test(what_cannot_be_shared_is_refused),
         cmocka_unit_test(a_rank_that_hangs_ends_the_team_within_ten_seconds),
     };
