@@ -75,10 +75,16 @@ static void give_up(struct engine *e, const struct engine_error *why)
     kern_recover(e->model.kern);
 }
 
-bool engine_adapt(struct engine *e, const struct engine_adapter *adapters, int count, struct engine_error *why)
+/* All ranks of a team are here, whole. */
+static bool join(struct engine *e, struct engine_error *why)
 {
     kern_join(e->model.kern);
-    if (engine_model_sync(&e->model, why) && engine_model_adapt(&e->model, adapters, count, why))
+    return engine_model_sync(&e->model, why);
+}
+
+bool engine_adapt(struct engine *e, const struct engine_adapter *adapters, int count, struct engine_error *why)
+{
+    if (join(e, why) && engine_model_adapt(&e->model, adapters, count, why))
         return true;
     give_up(e, why);
     return false;
@@ -203,10 +209,18 @@ static bool check_settings(const struct engine *e, const struct engine_request *
     return check_guidance(e, r, why) && check_mask(e, r, why);
 }
 
+/* What references need is loaded; a lack of memory for it is not the next request's. */
+static bool check_encoder(struct engine *e, struct engine_error *why)
+{
+    if (e->model.encoder_pool || (join(e, why) && engine_model_encoder(&e->model, why)))
+        return true;
+    give_up(e, why);
+    return false;
+}
+
 bool engine_check(struct engine *e, const struct engine_request *r, struct engine_error *why)
 {
-    return check_settings(e, r, why) && check_prompts(e, r, why) &&
-           (!r->reference_count || engine_model_encoder(&e->model, why));
+    return check_settings(e, r, why) && check_prompts(e, r, why) && (!r->reference_count || check_encoder(e, why));
 }
 
 static bool check_adapted(const struct engine *e, struct engine_error *why)
@@ -278,9 +292,7 @@ static bool join_and_run(struct engine *e, const struct engine_request *requests
 {
     struct kern *k = e->model.kern;
     size_t mark = kern_mark(k);
-    kern_join(k);
-    bool has_images = engine_model_sync(&e->model, why) &&
-                      (!images || images_init(images, requests, count, e->model.info.is_distilled, why));
+    bool has_images = join(e, why) && (!images || images_init(images, requests, count, e->model.info.is_distilled, why));
     bool ok = has_images && make_room(e, requests, count, why) && run(e, requests, count, images, watch, why);
     kern_rewind(k, mark);
     if (!ok && has_images && images)

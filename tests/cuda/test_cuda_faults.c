@@ -330,6 +330,29 @@ static void after_a_batch_without_memory_the_next_is_the_same_as_ever(void **sta
     nothing_is_left("close", 0);
 }
 
+/* What references need finds no memory when the first is checked: the next picture knows nothing of it. */
+static void a_check_without_memory_is_not_the_next_pictures(void **state)
+{
+    (void)state;
+    static const uint8_t rgb[SIDE * SIDE * 3];
+    const struct engine_reference reference = {SIDE, SIDE, rgb};
+    struct engine_request r = {.prompt = "", .width = SIDE, .height = SIDE, .steps = 1, .references = &reference, .reference_count = 1};
+    struct engine *e;
+    struct engine_error why = {0};
+    struct engine_image image;
+    assert_true(open_engine(&e, &why));
+    set_fault("malloc", 2);
+    assert_false(engine_check(e, &r, &why));
+    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
+    sim.fault("");
+    if (!paint(e, &image, &why))
+        fail_msg("%s", why.text);
+    engine_image_done(&image);
+    assert_true(engine_check(e, &r, &why));
+    engine_close(e);
+    nothing_is_left("close", 0);
+}
+
 /* Adapters that find no memory at their 1st, 2nd, 4th .. allocation are refused; then they, or none, are taken. */
 static void adapters_without_memory_leave_the_model_as_it_was(void **state)
 {
@@ -420,6 +443,7 @@ int main(void)
         cmocka_unit_test(a_graph_that_cannot_be_had_is_done_without),
         cmocka_unit_test(a_model_that_does_not_fit_leaves_nothing),
         cmocka_unit_test(after_a_batch_without_memory_the_next_is_the_same_as_ever),
+        cmocka_unit_test(a_check_without_memory_is_not_the_next_pictures),
         cmocka_unit_test(adapters_without_memory_leave_the_model_as_it_was),
         cmocka_unit_test(a_batch_without_a_graph_is_the_same_picture),
         cmocka_unit_test(a_lost_device_is_called_so),

@@ -109,7 +109,7 @@ static void a_step_moves_what_the_plan_says(void **state)
     close_team(t);
 }
 
-/* What a reference needs is loaded by all ranks when it is checked. */
+/* What a reference needs is loaded by all ranks when it is checked, or by none: then a picture without is as ever. */
 static void a_reference_is_checked_by_all(void **state)
 {
     (void)state;
@@ -119,6 +119,11 @@ static void a_reference_is_checked_by_all(void **state)
     struct engine_request r = {.prompt = "a fox", .width = 64, .height = 64, .guidance = NAN, .references = &reference, .reference_count = 1};
     struct engine_error why;
     engine_team_defaults(t, &r);
+    assert_true(sim.fault("malloc:1@1"));
+    assert_false(engine_team_check(t, &r, &why));
+    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
+    assert_true(sim.fault(""));
+    must_paint(t, 1, NULL);
     if (!engine_team_check(t, &r, &why))
         fail_msg("%s", why.text);
     r.steps = 0;
