@@ -82,10 +82,18 @@ static bool join(struct engine *e, struct engine_error *why)
     return engine_model_sync(&e->model, why);
 }
 
+/* All ranks of a team have come as far. */
+static bool have_all(struct engine *e, struct engine_error *why)
+{
+    kern_most(e->model.kern, 0);
+    return engine_model_sync(&e->model, why);
+}
+
 bool engine_adapt(struct engine *e, const struct engine_adapter *adapters, int count, struct engine_error *why)
 {
-    if (join(e, why) && engine_model_adapt(&e->model, adapters, count, why))
+    if (join(e, why) && engine_model_adapt(&e->model, adapters, count, why) && have_all(e, why))
         return true;
+    e->model.is_adapted = false; /* on all ranks or on none: else one would wait for others that render nothing */
     give_up(e, why);
     return false;
 }

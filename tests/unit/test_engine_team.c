@@ -252,6 +252,42 @@ static void close_sides(struct side s[2])
     kern_team_close(s[0].team);
 }
 
+/* What the second rank is given is no adapter. */
+static void *adapt_side(void *argument)
+{
+    struct side *s = argument;
+    static const struct engine_adapter none = {MODEL "/transformer/diffusion_pytorch_model.safetensors", 1};
+    s->ok = engine_adapt(s->engine, &none, s->rank, &s->why);
+    return NULL;
+}
+
+static void *without_adapters(void *argument)
+{
+    struct side *s = argument;
+    s->ok = engine_adapt(s->engine, NULL, 0, &s->why);
+    return NULL;
+}
+
+static void adapters_are_changed_on_all_ranks_or_on_none(void **state)
+{
+    (void)state;
+    struct side s[2] = {0};
+    open_sides(s);
+    both(adapt_side, s);
+    assert_true(!s[0].ok && !s[1].ok);
+    both(paint_side, s);
+    for (int i = 0; i < 2; i++) {
+        assert_true(!s[i].ok);
+        assert_non_null(strstr(s[i].why.text, "the last change of adapters failed"));
+    }
+    both(without_adapters, s);
+    assert_true(s[0].ok && s[1].ok);
+    both(paint_side, s);
+    assert_true(s[0].ok && s[1].ok);
+    engine_image_done(&s[0].image);
+    close_sides(s);
+}
+
 /* Before the prompt is encoded. */
 static void interrupt(void *context, const char *name, struct tensor value)
 {
@@ -313,6 +349,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(neither_the_batch_nor_the_run_changes_a_bit),
         cmocka_unit_test(a_rank_holds_its_share),
         cmocka_unit_test(a_cancelled_batch_ends_on_all_ranks_and_the_next_is_whole),
+        cmocka_unit_test(adapters_are_changed_on_all_ranks_or_on_none),
         cmocka_unit_test(a_prompt_that_was_not_encoded_is_not_remembered),
         cmocka_unit_test(what_cannot_be_shared_is_refused),
         cmocka_unit_test(a_rank_that_hangs_ends_the_team_within_ten_seconds),
