@@ -278,7 +278,7 @@ bool engine_model_wait(struct engine_model *m, int blocks, struct engine_error *
     m->info.placement = blocks ? ENGINE_STREAMED : ENGINE_PHASES;
     m->info.waiting_blocks = blocks;
     text_encoder_wait(&m->text, &text);
-    if (!text.failed)
+    if (!text.failed && m->transformer_pool) /* else it will be loaded so */
         transformer_wait(&m->transformer, &m->config.transformer, &transformer);
     return (weights_done(&text, why) && weights_done(&transformer, why)) || engine_error_at(why, "moving weights to host memory");
 }

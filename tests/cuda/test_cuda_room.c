@@ -10,10 +10,12 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "engine.h"
+#include "pocket_adapters.h"
 
 #define MODEL "tests/golden/models/pocket"
 
@@ -193,6 +195,52 @@ static void adapters_send_the_text_encoder_away_or_are_refused(void **state)
     engine_image_done(&image);
 }
 
+/* Adapters to be merged that found no memory left no transformer; then somebody else takes the memory that is free, and what makes
+ * room finds nothing to move. */
+static void without_a_transformer_there_is_less_to_send_away(void **state)
+{
+    (void)state;
+    static const struct engine_adapter beside = {"tests/golden/files/lora-kohya.safetensors", 0.1f};
+    char folder[] = "/tmp/kiln-room-XXXXXX";
+    bool (*fault)(const char *list);
+    int (*device_malloc)(void **, size_t), (*device_free)(void *), (*forget_error)(void);
+    struct engine_error why;
+    struct engine_image before, after;
+    size_t bytes = 4 << 20;
+    void *taken;
+    void *module = dlopen(getenv("KILN_CUDA_MODULE"), RTLD_NOW | RTLD_LOCAL);
+    assert_non_null(module);
+    *(void **)&fault = dlsym(module, "cudasim_fault");
+    *(void **)&device_malloc = dlsym(module, "cudaMalloc");
+    *(void **)&device_free = dlsym(module, "cudaFree");
+    *(void **)&forget_error = dlsym(module, "cudaGetLastError");
+    assert_non_null(mkdtemp(folder));
+    struct pocket_adapters own = pocket_adapters_make(folder);
+    struct engine *e = open_engine(ENGINE_PLACEMENT_AUTO, AS_PLANNED);
+    paint_or_fail(e, AS_PLANNED, &before);
+    assert_true(fault("malloc:5"));
+    assert_false(engine_adapt(e, &(struct engine_adapter){own.lokr, 1}, 1, &why));
+    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
+    fault("");
+    while (device_malloc(&taken, bytes) != 0)
+        bytes -= 4096;
+    forget_error();
+    assert_false(engine_adapt(e, &beside, 1, &why));
+    assert_int_equal(why.fault, ENGINE_NO_MEMORY);
+    assert_true(engine_info(e)->placement > ENGINE_RESIDENT);
+    device_free(taken);
+    if (!engine_adapt(e, NULL, 0, &why))
+        fail_msg("%s", why.text);
+    paint_or_fail(e, AS_PLANNED, &after);
+    assert_same(&before, &after);
+    engine_close(e);
+    engine_image_done(&before);
+    engine_image_done(&after);
+    unlink(own.lokr);
+    unlink(own.context);
+    rmdir(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -201,6 +249,7 @@ int main(void)
         cmocka_unit_test(weights_that_moved_in_part_render_the_same),
         cmocka_unit_test(a_placement_that_was_asked_for_stays),
         cmocka_unit_test(adapters_send_the_text_encoder_away_or_are_refused),
+        cmocka_unit_test(without_a_transformer_there_is_less_to_send_away),
         cmocka_unit_test(what_fits_nowhere_is_refused_and_the_next_is_rendered),
     };
     return cmocka_run_group_tests_name("cuda_room", tests, NULL, NULL);
