@@ -154,8 +154,10 @@ static bool verdict(struct engine_team *t, struct engine_error *why)
 static bool all(struct engine_team *t, enum order order, struct engine_image *images, const struct engine_watch *watch,
                 struct engine_error *why)
 {
-    if (t->is_stuck)
+    if (t->is_stuck) {
+        t->ranks[0].ok = false; /* nothing was done, and there are no images */
         return verdict(t, why);
+    }
     tell(t, order);
     t->ranks[0].ok = obey(&t->ranks[0], order, images, watch);
     await(t, order == GENERATE ? KERN_TEAM_PATIENCE_MS + RETURN_MS : 0);
