@@ -5,7 +5,7 @@
  * and from an F32 file of the values that quant.h says they have (which test_quant holds against the reference): both
  * pictures must be equal to the byte (distilled in f32, base in bf16). Shapes and the other parts are those of the golden model pocket.
  *
- * With an argument, a device: a few formats there in bf16, in layers that come from host memory; they are smaller than those of F32. */
+ * With the argument quick, fewer cells. With a device: a few formats there in bf16, in layers that come from host memory; they are smaller than those of F32. */
 #include "weight_files.h"
 
 #include <math.h>
@@ -30,6 +30,7 @@
 
 static char folder[64];
 static const char *device;   /* NULL: the CPU */
+static bool is_quick;        /* every format once, distilled and in f32 */
 static size_t model_bytes;   /* of the last picture's engine, on a device with its own memory */
 
 static uint32_t state = 1;
@@ -288,7 +289,7 @@ static void print_cell(const char *variant, const char *part, const char *format
 
 static void expect_equal(struct engine_options quantised, struct engine_options plain, const char *part, const char *format)
 {
-    for (enum engine_variant v = ENGINE_DISTILLED; v <= (device ? ENGINE_DISTILLED : ENGINE_BASE); v++) {
+    for (enum engine_variant v = ENGINE_DISTILLED; v <= (device || is_quick ? ENGINE_DISTILLED : ENGINE_BASE); v++) {
         struct engine_image got, want;
         struct engine_error why;
         size_t bytes = 0;
@@ -603,7 +604,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(what_is_not_understood_is_refused_with_its_sentence),
         cmocka_unit_test(variants_are_told_by_name_or_index_or_asked_for),
     };
-    device = argc > 1 ? argv[1] : NULL;
+    is_quick = argc > 1 && strcmp(argv[1], "quick") == 0;
+    device = argc > 1 && !is_quick ? argv[1] : NULL;
     return device ? cmocka_run_group_tests(on_a_device, make_folder, remove_folder)
                   : cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
