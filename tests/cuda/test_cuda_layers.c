@@ -21,6 +21,7 @@
 #define WIDTH 64
 #define ROWS 32
 #define SLOW_US 20000
+#define TWIN_TURNS 10 /* ThreadSanitizer takes streams as ordered where they happen to meet at a lock: one turn in three */
 
 /* --- between backend and runtime ---------------------------------------------------------------------------- */
 
@@ -202,8 +203,10 @@ static void a_seat_is_not_filled_while_it_is_read(void **state)
 static void without_either_wait_the_bits_are_wrong(void **state)
 {
     (void)state;
-    assert_false(is_right(COPYING, COMPUTING));
-    assert_false(is_right(COMPUTING, COPYING));
+    for (int turn = 0; turn < TWIN_TURNS; turn++) {
+        assert_false(is_right(COPYING, COMPUTING));
+        assert_false(is_right(COMPUTING, COPYING));
+    }
 }
 
 static void move_layer(struct chain *c, int i)
