@@ -27,19 +27,18 @@ struct norm {
     bool round_first;
 };
 
-/* end: width, or 0 for lanes that only take part in the shuffles. */
 template <typename T, int N, int LANES>
-__device__ __forceinline__ void normalise(T *head, const T *from, const T *weight, int lane, int width, int end, struct norm n)
+__device__ __forceinline__ void normalise(T *head, const T *from, const T *weight, int lane, int width, struct norm n)
 {
     float sum = 0, v[N], w[N];
-    for (int i = lane * N; i < end; i += LANES * N) {
+    for (int i = lane * N; i < width; i += LANES * N) {
         gpu_load<N>(v, from + i);
 #pragma unroll
         for (int j = 0; j < N; j++)
             sum += v[j] * v[j];
     }
     float scale = 1.0f / sqrtf(gpu_warp_sum<LANES>(sum) / (float)width + n.eps);
-    for (int i = lane * N; i < end; i += LANES * N) {
+    for (int i = lane * N; i < width; i += LANES * N) {
         gpu_load<N>(v, from + i);
         gpu_load<N>(w, weight + i);
 #pragma unroll
@@ -91,14 +90,15 @@ __global__ void __launch_bounds__(32 * WARPS)
     constexpr int heads = 32 * WARPS / LANES;
     int lane = (int)threadIdx.x % LANES;
     uint32_t r = blockIdx.x * heads + threadIdx.x / LANES;
-    int end = r < count ? width : 0; /* lanes without a head go along, for the warp shuffles, and read none: others write in place */
-    r = r < count ? r : count - 1;
+    bool is_head = r < count;
+    r = is_head ? r : count - 1;
     T *head = shared + threadIdx.x / LANES * width, *to = out.at(r);
     const float *cos = a.cos + a.at(r), *sin = a.sin + a.at(r);
     float v[N];
-    normalise<T, N, LANES>(head, x.at(r), weight, lane, width, end, n);
+    width = is_head ? width : 0; /* lanes without a head go along, for the shuffles, and read none: others write in place */
+    normalise<T, N, LANES>(head, x.at(r), weight, lane, width, n);
     __syncwarp();
-    for (int i = lane * N; i < end; i += LANES * N) {
+    for (int i = lane * N; i < width; i += LANES * N) {
         if constexpr (PAIRS)
             turn_pairs<T, N>(v, head, cos, sin, i);
         else
