@@ -330,9 +330,15 @@ static bool note_on_its_way(void *context, uint64_t task, uint64_t token, double
     return true;
 }
 
+/* What cannot be read now may be whole: a disk, not the file, is then to be mended. */
 static void move_aside(struct audit *a, struct lost *l)
 {
-    char aside[PATH_MAX + 16], why[PATH_MAX + 256];
+    char aside[PATH_MAX + 16], why[PATH_MAX + 256], sha256[65];
+    uint64_t bytes;
+    if (!digest_file(l->path, sha256, &bytes, why, sizeof why)) {
+        leave(a, l, why);
+        return;
+    }
     snprintf(aside, sizeof aside, "%s.damaged", l->path);
     if (rename(l->path, aside) == 0)
         return;
@@ -356,6 +362,8 @@ static void prepare_repair(struct audit *a)
             leave(a, l, "its folder is not there; mount its disk, or make the folder to have all of it rendered again");
         else if (!l->is_missing)
             move_aside(a, l);
+        else if (access(l->path, F_OK) != 0 && errno != ENOENT)
+            leave(a, l, strerror(errno));
     }
 }
 

@@ -163,7 +163,10 @@ def test_audit_finds_what_is_missing_damaged_or_nobodys(farm):
         assert found[check]["violations"] == 1 and path in found[check]["examples"][0], found[check]
     assert sum(line["violations"] for line in found.values()) == 3, "nothing else is blamed"
     os.unlink(stranger)
+    os.rename(third, third + ".away")
+    os.symlink(third, third)  # a loop: it cannot be looked at, which is not to say that it is gone
     assert farm.lines("audit", "audited", "--repair", code=1)[-1] == {"rendered_again": 2}
+    os.replace(third + ".away", third)
     os.unlink(second + ".damaged")  # kept for whoever wants to know
     farm.wait_done("audited")
     again = farm.assert_whole("audited", 3)
