@@ -55,25 +55,16 @@ static const struct adapted_linear *take(struct adapted_list *l, struct weights 
     return one;
 }
 
-#define NAME_OF(name, format)                                                                                          \
-    char name[96];                                                                                                     \
-    do {                                                                                                               \
-        va_list args;                                                                                                  \
-        va_start(args, format);                                                                                        \
-        vsnprintf(name, sizeof name, format, args);                                                                    \
-        va_end(args);                                                                                                  \
-    } while (0)
-
 const struct adapted_linear *adapted_take(struct adapted_list *l, struct weights *w, int64_t n, int64_t k, const char *format, ...)
 {
-    NAME_OF(name, format);
+    WEIGHTS_NAME(name, format);
     return take(l, w, name, n, k, shard_whole(n), weights_linear(w, n, k, "%s", name));
 }
 
 const struct adapted_linear *adapted_take_rows(struct adapted_list *l, struct weights *w, const struct shard_piece *pieces, int count,
                                                int64_t k, const char *format, ...)
 {
-    NAME_OF(name, format);
+    WEIGHTS_NAME(name, format);
     return take(l, w, name, shard_whole_length(pieces, count), k, weights_shard(w, SHARD_ROWS, pieces, count),
                 weights_linear_rows(w, pieces, count, k, "%s", name));
 }
@@ -81,7 +72,7 @@ const struct adapted_linear *adapted_take_rows(struct adapted_list *l, struct we
 const struct adapted_linear *adapted_take_columns(struct adapted_list *l, struct weights *w, int64_t n, const struct shard_piece *pieces,
                                                   int count, const char *format, ...)
 {
-    NAME_OF(name, format);
+    WEIGHTS_NAME(name, format);
     return take(l, w, name, n, shard_whole_length(pieces, count), weights_shard(w, SHARD_COLUMNS, pieces, count),
                 weights_linear_columns(w, n, pieces, count, "%s", name));
 }

@@ -198,17 +198,6 @@ static struct tensor upload(struct weights *w, const struct weight *e)
     return t;
 }
 
-/* --- taking ------------------------------------------------------------------------------------------------ */
-
-#define NAME_OF(name, format)                                                                                          \
-    char name[256];                                                                                                    \
-    do {                                                                                                               \
-        va_list args;                                                                                                  \
-        va_start(args, format);                                                                                        \
-        vsnprintf(name, sizeof name, format, args);                                                                    \
-        va_end(args);                                                                                                  \
-    } while (0)
-
 /* --- matrices, one or several by rows ---------------------------------------------------------------------------- */
 
 static bool is_merged(const struct weights *w, const struct weight *e)
@@ -362,7 +351,7 @@ const struct kern_weight *weights_matrix(struct weights *w, struct tensor values
 
 const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k, const char *format, ...)
 {
-    NAME_OF(name, format);
+    WEIGHTS_NAME(name, format);
     struct part p = {.shard = shard_whole(n)};
     return find(w, &p.e, name, 2, (int64_t[]){n, k}) ? pack(w, &p, 1) : NULL;
 }
@@ -375,7 +364,7 @@ struct shard weights_shard(const struct weights *w, enum shard_axis axis, const 
 const struct kern_weight *weights_linear_rows(struct weights *w, const struct shard_piece *pieces, int count, int64_t k,
                                               const char *format, ...)
 {
-    NAME_OF(name, format);
+    WEIGHTS_NAME(name, format);
     struct part p = {.shard = weights_shard(w, SHARD_ROWS, pieces, count)};
     return find(w, &p.e, name, 2, (int64_t[]){shard_whole_length(pieces, count), k}) ? pack(w, &p, 1) : NULL;
 }
@@ -383,7 +372,7 @@ const struct kern_weight *weights_linear_rows(struct weights *w, const struct sh
 const struct kern_weight *weights_linear_columns(struct weights *w, int64_t n, const struct shard_piece *pieces, int count,
                                                  const char *format, ...)
 {
-    NAME_OF(name, format);
+    WEIGHTS_NAME(name, format);
     struct part p = {.shard = weights_shard(w, SHARD_COLUMNS, pieces, count)};
     return find(w, &p.e, name, 2, (int64_t[]){n, shard_whole_length(pieces, count)}) ? pack(w, &p, 1) : NULL;
 }
@@ -448,19 +437,19 @@ static const struct kern_weight *pack_bias(struct weights *w, const char *name, 
 
 const struct kern_weight *weights_linear_bias(struct weights *w, int64_t n, int64_t k, const char *format, ...)
 {
-    NAME_OF(name, format);
+    WEIGHTS_NAME(name, format);
     return pack_bias(w, name, 2, (int64_t[]){n, k});
 }
 
 const struct kern_weight *weights_conv_bias(struct weights *w, int64_t out, int64_t in, int size, const char *format, ...)
 {
-    NAME_OF(name, format);
+    WEIGHTS_NAME(name, format);
     return pack_bias(w, name, 4, (int64_t[]){out, in, size, size});
 }
 
 struct tensor weights_vector(struct weights *w, int64_t n, const char *format, ...)
 {
-    NAME_OF(name, format);
+    WEIGHTS_NAME(name, format);
     struct weight e;
     return find(w, &e, name, 1, (int64_t[]){n}) ? upload(w, &e) : (struct tensor){0};
 }
@@ -468,7 +457,7 @@ struct tensor weights_vector(struct weights *w, int64_t n, const char *format, .
 /* As it is in the file, if its rows are those of the table; else decoded. */
 struct quant_matrix weights_table(struct weights *w, int64_t n, int64_t k, const char *format, ...)
 {
-    NAME_OF(name, format);
+    WEIGHTS_NAME(name, format);
     struct weight e;
     struct quant_run runs[WEIGHT_FILES_RUNS_MAX];
     if (!find(w, &e, name, 2, (int64_t[]){n, k}))

@@ -8,6 +8,9 @@
 #ifndef KILN_WEIGHTS_H
 #define KILN_WEIGHTS_H
 
+#include <stdarg.h>
+#include <stdio.h>
+
 #include "adapters.h"
 #include "kern.h"
 #include "shard.h"
@@ -31,7 +34,16 @@ struct weights {
     struct engine_error why;
 };
 
-/* Names are printf-style: weights_linear(w, n, k, "transformer_blocks.%d.attn.to_q.weight", i). */
+/* Names are printf-style: weights_linear(w, n, k, "transformer_blocks.%d.attn.to_q.weight", i). WEIGHTS_NAME makes `name` of
+ * `format` and what follows it in a function's arguments. */
+#define WEIGHTS_NAME(name, format)                                                                                     \
+    char name[256];                                                                                                    \
+    do {                                                                                                               \
+        va_list args;                                                                                                  \
+        va_start(args, format);                                                                                        \
+        vsnprintf(name, sizeof name, format, args);                                                                    \
+        va_end(args);                                                                                                  \
+    } while (0)
 const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k, const char *name, ...)
     __attribute__((format(printf, 4, 5)));
 /* Matrices that are quantised in the file may stay there, so `files` must stay open as long as the pool lives.
