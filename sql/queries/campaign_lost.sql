@@ -1,5 +1,5 @@
--- campaign_lost.sql - images whose files are lost become ready tasks again, with their id and a lease token that goes on growing: who
--- still holds the old one is stale. After campaign_lock.sql, in its transaction. $1 campaign bigint, $2 tasks bigint[]
+-- campaign_lost.sql - images whose files are lost become ready tasks again, with their id and their lease token. It grows at the next
+-- claim; from then on who holds the old one is stale. After campaign_lock.sql, in its transaction. $1 campaign bigint, $2 tasks bigint[]
 --   \set lost `cat campaign_lost.sql`
 --   prepare lost as :lost
 --   execute lost(1, '{5,6}');
