@@ -3,7 +3,6 @@
  * cause, or leaves pictures that are wrong.
  *
  * Faults are the simulator's (tests/cudasim/README.md): the program asks it through the module it opened. */
-#include <dlfcn.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,7 +13,7 @@
 
 #include <cmocka.h>
 
-#include "cudasim_control.h"
+#include "cuda_simulator.h"
 #include "engine.h"
 #include "kern_module.h"
 
@@ -22,28 +21,10 @@
 #define SIDE 64
 #define FAULTS_MAX 4000
 
-static struct {
-    bool (*fault)(const char *list);
-    void (*restore)(void);
-    size_t (*leaks)(char *text, size_t capacity);
-} sim;
-
-static int find_simulator(void **state)
-{
-    (void)state;
-    void *module = dlopen(getenv("KILN_CUDA_MODULE"), RTLD_NOW | RTLD_LOCAL);
-    if (!module)
-        return -1;
-    *(void **)&sim.fault = dlsym(module, "cudasim_fault");
-    *(void **)&sim.restore = dlsym(module, "cudasim_restore");
-    *(void **)&sim.leaks = dlsym(module, "cudasim_leaks");
-    return sim.fault && sim.restore && sim.leaks ? 0 : -1;
-}
-
 static void nothing_is_left(const char *after, int n)
 {
     char text[1024] = "";
-    if (sim.leaks(text, sizeof text) != 0)
+    if (cuda_simulator.leaks(text, sizeof text) != 0)
         fail_msg("after %s %d: %s", after, n, text);
 }
 
@@ -51,7 +32,7 @@ static void set_fault(const char *point, int n)
 {
     char list[64];
     snprintf(list, sizeof list, "%s:%d", point, n);
-    assert_true(sim.fault(list));
+    assert_true(cuda_simulator.fault(list));
 }
 
 /* --- a backend's life ------------------------------------------------------------------------------------- */
@@ -130,7 +111,7 @@ static int every_fault(const char *point, bool must_be_memory)
             ok = use(k, text, sizeof text, &is_memory);
         else
             is_memory = kern_error_is_memory(text);
-        sim.fault("");
+        cuda_simulator.fault("");
         if (!ok && !*text)
             fail_msg("%s:%d: no sentence", point, n);
         if (!ok && must_be_memory != is_memory)
@@ -146,7 +127,7 @@ static int every_fault(const char *point, bool must_be_memory)
         if (k && !ok && !is_memory)
             assert_false(kern_recover(k));
         kern_close(k);
-        sim.restore();
+        cuda_simulator.restore();
         nothing_is_left(point, n);
         if (ok)
             return n - 1;
@@ -224,7 +205,7 @@ static int graph_faults(const char *point, int last, const float *want)
         assert_non_null(k);
         set_fault(point, n);
         bool ok = use_graph(k, got);
-        sim.fault("");
+        cuda_simulator.fault("");
         if (ok)
             assert_memory_equal(got, want, sizeof got);
         else
@@ -236,7 +217,7 @@ static int graph_faults(const char *point, int last, const float *want)
         }
         good += ok;
         kern_close(k);
-        sim.restore();
+        cuda_simulator.restore();
         nothing_is_left(point, n);
     }
     return good;
@@ -290,7 +271,7 @@ static void a_model_that_does_not_fit_leaves_nothing(void **state)
         struct engine_error why = {0};
         set_fault("malloc", n);
         bool ok = open_engine(&e, &why);
-        sim.fault("");
+        cuda_simulator.fault("");
         if (ok) {
             engine_close(e);
             nothing_is_left("malloc", n);
@@ -315,7 +296,7 @@ static void after_a_batch_without_memory_the_next_is_the_same_as_ever(void **sta
         fail_msg("a batch as expected at open allocates: %s", why.text);
     assert_false(paint_size(e, 4 * SIDE, &image, &why));
     assert_int_equal(why.fault, ENGINE_NO_MEMORY);
-    sim.fault("");
+    cuda_simulator.fault("");
     if (!paint(e, &image, &why))
         fail_msg("%s", why.text);
     assert_memory_equal(image.rgb, good.rgb, (size_t)good.width * (size_t)good.height * 3);
@@ -323,7 +304,7 @@ static void after_a_batch_without_memory_the_next_is_the_same_as_ever(void **sta
     set_fault("malloc", 1);
     if (!paint(e, &image, &why))
         fail_msg("the next batch of a shape allocates: %s", why.text);
-    sim.fault("");
+    cuda_simulator.fault("");
     engine_image_done(&image);
     engine_image_done(&good);
     engine_close(e);
@@ -344,7 +325,7 @@ static void a_check_without_memory_is_not_the_next_pictures(void **state)
     set_fault("malloc", 2);
     assert_false(engine_check(e, &r, &why));
     assert_int_equal(why.fault, ENGINE_NO_MEMORY);
-    sim.fault("");
+    cuda_simulator.fault("");
     if (!paint(e, &image, &why))
         fail_msg("%s", why.text);
     engine_image_done(&image);
@@ -365,7 +346,7 @@ static void adapters_without_memory_leave_the_model_as_it_was(void **state)
     for (int n = 1, is_over = 0; !is_over; n *= 2) {
         set_fault("malloc", n);
         is_over = engine_adapt(e, &adapter, 1, &why);
-        sim.fault("");
+        cuda_simulator.fault("");
         if (!is_over && why.fault != ENGINE_NO_MEMORY)
             fail_msg("malloc:%d: %s: %s", n, engine_error_fault(why.fault), why.text);
         assert_true(is_over || !paint(e, &image, &why));
@@ -396,7 +377,7 @@ static void a_batch_without_a_graph_is_the_same_picture(void **state)
             set_fault("graph", n);
         if (!paint(e, n ? &image : &good, &why))
             fail_msg("graph:%d: %s", n, why.text);
-        sim.fault("");
+        cuda_simulator.fault("");
         if (n) {
             assert_memory_equal(image.rgb, good.rgb, (size_t)good.width * (size_t)good.height * 3);
             engine_image_done(&image);
@@ -423,8 +404,8 @@ static void a_lost_device_is_called_so(void **state)
         assert_false(paint(e, &image, &why));
         assert_int_equal(why.fault, ENGINE_DEVICE);
         engine_close(e);
-        sim.fault("");
-        sim.restore(); /* the process is started again */
+        cuda_simulator.fault("");
+        cuda_simulator.restore(); /* the process is started again */
         nothing_is_left("kernel", when[i]);
         assert_true(open_engine(&e, &why));
         if (!paint(e, &image, &why))
@@ -448,5 +429,5 @@ int main(void)
         cmocka_unit_test(a_batch_without_a_graph_is_the_same_picture),
         cmocka_unit_test(a_lost_device_is_called_so),
     };
-    return cmocka_run_group_tests_name("cuda_faults", tests, find_simulator, NULL);
+    return cmocka_run_group_tests_name("cuda_faults", tests, cuda_simulator_find, NULL);
 }

@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "cuda_simulator.h"
 #include "engine.h"
 #include "pocket_adapters.h"
 
@@ -117,19 +118,15 @@ static void a_still_larger_picture_sends_blocks_after_it(void **state)
 static void weights_that_moved_in_part_render_the_same(void **state)
 {
     (void)state;
-    bool (*fault)(const char *list);
     struct engine_image small, large, again;
     struct engine_error why;
-    void *module = dlopen(getenv("KILN_CUDA_MODULE"), RTLD_NOW | RTLD_LOCAL);
-    assert_non_null(module);
-    *(void **)&fault = dlsym(module, "cudasim_fault");
     struct engine *e = open_engine(ENGINE_PLACEMENT_AUTO, AS_PLANNED);
     paint_or_fail(e, AS_PLANNED, &small);
-    assert_true(fault("hostalloc:3"));
+    assert_true(cuda_simulator.fault("hostalloc:3"));
     assert_false(paint(e, LARGER, &large, &why));
     assert_int_equal(why.fault, ENGINE_NO_MEMORY);
     assert_non_null(strstr(why.text, "moving weights to host memory"));
-    fault("");
+    cuda_simulator.fault("");
     paint_or_fail(e, AS_PLANNED, &again);
     assert_same(&small, &again);
     paint_or_fail(e, LARGER, &large);
@@ -202,7 +199,6 @@ static void without_a_transformer_there_is_less_to_send_away(void **state)
     (void)state;
     static const struct engine_adapter beside = {"tests/golden/files/lora-kohya.safetensors", 0.1f};
     char folder[] = "/tmp/kiln-room-XXXXXX";
-    bool (*fault)(const char *list);
     int (*device_malloc)(void **, size_t), (*device_free)(void *), (*forget_error)(void);
     struct engine_error why;
     struct engine_image before, after;
@@ -210,7 +206,6 @@ static void without_a_transformer_there_is_less_to_send_away(void **state)
     void *taken;
     void *module = dlopen(getenv("KILN_CUDA_MODULE"), RTLD_NOW | RTLD_LOCAL);
     assert_non_null(module);
-    *(void **)&fault = dlsym(module, "cudasim_fault");
     *(void **)&device_malloc = dlsym(module, "cudaMalloc");
     *(void **)&device_free = dlsym(module, "cudaFree");
     *(void **)&forget_error = dlsym(module, "cudaGetLastError");
@@ -218,10 +213,10 @@ static void without_a_transformer_there_is_less_to_send_away(void **state)
     struct pocket_adapters own = pocket_adapters_make(folder);
     struct engine *e = open_engine(ENGINE_PLACEMENT_AUTO, AS_PLANNED);
     paint_or_fail(e, AS_PLANNED, &before);
-    assert_true(fault("malloc:5"));
+    assert_true(cuda_simulator.fault("malloc:5"));
     assert_false(engine_adapt(e, &(struct engine_adapter){own.lokr, 1}, 1, &why));
     assert_int_equal(why.fault, ENGINE_NO_MEMORY);
-    fault("");
+    cuda_simulator.fault("");
     while (device_malloc(&taken, bytes) != 0)
         bytes -= 4096;
     forget_error();
@@ -252,5 +247,5 @@ int main(void)
         cmocka_unit_test(without_a_transformer_there_is_less_to_send_away),
         cmocka_unit_test(what_fits_nowhere_is_refused_and_the_next_is_rendered),
     };
-    return cmocka_run_group_tests_name("cuda_room", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("cuda_room", tests, cuda_simulator_find, NULL);
 }

@@ -1,7 +1,6 @@
 /* test_cuda_team.c - two devices that share a model, and what may happen to one of them. If this breaks, a dead GPU keeps the other
  * one waiting for ever, or a wrong one makes pictures. Faults and counters are the simulator's (tests/cudasim/README.md); pictures are
  * compared by test_engine_team and test_golden, which run on these devices, too. */
-#include <dlfcn.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,35 +13,13 @@
 
 #include <cmocka.h>
 
-#include "cudasim_control.h"
+#include "cuda_simulator.h"
 #include "engine_team.h"
 
 #define MODEL "tests/golden/models/pocket"
 
 /* Of this model, in bf16 at 64x64. */
 enum { DOUBLES = 2, SINGLES = 3, WIDTH = 64, ROWS = 512 + 16, TEXT_LAYERS = 27, TEXT_WIDTH = 32, RANKS = 2, BF16 = 2 };
-
-static struct {
-    bool (*fault)(const char *list);
-    void (*restore)(void);
-    size_t (*leaks)(char *text, size_t capacity);
-    void (*counters)(struct cudasim_counters *counters);
-    void (*counters_reset)(void);
-} sim;
-
-static int find_simulator(void **state)
-{
-    (void)state;
-    void *module = dlopen(getenv("KILN_CUDA_MODULE"), RTLD_NOW | RTLD_LOCAL);
-    if (!module)
-        return -1;
-    *(void **)&sim.fault = dlsym(module, "cudasim_fault");
-    *(void **)&sim.restore = dlsym(module, "cudasim_restore");
-    *(void **)&sim.leaks = dlsym(module, "cudasim_leaks");
-    *(void **)&sim.counters = dlsym(module, "cudasim_counters_read");
-    *(void **)&sim.counters_reset = dlsym(module, "cudasim_counters_reset");
-    return sim.fault && sim.restore && sim.leaks && sim.counters && sim.counters_reset ? 0 : -1;
-}
 
 static struct engine_team *open_team(void)
 {
@@ -58,9 +35,9 @@ static void close_team(struct engine_team *t)
 {
     char text[1024] = "";
     engine_team_close(t);
-    sim.fault("");
-    sim.restore();
-    if (sim.leaks(text, sizeof text) != 0)
+    cuda_simulator.fault("");
+    cuda_simulator.restore();
+    if (cuda_simulator.leaks(text, sizeof text) != 0)
         fail_msg("left behind: %s", text);
 }
 
@@ -89,9 +66,9 @@ static void must_paint(struct engine_team *t, int steps, uint8_t *ret_rgb)
 static struct cudasim_counters counted(struct engine_team *t, int steps)
 {
     struct cudasim_counters c;
-    sim.counters_reset();
+    cuda_simulator.counters_reset();
     must_paint(t, steps, NULL);
-    sim.counters(&c);
+    cuda_simulator.counters(&c);
     return c;
 }
 
@@ -119,10 +96,10 @@ static void a_reference_is_checked_by_all(void **state)
     struct engine_request r = {.prompt = "a fox", .width = 64, .height = 64, .guidance = NAN, .references = &reference, .reference_count = 1};
     struct engine_error why;
     engine_team_defaults(t, &r);
-    assert_true(sim.fault("malloc:1@1"));
+    assert_true(cuda_simulator.fault("malloc:1@1"));
     assert_false(engine_team_check(t, &r, &why));
     assert_int_equal(why.fault, ENGINE_NO_MEMORY);
-    assert_true(sim.fault(""));
+    assert_true(cuda_simulator.fault(""));
     must_paint(t, 1, NULL);
     if (!engine_team_check(t, &r, &why))
         fail_msg("%s", why.text);
@@ -142,7 +119,7 @@ static void ends_the_team(const char *fault, const char *says)
     struct engine_error why = {0};
     struct timespec begun, ended;
     must_paint(t, 1, NULL);
-    assert_true(sim.fault(fault));
+    assert_true(cuda_simulator.fault(fault));
     clock_gettime(CLOCK_MONOTONIC, &begun);
     assert_false(paint(t, 1, 64, NULL, &why));
     clock_gettime(CLOCK_MONOTONIC, &ended);
@@ -180,7 +157,7 @@ static void a_slow_rank_is_waited_for(void **state)
     static uint8_t before[64 * 64 * 3], after[64 * 64 * 3];
     struct engine_team *t = open_team();
     must_paint(t, 1, before);
-    assert_true(sim.fault("slow:2=1500@1"));
+    assert_true(cuda_simulator.fault("slow:2=1500@1"));
     must_paint(t, 1, after);
     assert_memory_equal(before, after, sizeof before);
     close_team(t);
@@ -194,10 +171,10 @@ static void what_does_not_fit_one_device_is_refused_and_the_next_is_whole(void *
     struct engine_team *t = open_team();
     struct engine_error why = {0};
     must_paint(t, 1, before);
-    assert_true(sim.fault("malloc:1@1"));
+    assert_true(cuda_simulator.fault("malloc:1@1"));
     assert_false(paint(t, 1, 128, NULL, &why)); /* more than was planned: asks for memory */
     assert_int_equal(why.fault, ENGINE_NO_MEMORY);
-    assert_true(sim.fault(""));
+    assert_true(cuda_simulator.fault(""));
     must_paint(t, 1, after);
     assert_memory_equal(before, after, sizeof before);
     close_team(t);
@@ -211,7 +188,7 @@ static void a_team_that_cannot_open_leaves_nothing(void **state)
         struct engine_team *t = NULL;
         struct engine_error why = {0};
         struct engine_options o = {.model_dir = MODEL, .precision = ENGINE_BF16, .device = "cuda:0,1", .plan_width = 64, .plan_height = 64};
-        assert_true(sim.fault(faults[i]));
+        assert_true(cuda_simulator.fault(faults[i]));
         if (engine_team_open(&t, &o, &why))
             fail_msg("%s: opened", faults[i]);
         assert_true(why.fault == ENGINE_DEVICE || why.fault == ENGINE_NO_MEMORY);
@@ -236,5 +213,5 @@ int main(void)
         cmocka_unit_test(a_lost_device_ends_the_team),
         cmocka_unit_test(a_dead_rank_ends_the_team),
     };
-    return cmocka_run_group_tests_name("cuda_team", tests, find_simulator, NULL);
+    return cmocka_run_group_tests_name("cuda_team", tests, cuda_simulator_find, NULL);
 }
