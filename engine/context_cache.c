@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "list_hash.h"
+
 struct entry {
     uint64_t hash, used; /* used: the clock at the last use */
     int32_t ids[CONTEXT_CACHE_IDS];
@@ -18,15 +20,6 @@ struct context_cache {
     uint64_t clock;
     struct entry *entries[CONTEXT_CACHE_ENTRIES_MAX];
 };
-
-/* FNV-1a */
-static uint64_t hash_of(const int32_t *ids)
-{
-    uint64_t h = 14695981039346656037u;
-    for (int i = 0; i < CONTEXT_CACHE_IDS; i++)
-        h = (h ^ (uint32_t)ids[i]) * 1099511628211u;
-    return h;
-}
 
 struct context_cache *context_cache_new(enum tensor_dtype dtype, int64_t rows, int64_t width)
 {
@@ -74,7 +67,7 @@ static struct entry *lookup(const struct context_cache *c, const int32_t *ids, u
 
 bool context_cache_find(struct context_cache *c, const int32_t ids[CONTEXT_CACHE_IDS], struct tensor *ret)
 {
-    struct entry *e = c ? lookup(c, ids, hash_of(ids)) : NULL;
+    struct entry *e = c ? lookup(c, ids, list_hash(ids, CONTEXT_CACHE_IDS)) : NULL;
     if (!e)
         return false;
     e->used = ++c->clock;
@@ -107,7 +100,7 @@ static struct entry *new_entry(struct context_cache *c)
 
 struct tensor context_cache_add(struct context_cache *c, const int32_t ids[CONTEXT_CACHE_IDS])
 {
-    uint64_t hash = hash_of(ids);
+    uint64_t hash = list_hash(ids, CONTEXT_CACHE_IDS);
     if (!c)
         return (struct tensor){0};
     struct entry *e = lookup(c, ids, hash);

@@ -14,6 +14,7 @@
 #include "engine_plan.h"
 #include "kern_cpu.h"
 #include "kern_module.h"
+#include "list_hash.h"
 #include "model_parts.h"
 
 double engine_model_now_s(void)
@@ -113,15 +114,6 @@ static bool load_vae(struct engine_model *m, struct model_parts *p, struct engin
     return end(m, &w, why);
 }
 
-/* A number that two different lists of checksums hardly share (FNV-1a). */
-static int64_t digest_of(const int32_t *checksums, int64_t count)
-{
-    uint64_t digest = 14695981039346656037u;
-    for (int64_t i = 0; i < count; i++)
-        digest = (digest ^ (uint32_t)checksums[i]) * 1099511628211u;
-    return (int64_t)digest;
-}
-
 struct tensor engine_model_checksums(struct engine_model *m, int64_t images, int64_t rows)
 {
     int64_t count = 2 * images * rows;
@@ -142,7 +134,7 @@ void engine_model_compare(struct engine_model *m, struct tensor checksums)
         return;
     }
     kern_read(k, host, checksums);
-    kern_agree(k, digest_of(host.data, tensor_count(host)), "a row of a step");
+    kern_agree(k, (int64_t)list_hash(host.data, tensor_count(host)), "a row of a step");
     free(host.data);
 }
 
