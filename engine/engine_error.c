@@ -43,7 +43,7 @@ bool engine_error_at(struct engine_error *why, const char *format, ...)
 
 const char *engine_error_fault(enum engine_fault fault)
 {
-    static const char *const names[] = {"ok", "bad_request", "bad_model", "no_memory", "io", "device", "cancelled",
-                                        "bad_result"};
+    static const char *const names[] = {"ok", "bad_request", "bad_model", "no_memory", "io", "device", "no_device",
+                                        "cancelled", "bad_result"};
     return names[fault];
 }

@@ -14,7 +14,8 @@ enum engine_fault {
     ENGINE_BAD_MODEL,   /* the files are missing, damaged or of another architecture */
     ENGINE_NO_MEMORY,
     ENGINE_IO,          /* reading failed: may work later */
-    ENGINE_DEVICE,      /* the device failed or was lost */
+    ENGINE_DEVICE,      /* the device failed or was lost: opened again, by another process, it may work */
+    ENGINE_NO_DEVICE,   /* there is none of that name, or what it needs is not installed */
     ENGINE_CANCELLED,
     ENGINE_BAD_RESULT,  /* NaN or infinity in the picture */
 };

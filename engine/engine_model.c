@@ -68,7 +68,8 @@ static bool open_kern(struct engine_model *m, const struct engine_options *o, st
     else
         m->kern = kern_module_open(o->device, &o->member, text, sizeof text);
     if (!m->kern)
-        return engine_error_set(why, kern_error_is_memory(text) ? ENGINE_NO_MEMORY : ENGINE_DEVICE, "%s", text);
+        return engine_error_set(why, kern_error_is_memory(text) ? ENGINE_NO_MEMORY
+                                     : kern_error_is_device(text) ? ENGINE_DEVICE : ENGINE_NO_DEVICE, "%s", text);
     m->pool = weights_pool_new(m->kern);
     m->contexts = context_cache_new(m->dtype, TRANSFORMER_TEXT_ROWS, m->config.transformer.hidden);
     if (!m->pool || !m->contexts)

@@ -130,6 +130,11 @@ bool kern_error_is_memory(const char *text)
     return strncmp(text, "no memory", 9) == 0; /* how the backends begin it */
 }
 
+bool kern_error_is_device(const char *text)
+{
+    return strncmp(text, "device ", 7) == 0;
+}
+
 bool kern_recover(struct kern *k)
 {
     if (k->failed && !kern_error_is_memory(k->error) && strncmp(k->error, PASSING, strlen(PASSING)) != 0)

@@ -29,7 +29,8 @@ bool kern_sync(struct kern *k);
  * since the error has not been done. False if another error is kept: a lost device stays lost until it is opened again. */
 bool kern_recover(struct kern *k);
 const char *kern_error(const struct kern *k);
-bool kern_error_is_memory(const char *text); /* of kern_error: a smaller piece of work may succeed */
+bool kern_error_is_memory(const char *text); /* of kern_error, or of what a backend says that cannot open: less may be had */
+bool kern_error_is_device(const char *text); /* it failed or was lost: opened again, it may work */
 bool kern_is_dry(const struct kern *k); /* values are neither read nor computed (kern_dry.h): a caller need not have any */
 const char *kern_name(const struct kern *k); /* "cpu avx512_bf16, 2 threads" */
 size_t kern_peak_bytes(const struct kern *k); /* arena high-water mark + weights */

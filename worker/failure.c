@@ -5,6 +5,7 @@
  *   NO_MEMORY    oom       a smaller batch, or a bigger worker
  *   IO           retry
  *   DEVICE       retry     and this process ends: a lost device stays lost until it is opened again
+ *   NO_DEVICE    retry     likewise; another worker may have one
  *   BAD_RESULT   retry     NaN once may be a flipped bit; always NaN uses up the attempts and is shown
  *   CANCELLED    released  somebody asked for it, nobody failed */
 #include "failure.h"
@@ -69,6 +70,7 @@ static enum msg_failure kind_of(enum engine_fault fault)
     case ENGINE_BAD_MODEL:
     case ENGINE_IO:
     case ENGINE_DEVICE:
+    case ENGINE_NO_DEVICE:
     case ENGINE_BAD_RESULT: break;
     }
     return MSG_FAILURE_RETRY;
@@ -78,7 +80,7 @@ struct failure failure_of_engine(const struct engine_error *why)
 {
     struct failure f = failure_retry("%s", why->text);
     f.kind = kind_of(why->fault);
-    f.is_last = why->fault == ENGINE_DEVICE;
+    f.is_last = why->fault == ENGINE_DEVICE || why->fault == ENGINE_NO_DEVICE;
     return f;
 }
 

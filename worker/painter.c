@@ -30,7 +30,7 @@ struct painter {
     struct mailbox batches;
     pthread_t thread;
     atomic_int state;
-    char why[1100]; /* written before state becomes PAINTER_FAILED */
+    struct engine_error why; /* written before state becomes PAINTER_FAILED */
     struct model_set models;
     struct batch_caps caps;
     struct batch_inputs inputs; /* of the batch that is painted */
@@ -364,9 +364,7 @@ static void change_state(struct painter *p, enum painter_state state)
 static void *painter_main(void *context)
 {
     struct painter *p = context;
-    struct engine_error why = {0};
-    if (!model_set_prepare(&p->models, p->options.sources, p->options.source_count, &p->options.engine, &why)) {
-        snprintf(p->why, sizeof p->why, "%s", why.text);
+    if (!model_set_prepare(&p->models, p->options.sources, p->options.source_count, &p->options.engine, &p->why)) {
         change_state(p, PAINTER_FAILED);
         return NULL;
     }
@@ -415,9 +413,9 @@ enum painter_state painter_state(const struct painter *p)
     return (enum painter_state)atomic_load(&p->state);
 }
 
-const char *painter_why(const struct painter *p)
+const struct engine_error *painter_why(const struct painter *p)
 {
-    return p->why;
+    return &p->why;
 }
 
 const struct model_set *painter_models(const struct painter *p)

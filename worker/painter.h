@@ -27,7 +27,7 @@ bool painter_open(struct painter **ret, const struct painter_options *options, c
 void painter_close(struct painter *p); /* waits for what is rendered; batches not begun must have been taken back */
 
 enum painter_state painter_state(const struct painter *p);
-const char *painter_why(const struct painter *p);              /* after PAINTER_FAILED */
+const struct engine_error *painter_why(const struct painter *p); /* after PAINTER_FAILED */
 const struct model_set *painter_models(const struct painter *p); /* after PAINTER_READY */
 
 void painter_give(struct painter *p, struct batch *b);

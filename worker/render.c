@@ -801,7 +801,7 @@ static int open_model(struct run *r)
         return refuse("%s", text);
     if (!engine_team_open(&r->engine, &r->model, &why)) {
         fprintf(stderr, "kiln-worker render: %s\n", why.text);
-        return why.fault == ENGINE_DEVICE || why.fault == ENGINE_NO_MEMORY ? LIFECYCLE_REFUSED : fault_code(why.fault);
+        return why.fault == ENGINE_NO_DEVICE || why.fault == ENGINE_NO_MEMORY ? LIFECYCLE_REFUSED : fault_code(why.fault);
     }
     show_placement(engine_team_info(r->engine));
     return 0;

@@ -123,8 +123,8 @@ static void worker_close(struct worker *w)
     metric_stop();
 }
 
-/* Models take from seconds to minutes to open; a signal meanwhile ends the process, since nothing is held. */
-static bool worker_load(struct worker *w)
+/* Models take from seconds to minutes to open; a signal meanwhile ends the process, since nothing is held. 0, or the exit code. */
+static int worker_load(struct worker *w)
 {
     struct pollfd waits[] = {{.fd = w->outcomes.event_fd, .events = POLLIN}, {.fd = lifecycle_fd(), .events = POLLIN}};
     while (painter_state(w->painter) == PAINTER_LOADING) {
@@ -135,10 +135,11 @@ static bool worker_load(struct worker *w)
         poll(waits, 2, WAIT_MAX_MS);
     }
     if (painter_state(w->painter) == PAINTER_READY)
-        return true;
-    log_event(LOG_ERROR, "model_refused", "why=%s", log_quote(painter_why(w->painter)));
-    fprintf(stderr, "kiln-worker: %s\n", painter_why(w->painter));
-    return false;
+        return 0;
+    const struct engine_error *why = painter_why(w->painter);
+    log_event(LOG_ERROR, "model_refused", "why=%s", log_quote(why->text));
+    fprintf(stderr, "kiln-worker: %s\n", why->text);
+    return why->fault == ENGINE_DEVICE ? LIFECYCLE_TEMPORARY : LIFECYCLE_REFUSED;
 }
 
 static uint64_t memory_bytes(void)
@@ -515,9 +516,9 @@ int worker_run(const struct worker_options *options)
         fprintf(stderr, "kiln-worker: %s\n", why);
         return LIFECYCLE_REFUSED; /* the threads and files of a process that ends at once need no closing */
     }
-    if (!worker_load(&w)) {
+    if ((w.exit_code = worker_load(&w)) != 0) {
         worker_close(&w);
-        return LIFECYCLE_REFUSED;
+        return w.exit_code;
     }
     if (!worker_greet(&w, why, sizeof why)) {
         fprintf(stderr, "kiln-worker: %s\n", why);

@@ -17,7 +17,7 @@ static void every_engine_fault_has_its_kind(void **state)
         {ENGINE_BAD_REQUEST, MSG_FAILURE_REFUSE, false, true},  {ENGINE_BAD_MODEL, MSG_FAILURE_RETRY, false, false},
         {ENGINE_NO_MEMORY, MSG_FAILURE_OOM, false, false},      {ENGINE_IO, MSG_FAILURE_RETRY, false, false},
         {ENGINE_DEVICE, MSG_FAILURE_RETRY, true, false},        {ENGINE_CANCELLED, MSG_FAILURE_RELEASED, false, false},
-        {ENGINE_BAD_RESULT, MSG_FAILURE_RETRY, false, true},
+        {ENGINE_BAD_RESULT, MSG_FAILURE_RETRY, false, true},    {ENGINE_NO_DEVICE, MSG_FAILURE_RETRY, true, false},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct engine_error why = {rows[i].fault, "what happened"};
