@@ -153,6 +153,7 @@ static bool find(struct weights *w, struct weight *ret, const char *name, int ra
     char got[128], want[128];
     if (w->failed)
         return false;
+    kern_beat(w->kern); /* a tensor may take seconds to read */
     if (!weight_files_find(w->files, ret, name, &why)) {
         fail(w, why.fault, "%s", why.text);
         return false;

@@ -73,6 +73,11 @@ void kern_leave(struct kern *k, const char *why)
         kern_team_break(k->team, k->rank, text);
 }
 
+void kern_beat(struct kern *k)
+{
+    kern_ops_beat(k);
+}
+
 int64_t kern_most(struct kern *k, int64_t number)
 {
     int64_t all[KERN_TEAM_MAX], most = number;

@@ -114,6 +114,8 @@ int kern_ranks(const struct kern *k);
 bool kern_join(struct kern *k);
 /* kern_leave: this rank cannot go on, for a reason of its caller's. The others' operations fail, and what they wait for ends. */
 void kern_leave(struct kern *k, const char *why);
+/* kern_beat: this rank is busy with what is no operation: the others go on waiting for it (kern_team.h). */
+void kern_beat(struct kern *k);
 /* kern_most: the largest of the ranks' numbers; this one's own after a failure. The device is not waited for. */
 int64_t kern_most(struct kern *k, int64_t number);
 /* kern_agree: an error if a number differs between ranks. */

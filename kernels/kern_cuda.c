@@ -342,6 +342,7 @@ void *cuda_stage(struct kern *k, size_t bytes)
     assert(bytes <= CUDA_STAGE_BYTES);
     if (k->failed)
         return NULL;
+    kern_ops_beat(k);
     cudaSetDevice(c->device);
     struct stage *s = &c->stages[c->stage];
     return cuda_check(k, cudaEventSynchronize(s->sent), "the copy before") ? s->host : NULL;

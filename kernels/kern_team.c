@@ -23,7 +23,7 @@ struct meeting {
 };
 
 struct heart {
-    _Alignas(64) atomic_ullong beats; /* on a cache line of its own */
+    _Alignas(64) atomic_llong last_ms; /* its last beat; on a cache line of its own */
 };
 
 struct kern_team {
@@ -55,6 +55,8 @@ struct kern_team *kern_team_open(int ranks, int patience_ms)
     memset(t, 0, sizeof *t);
     t->ranks = ranks;
     t->patience_ms = patience_ms;
+    for (int i = 0; i < ranks; i++)
+        kern_team_beat(t, i);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&t->lock, NULL);
@@ -84,7 +86,12 @@ int kern_team_patience_ms(const struct kern_team *t)
 
 void kern_team_beat(struct kern_team *t, int rank)
 {
-    atomic_fetch_add_explicit(&t->hearts[rank].beats, 1, memory_order_relaxed);
+    atomic_store_explicit(&t->hearts[rank].last_ms, now_ms(), memory_order_relaxed);
+}
+
+int64_t kern_team_silent_ms(const struct kern_team *t, int rank)
+{
+    return now_ms() - atomic_load_explicit(&t->hearts[rank].last_ms, memory_order_relaxed);
 }
 
 /* --- breaking ---------------------------------------------------------------------------------------------- */
@@ -114,6 +121,20 @@ void kern_team_break(struct kern_team *t, int rank, const char *why)
 {
     pthread_mutex_lock(&t->lock);
     break_locked(t, rank, why);
+    pthread_mutex_unlock(&t->lock);
+}
+
+static void break_silent_locked(struct kern_team *t, int rank)
+{
+    char why[96];
+    snprintf(why, sizeof why, "device failed: no sign of life for %.1f s", t->patience_ms / 1e3);
+    break_locked(t, rank, why);
+}
+
+void kern_team_break_silent(struct kern_team *t, int rank)
+{
+    pthread_mutex_lock(&t->lock);
+    break_silent_locked(t, rank);
     pthread_mutex_unlock(&t->lock);
 }
 
@@ -147,35 +168,32 @@ static void sleep_locked(struct kern_team *t)
     pthread_cond_timedwait(&t->changed, &t->lock, &until);
 }
 
-/* The beats of those who are not here, together; *ret_missing is one of them. */
-static uint64_t signs_of_life(struct kern_team *t, const struct meeting *m, int *ret_missing)
+/* How long it has been since any of those who are not here gave a sign of life; *ret_missing is one of them. */
+static int64_t silent_ms(const struct kern_team *t, const struct meeting *m, int *ret_missing)
 {
-    uint64_t beats = 0;
-    for (int i = 0; i < t->ranks; i++)
-        if (!m->is_here[i]) {
-            beats += atomic_load_explicit(&t->hearts[i].beats, memory_order_relaxed);
-            *ret_missing = i;
-        }
-    return beats;
+    int64_t least = INT64_MAX;
+    for (int i = 0; i < t->ranks; i++) {
+        int64_t ms = m->is_here[i] ? INT64_MAX : kern_team_silent_ms(t, i);
+        *ret_missing = m->is_here[i] ? *ret_missing : i;
+        least = ms < least ? ms : least;
+    }
+    return least;
 }
 
-/* Until the round is over, the meeting is called off, or those who are missing have been still for too long. */
+/* Until the round is over, the meeting is called off, or those who are missing have been silent for too long while we were waiting. */
 static bool wait_locked(struct kern_team *t, struct meeting *m, uint64_t round)
 {
     int missing = 0;
-    uint64_t seen = signs_of_life(t, m, &missing);
-    int64_t since_ms = now_ms();
+    int64_t begun_ms = now_ms();
     while (atomic_load(&m->round) == round) {
         if (m == &t->work && kern_team_is_broken(t))
             return false;
         sleep_locked(t);
-        uint64_t beats = signs_of_life(t, m, &missing);
-        if (beats != seen)
-            seen = beats, since_ms = now_ms();
-        if (atomic_load(&m->round) == round && now_ms() - since_ms > t->patience_ms) {
-            char why[96];
-            snprintf(why, sizeof why, "device failed: no sign of life for %.1f s", t->patience_ms / 1e3);
-            break_locked(t, missing, why);
+        if (atomic_load(&m->round) != round)
+            break;
+        bool is_long = now_ms() - begun_ms > t->patience_ms;
+        if (is_long && silent_ms(t, m, &missing) > t->patience_ms) {
+            break_silent_locked(t, missing);
             return false;
         }
     }
@@ -219,8 +237,10 @@ static bool come_locked(struct kern_team *t, struct meeting *m, int rank, int64_
 
 bool kern_team_meet(struct kern_team *t, int rank, int64_t number, int64_t *ret)
 {
+    kern_team_beat(t, rank);
     pthread_mutex_lock(&t->lock);
     bool ok = !kern_team_is_broken(t) && come_locked(t, &t->work, rank, number);
+    kern_team_beat(t, rank); /* it may have waited for long */
     if (ok)
         memcpy(ret, t->work.heard, (size_t)t->ranks * sizeof *ret); /* the next round ends with us at the earliest */
     pthread_mutex_unlock(&t->lock);
@@ -229,8 +249,10 @@ bool kern_team_meet(struct kern_team *t, int rank, int64_t number, int64_t *ret)
 
 bool kern_team_mend(struct kern_team *t, int rank)
 {
+    kern_team_beat(t, rank);
     pthread_mutex_lock(&t->lock);
     bool ok = come_locked(t, &t->repair, rank, 0);
+    kern_team_beat(t, rank);
     if (!ok) { /* it may come again */
         t->repair.is_here[rank] = false;
         t->repair.arrived--;

@@ -6,7 +6,7 @@
  *
  * A rank that cannot go on breaks the team: every meeting ends, and what the backends wait for besides (they look) as well. So
  * does a rank that lets the others wait and gives no sign of life for as long as their patience lasts: a backend beats while it
- * works. A broken team is whole again when all its ranks have come to mend it. */
+ * works, and so does who drives it, where that takes long. A broken team is whole again when all its ranks have come to mend it. */
 #ifndef KILN_KERN_TEAM_H
 #define KILN_KERN_TEAM_H
 
@@ -39,7 +39,12 @@ bool kern_team_why(struct kern_team *t, char *ret, size_t ret_bytes, int *ret_ra
 /* kern_team_mend returns when all ranks have come; then the team is whole. False: one did not come. */
 bool kern_team_mend(struct kern_team *t, int rank);
 
-void kern_team_beat(struct kern_team *t, int rank); /* from any thread */
+/* kern_team_beat: the rank lives; from any thread. kern_team_silent_ms: since its last sign of life; a meeting is one. */
+void kern_team_beat(struct kern_team *t, int rank);
+int64_t kern_team_silent_ms(const struct kern_team *t, int rank);
 int kern_team_patience_ms(const struct kern_team *t);
+
+/* kern_team_break_silent breaks the team because of a rank that has been silent for as long as the patience lasts. */
+void kern_team_break_silent(struct kern_team *t, int rank);
 
 #endif

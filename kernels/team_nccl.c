@@ -7,6 +7,9 @@
  *
  * After an abort there is no communicator until all ranks join again.
  *
+ * The communicator is a nonblocking one: ncclCommInitRank would wait for ever for a rank that never comes. What NCCL does in the
+ * background (joining; connecting, at a first sum; leaving) is asked for until it is done, or the team is broken, or its patience ends.
+ *
  * A dry device is one rank of a team that is not there: its communicator has one rank, for the bytes to be counted, and no thread. */
 #include "team_nccl.h"
 
@@ -24,13 +27,15 @@
 #endif
 
 #define LOOK_MS 100
+#define ASK_NS 200000 /* between two questions whether what is in progress is done */
 #define SUMS_MAX 256 /* looked after at once; beyond that, only every so often one */
 
 struct nccl_calls {
     ncclResult_t (*unique_id)(ncclUniqueId *);
-    ncclResult_t (*init_rank)(ncclComm_t *, int, ncclUniqueId, int);
+    ncclResult_t (*init_rank)(ncclComm_t *, int, ncclUniqueId, int, ncclConfig_t *);
     ncclResult_t (*all_reduce)(const void *, void *, size_t, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t);
     ncclResult_t (*async_error)(ncclComm_t, ncclResult_t *);
+    ncclResult_t (*finalize)(ncclComm_t);
     ncclResult_t (*destroy)(ncclComm_t);
     ncclResult_t (*end)(ncclComm_t);
     const char *(*error_text)(ncclResult_t);
@@ -46,7 +51,7 @@ struct team_nccl {
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t closing;
     bool is_closing;
-    ncclComm_t comm;      /* NULL: none, or aborted */
+    ncclComm_t comm;      /* NULL: none, or aborted; may still be joining */
     uint64_t breaks;      /* of the team, when comm was made */
     cudaEvent_t ended[SUMS_MAX];
     uint64_t queued, done; /* sums with an event, modulo SUMS_MAX where that is */
@@ -62,22 +67,35 @@ static uint64_t breaks_of(const struct kern *k)
     return k->team ? kern_team_breaks(k->team) : 0;
 }
 
+static int64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* A dry device's other rank never fails. */
+static int patience_ms(const struct team_nccl *t)
+{
+    return team_of(t) ? kern_team_patience_ms(team_of(t)) : KERN_TEAM_PATIENCE_MS;
+}
+
 /* --- the library ------------------------------------------------------------------------------------------- */
 
 static bool find_calls(struct team_nccl *t)
 {
     const struct { const char *name; void **to; } calls[] = {
-        {"ncclGetUniqueId", (void **)&t->nccl.unique_id}, {"ncclCommInitRank", (void **)&t->nccl.init_rank},
+        {"ncclGetUniqueId", (void **)&t->nccl.unique_id}, {"ncclCommInitRankConfig", (void **)&t->nccl.init_rank},
         {"ncclAllReduce", (void **)&t->nccl.all_reduce},  {"ncclCommGetAsyncError", (void **)&t->nccl.async_error},
-        {"ncclCommDestroy", (void **)&t->nccl.destroy},   {"ncclCommAbort", (void **)&t->nccl.end},
-        {"ncclGetErrorString", (void **)&t->nccl.error_text},
+        {"ncclCommFinalize", (void **)&t->nccl.finalize}, {"ncclCommDestroy", (void **)&t->nccl.destroy},
+        {"ncclCommAbort", (void **)&t->nccl.end},         {"ncclGetErrorString", (void **)&t->nccl.error_text},
     };
     t->library = dlopen(KILN_NCCL_LIBRARY, RTLD_NOW | RTLD_LOCAL);
     bool ok = t->library != NULL;
     for (size_t i = 0; ok && i < sizeof calls / sizeof calls[0]; i++)
         ok = (*calls[i].to = dlsym(t->library, calls[i].name)) != NULL;
     if (!ok)
-        kern_ops_fail(t->kern, "device failed: a team of GPUs needs NCCL, which cannot be opened (%s); install libnccl2 or render on one GPU",
+        kern_ops_fail(t->kern, "a team of GPUs needs NCCL, which cannot be opened (%s); install libnccl2 or render on one GPU",
                       dlerror());
     return ok;
 }
@@ -88,6 +106,40 @@ static bool check(struct team_nccl *t, ncclResult_t result, const char *what)
         return true;
     kern_ops_fail(t->kern, "device failed: NCCL: %s: %s", what, t->nccl.error_text(result));
     return false;
+}
+
+/* The team is broken: the backend has its reason. */
+static bool fail_with_team(struct team_nccl *t)
+{
+    char why[256];
+    if (kern_team_why(team_of(t), why, sizeof why, NULL))
+        kern_ops_fail(t->kern, "%s", why);
+    return false;
+}
+
+static ncclResult_t ask(struct team_nccl *t)
+{
+    ncclResult_t state = ncclSuccess, error;
+    pthread_mutex_lock(&t->lock);
+    if (t->comm && (error = t->nccl.async_error(t->comm, &state)) != ncclSuccess)
+        state = error;
+    pthread_mutex_unlock(&t->lock);
+    return state;
+}
+
+/* What was begun on the communicator and may be in progress, until it is done. No call but this is made on it before. */
+static bool settle(struct team_nccl *t, ncclResult_t result, const char *what)
+{
+    int64_t begun_ms = now_ms();
+    while (result == ncclInProgress && t->breaks == breaks_of(t->kern)) {
+        if (now_ms() - begun_ms > patience_ms(t)) {
+            kern_ops_fail(t->kern, "device failed: NCCL: %s: another rank did not come for %.1f s", what, patience_ms(t) / 1e3);
+            return false;
+        }
+        nanosleep(&(struct timespec){0, ASK_NS}, NULL);
+        result = ask(t);
+    }
+    return t->breaks == breaks_of(t->kern) ? check(t, result, what) : fail_with_team(t);
 }
 
 /* --- the thread that looks ------------------------------------------------------------------------------------ */
@@ -120,13 +172,6 @@ struct look {
     int64_t since_ms; /* since then no sum has ended though some were queued */
 };
 
-static int64_t now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
 static void look(struct team_nccl *t, struct look *l)
 {
     ncclResult_t error = ncclSuccess;
@@ -148,8 +193,8 @@ static void look(struct team_nccl *t, struct look *l)
     } else if (error != ncclSuccess && error != ncclInProgress) {
         snprintf(why, sizeof why, "device failed: NCCL: %s", t->nccl.error_text(error));
         kern_team_break(team_of(t), t->kern->rank, why);
-    } else if (has_comm && now_ms() - l->since_ms > kern_team_patience_ms(team_of(t))) {
-        snprintf(why, sizeof why, "device failed: a sum of the team does not end, for %.1f s", kern_team_patience_ms(team_of(t)) / 1e3);
+    } else if (has_comm && now_ms() - l->since_ms > patience_ms(t)) {
+        snprintf(why, sizeof why, "device failed: a sum of the team does not end, for %.1f s", patience_ms(t) / 1e3);
         kern_team_break(team_of(t), t->kern->rank, why);
     }
 }
@@ -204,6 +249,17 @@ struct team_nccl *team_nccl_open(struct kern *k)
     return NULL;
 }
 
+/* Nobody else uses it any more. */
+static void close_comm(struct team_nccl *t)
+{
+    bool is_whole = t->comm && t->breaks == breaks_of(t->kern);
+    if (is_whole && settle(t, t->nccl.finalize(t->comm), "leaving a team"))
+        t->nccl.destroy(t->comm);
+    else if (t->comm)
+        t->nccl.end(t->comm);
+    t->comm = NULL;
+}
+
 void team_nccl_close(struct team_nccl *t)
 {
     if (!t)
@@ -215,10 +271,7 @@ void team_nccl_close(struct team_nccl *t)
     if (t->has_watch)
         pthread_join(t->watch, NULL);
     cuda_stream(t->kern);
-    if (t->comm && t->breaks != breaks_of(t->kern))
-        t->nccl.end(t->comm);
-    else if (t->comm)
-        t->nccl.destroy(t->comm);
+    close_comm(t);
     for (int i = 0; i < SUMS_MAX && t->ended[i]; i++)
         cudaEventDestroy(t->ended[i]);
     if (t->library)
@@ -260,11 +313,23 @@ static bool first_sum(struct team_nccl *t)
     return ok;
 }
 
+/* Begins to join; the communicator is there at once, to be aborted. */
+static ncclResult_t begin_to_join(struct team_nccl *t, ncclUniqueId id)
+{
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    ncclComm_t comm = NULL;
+    config.blocking = 0;
+    ncclResult_t result = t->nccl.init_rank(&comm, team_of(t) ? t->kern->ranks : 1, id, t->kern->rank, &config);
+    pthread_mutex_lock(&t->lock);
+    t->comm = comm;
+    pthread_mutex_unlock(&t->lock);
+    return result;
+}
+
 bool team_nccl_join(struct kern *k)
 {
     struct team_nccl *t = cuda_team(k);
     ncclUniqueId id;
-    ncclComm_t comm;
     uint64_t breaks = breaks_of(k);
     pthread_mutex_lock(&t->lock);
     bool is_joined = t->comm && t->breaks == breaks;
@@ -273,22 +338,20 @@ bool team_nccl_join(struct kern *k)
         return true;
     abort_comm(t);
     cudaStreamSynchronize(cuda_stream(k)); /* what was aborted is over */
-    if (!share_id(t, &id) || !check(t, t->nccl.init_rank(&comm, k->team ? k->ranks : 1, id, k->rank), "making a team"))
-        return false;
     pthread_mutex_lock(&t->lock);
-    t->comm = comm;
     t->breaks = breaks;
     pthread_mutex_unlock(&t->lock);
-    return first_sum(t);
+    return share_id(t, &id) && settle(t, begin_to_join(t, id), "making a team") && first_sum(t);
 }
 
 /* An event behind the sum, if one is free: all of them may be in flight. */
 static void mark_sum(struct team_nccl *t)
 {
-    if (t->queued - count_done(t) == SUMS_MAX)
-        return;
-    if (cuda_check(t->kern, cudaEventRecord(t->ended[t->queued % SUMS_MAX], cuda_stream(t->kern)), "a sum of the team"))
+    pthread_mutex_lock(&t->lock);
+    if (t->queued - count_done(t) < SUMS_MAX &&
+        cuda_check(t->kern, cudaEventRecord(t->ended[t->queued % SUMS_MAX], cuda_stream(t->kern)), "a sum of the team"))
         t->queued++;
+    pthread_mutex_unlock(&t->lock);
 }
 
 void team_nccl_sum(struct kern *k, struct tensor x)
@@ -296,15 +359,12 @@ void team_nccl_sum(struct kern *k, struct tensor x)
     struct team_nccl *t = cuda_team(k);
     ncclDataType_t type = x.dtype == TENSOR_F32 ? ncclFloat32 : ncclBfloat16;
     cudaStream_t stream = cuda_stream(k);
-    char why[256];
     pthread_mutex_lock(&t->lock);
     bool is_whole = t->comm && t->breaks == breaks_of(k);
     ncclResult_t result = is_whole ? t->nccl.all_reduce(x.data, x.data, (size_t)tensor_count(x), type, ncclSum, t->comm, stream) : ncclSuccess;
-    if (is_whole && result == ncclSuccess)
-        mark_sum(t);
     pthread_mutex_unlock(&t->lock);
-    if (is_whole)
-        check(t, result, "a sum of the team");
-    else if (kern_team_why(k->team, why, sizeof why, NULL))
-        kern_ops_fail(k, "%s", why);
+    if (!is_whole)
+        fail_with_team(t);
+    else if (settle(t, result, "a sum of the team"))
+        mark_sum(t);
 }

@@ -13,6 +13,7 @@
 #include "device_list.h"
 
 #define RETURN_MS 2000 /* beyond the patience of the team: then a rank will not come back */
+#define LOOK_MS 100
 
 enum order { REST, OPEN, ADAPT, CHECK, GENERATE, LEAVE };
 
@@ -102,32 +103,44 @@ static void tell(struct engine_team *t, enum order order)
 {
     pthread_mutex_lock(&t->lock);
     for (int i = 1; i < t->count; i++)
-        if (t->ranks[i].has_thread)
+        if (t->ranks[i].has_thread) {
             t->ranks[i].order = order;
+            kern_team_beat(t->kern, i);
+        }
     pthread_cond_broadcast(&t->changed);
     pthread_mutex_unlock(&t->lock);
 }
 
-static bool is_at_work(const struct engine_team *t)
+/* The one of those at work that gave the last sign of life, or -1: the others may wait for it. */
+static int least_silent(const struct engine_team *t)
 {
+    int found = -1;
     for (int i = 1; i < t->count; i++)
-        if (t->ranks[i].order != REST)
-            return true;
-    return false;
+        if (t->ranks[i].order != REST && (found < 0 || kern_team_silent_ms(t->kern, i) < kern_team_silent_ms(t->kern, found)))
+            found = i;
+    return found;
 }
 
-/* limit_ms 0: however long it takes. */
-static void await(struct engine_team *t, int limit_ms)
+/* Whatever the order: opening a model may take minutes, but who works gives signs of life. A rank that gives none breaks the team, so
+ * that what it waits for ends; if it does not come back then, it never will. */
+static void await(struct engine_team *t)
 {
     struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += limit_ms / 1000;
+    int64_t waited_ms = 0;
+    int rank;
     pthread_mutex_lock(&t->lock);
-    while (is_at_work(t) && !t->is_stuck) {
-        if (!limit_ms)
-            pthread_cond_wait(&t->changed, &t->lock);
-        else
-            t->is_stuck = pthread_cond_timedwait(&t->changed, &t->lock, &until) != 0 && is_at_work(t);
+    while ((rank = least_silent(t)) >= 0 && !t->is_stuck) {
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += LOOK_MS * 1000000L;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        if (pthread_cond_timedwait(&t->changed, &t->lock, &until) == 0)
+            continue;
+        waited_ms += LOOK_MS;
+        int64_t silent_ms = kern_team_silent_ms(t->kern, rank);
+        if (silent_ms > KERN_TEAM_PATIENCE_MS)
+            kern_team_break_silent(t->kern, rank);
+        t->is_stuck = silent_ms > KERN_TEAM_PATIENCE_MS + RETURN_MS && waited_ms > RETURN_MS;
     }
     pthread_mutex_unlock(&t->lock);
 }
@@ -160,7 +173,7 @@ static bool all(struct engine_team *t, enum order order, struct engine_image *im
     }
     tell(t, order);
     t->ranks[0].ok = obey(&t->ranks[0], order, images, watch);
-    await(t, order == GENERATE ? KERN_TEAM_PATIENCE_MS + RETURN_MS : 0);
+    await(t);
     return verdict(t, why);
 }
 
@@ -243,6 +256,9 @@ void engine_team_close(struct engine_team *t)
     tell(t, LEAVE);
     if (t->count)
         obey(&t->ranks[0], LEAVE, NULL, NULL);
+    await(t);
+    if (t->is_stuck)
+        return;
     for (int i = 0; i < t->count; i++) {
         if (t->ranks[i].has_thread)
             pthread_join(t->ranks[i].thread, NULL);

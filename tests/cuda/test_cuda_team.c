@@ -112,8 +112,14 @@ static void a_reference_is_checked_by_all(void **state)
 
 /* --- trouble ----------------------------------------------------------------------------------------------------- */
 
-/* The fault comes in the second picture. The team must end in time, tell of a failed device, stay so and leave nothing. */
-static void ends_the_team(const char *fault, const char *says)
+static bool paint_again(struct engine_team *t, struct engine_error *why)
+{
+    return paint(t, 1, 64, NULL, why);
+}
+
+/* The fault comes in a piece of work behind the first picture. The team must end in time, tell of a failed device, stay so and leave
+ * nothing. */
+static void ends_in(bool (*work)(struct engine_team *, struct engine_error *), const char *fault, const char *says)
 {
     struct engine_team *t = open_team();
     struct engine_error why = {0};
@@ -121,15 +127,20 @@ static void ends_the_team(const char *fault, const char *says)
     must_paint(t, 1, NULL);
     assert_true(cuda_simulator.fault(fault));
     clock_gettime(CLOCK_MONOTONIC, &begun);
-    assert_false(paint(t, 1, 64, NULL, &why));
+    assert_false(work(t, &why));
     clock_gettime(CLOCK_MONOTONIC, &ended);
     print_message("%s: %ld s: %s\n", fault, (long)(ended.tv_sec - begun.tv_sec), why.text);
     assert_int_equal(why.fault, ENGINE_DEVICE);
     assert_non_null(strstr(why.text, says));
     assert_true(ended.tv_sec - begun.tv_sec <= 10);
-    assert_false(paint(t, 1, 64, NULL, &why));
+    assert_false(work(t, &why));
     assert_int_equal(why.fault, ENGINE_DEVICE);
     close_team(t);
+}
+
+static void ends_the_team(const char *fault, const char *says)
+{
+    ends_in(paint_again, fault, says);
 }
 
 static void a_dead_rank_ends_the_team(void **state)
@@ -149,6 +160,53 @@ static void a_lost_device_ends_the_team(void **state)
 {
     (void)state;
     ends_the_team("lost:40@1", "device lost");
+}
+
+static bool adapt(struct engine_team *t, struct engine_error *why)
+{
+    return engine_team_adapt(t, &(struct engine_adapter){"tests/golden/files/lora-peft.safetensors", 1}, 1, why);
+}
+
+static bool check(struct engine_team *t, struct engine_error *why)
+{
+    static const uint8_t rgb[64 * 64 * 3];
+    const struct engine_reference reference = {64, 64, rgb};
+    struct engine_request r = {.prompt = "a fox", .width = 64, .height = 64, .guidance = NAN, .references = &reference, .reference_count = 1};
+    engine_team_defaults(t, &r);
+    return engine_team_check(t, &r, why);
+}
+
+/* Its host thread, in a call of the driver; it comes back when the others have given it up, so that all can be closed. Behind the
+ * first that gives no sign of life the others wait in a meeting or have returned. */
+static void a_rank_that_hangs_ends_the_team_whatever_it_does(void **state)
+{
+    (void)state;
+    ends_in(adapt, "hang:2=8000@1", "no sign of life for 7.0 s");
+    ends_in(check, "hang:2=8000@1", "no sign of life for 7.0 s");
+}
+
+static void a_rank_that_hangs_or_never_comes_ends_the_opening(void **state)
+{
+    (void)state;
+    static const struct { const char *fault, *says; } cases[] = {
+        {"absent:1@1", "making a team: another rank did not come for 7.0 s"},
+        {"hang:300=8000@1", "no sign of life for 7.0 s"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct engine_team *t = NULL;
+        struct engine_error why = {0};
+        struct timespec begun, ended;
+        struct engine_options o = {.model_dir = MODEL, .precision = ENGINE_BF16, .device = "cuda:0,1", .plan_width = 64, .plan_height = 64};
+        assert_true(cuda_simulator.fault(cases[i].fault));
+        clock_gettime(CLOCK_MONOTONIC, &begun);
+        assert_false(engine_team_open(&t, &o, &why));
+        clock_gettime(CLOCK_MONOTONIC, &ended);
+        print_message("%s: %ld s: %s\n", cases[i].fault, (long)(ended.tv_sec - begun.tv_sec), why.text);
+        assert_int_equal(why.fault, ENGINE_DEVICE);
+        assert_non_null(strstr(why.text, cases[i].says));
+        assert_true(ended.tv_sec - begun.tv_sec <= 10);
+        close_team(NULL);
+    }
 }
 
 static void a_slow_rank_is_waited_for(void **state)
@@ -212,6 +270,8 @@ int main(void)
         cmocka_unit_test(a_wrong_rank_ends_the_team),
         cmocka_unit_test(a_lost_device_ends_the_team),
         cmocka_unit_test(a_dead_rank_ends_the_team),
+        cmocka_unit_test(a_rank_that_hangs_ends_the_team_whatever_it_does),
+        cmocka_unit_test(a_rank_that_hangs_or_never_comes_ends_the_opening),
     };
     return cmocka_run_group_tests_name("cuda_team", tests, cuda_simulator_find, NULL);
 }

@@ -1,6 +1,8 @@
 /* inject.cpp - faults by list; see inject.h for the grammar. */
 #include "inject.h"
 
+#include <unistd.h>
+
 #include <cctype>
 #include <climits>
 #include <cstdlib>
@@ -18,7 +20,7 @@ namespace cudasim
 struct Fault {
     std::string point;
     long n = 0, times = 1, seen = 0;
-    long value = 0; /* error code, or milliseconds of `slow` */
+    long value = 0; /* error code, or milliseconds of `slow` and `hang` */
     int target = -1; /* device or rank; -1: any */
 };
 
@@ -30,7 +32,7 @@ static thread_local cudaError_t last_error;
 
 /* The points of inject.h in their order, then those that are no call of the program's. */
 static const char *const names[] = {"malloc", "hostalloc", "launch", "copy", "sync", "stream", "event", "graph", "blas",
-                                    "nccl",   "any",       "lost",   "kernel", "stuck", "dead", "slow", "wrong"};
+                                    "nccl",   "any",       "lost",   "kernel", "stuck", "hang", "absent", "dead", "slow", "wrong"};
 
 static const struct {
     const char *name;
@@ -108,16 +110,16 @@ static bool read_fault(const char **at, Fault *f, std::string *why)
         return false;
     }
     f->value = default_value(f->point);
-    bool is_slow = f->point == "slow";
+    bool is_ms = f->point == "slow" || f->point == "hang";
     bool has_value = **at == '=';
-    if (has_value && (++*at, !read_value(at, is_slow, &f->value))) {
-        *why = f->point + ": want " + (is_slow ? "milliseconds" : "the name of a cudaError the simulator knows") + " after =";
+    if (has_value && (++*at, !read_value(at, is_ms, &f->value))) {
+        *why = f->point + ": want " + (is_ms ? "milliseconds" : "the name of a cudaError the simulator knows") + " after =";
         return false;
     }
-    if (is_slow)
+    if (f->point == "slow")
         f->times = LONG_MAX;
-    if (is_slow && !has_value) {
-        *why = "slow: want slow:N=MS";
+    if (is_ms && !has_value) {
+        *why = f->point + ": want " + f->point + ":N=MS";
         return false;
     }
     long target;
@@ -179,13 +181,16 @@ cudaError_t enter(Point point, const char *function)
     if (!d)
         return cudaErrorNoDevice;
     ledger_count_call();
-    long code = 0;
+    long code = 0, hang_ms = 0;
     bool is_lost, is_refused;
     {
         std::lock_guard<std::mutex> lock(mutex);
+        hit("hang", d->index, &hang_ms);
         is_lost = hit("lost", d->index, &code);
         is_refused = !is_lost && (hit("any", d->index, &code) | hit(point_name(point), d->index, &code));
     }
+    if (hang_ms)
+        usleep(static_cast<useconds_t>(hang_ms) * 1000);
     if (is_lost)
         device_fail(d, static_cast<cudaError_t>(code),
                     "device " + std::to_string(d->index) + " was lost at " + function + " (injected)");
@@ -216,6 +221,13 @@ RankFault inject_rank(int rank)
     RankFault fault = {hit("dead", rank, &value), hit("wrong", rank, &value), 0};
     hit("slow", rank, &fault.delay_ms);
     return fault;
+}
+
+bool inject_absent(int rank)
+{
+    std::lock_guard<std::mutex> lock(mutex);
+    long value = 0;
+    return hit("absent", rank, &value);
 }
 
 /* --- the calling thread's last error ------------------------------------------------------------------------------------ */

@@ -8,6 +8,8 @@
  *   kernel     the N-th kernel that runs fails on the device: ERROR (cudaErrorLaunchFailure unless given) is sticky and
  *              seen at the next synchronisation, not at the launch; cudaErrorECCUncorrectable for a memory fault
  *   stuck      the N-th kernel never ends, or ends the device after CUDASIM_KERNEL_LIMIT_MS
+ *   hang       the N-th call of all returns, and does nothing before, MS later: hang:N=MS
+ *   absent     the rank never comes to its N-th communicator
  *   dead       the rank stops answering at its N-th collective;   slow:N=MS   each from the N-th takes MS more
  *   wrong      the rank's N-th collective gives a wrong sum */
 #ifndef CUDASIM_INJECT_H
@@ -44,6 +46,9 @@ struct RankFault {
     long delay_ms;
 };
 RankFault inject_rank(int rank);
+
+/* Does this rank stay away from the communicator it is to join? */
+bool inject_absent(int rank);
 
 bool inject_set(const std::string &list, std::string *why);
 

@@ -1,11 +1,15 @@
 /* nccl.cpp - the NCCL API over team.cpp. Operations go into streams; a group is collected in the calling thread.
  *
  * A communicator's handle is the program's; its team lives until its last operation has ended. ncclCommAbort ends the
- * operations of all ranks and frees the handle, as documented. */
+ * operations of all ranks and frees the handle, as documented.
+ *
+ * A nonblocking one (ncclConfig_t) joins in the background, and connects there at its first operation, which only then enters its
+ * stream: both calls return ncclInProgress, ncclCommGetAsyncError tells when they are done, and any other call before is refused. */
 #include <nccl.h>
 
 #include <unistd.h>
 
+#include <functional>
 #include <thread>
 
 #include "device.h"
@@ -126,6 +130,30 @@ ncclResult_t check_buffer(const char *name, const void *p, size_t bytes, const T
     return ncclSuccess;
 }
 
+/* in_background does it on a thread of its own; ncclCommAbort waits for that. */
+ncclResult_t in_background(const std::shared_ptr<Team> &team, std::function<void()> work)
+{
+    team->is_in_progress = true;
+    team->running++;
+    std::thread([team, work] {
+        device_select(team->device);
+        work();
+        team->is_in_progress = false;
+        team->running--;
+    }).detach();
+    return ncclInProgress;
+}
+
+/* connect: long enough for a program that does not ask to be ahead of its operation. */
+ncclResult_t connect(const Operation &operation)
+{
+    operation.team->is_connected = true;
+    return in_background(operation.team, [operation] {
+        usleep(2000);
+        submit_all({operation});
+    });
+}
+
 ncclResult_t add(ncclComm_t comm, cudaStream_t stream, const Part &part)
 {
     if (enter(Point::NCCL, act_name(part.act)))
@@ -140,6 +168,8 @@ ncclResult_t add(ncclComm_t comm, cudaStream_t stream, const Part &part)
                                                     std::to_string(part.peer));
     if (int error = team.error)
         return static_cast<ncclResult_t>(error);
+    if (team.is_in_progress)
+        return refuse_nccl(ncclInvalidUsage, std::string(act_name(part.act)) + " while another call is in progress");
     size_t bytes = part.count * element, all = bytes * static_cast<size_t>(team.rank_count);
     bool needs_in = part.act != Act::RECEIVE && !(part.act == Act::BROADCAST && team.rank != part.peer);
     bool needs_out = part.act != Act::SEND && !(part.act == Act::REDUCE && team.rank != part.peer);
@@ -149,6 +179,8 @@ ncclResult_t add(ncclComm_t comm, cudaStream_t stream, const Part &part)
     if (needs_out && (r = check_buffer("the receive buffer", part.out, part.act == Act::ALL_GATHER ? all : bytes, team)))
         return r;
     Operation operation = {comm->team, stream, team.device, part};
+    if (!group_depth && !team.is_connected)
+        return connect(operation);
     if (!group_depth)
         return submit_all({operation});
     group.push_back(operation);
@@ -186,23 +218,35 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
     return ncclSuccess;
 }
 
-ncclResult_t ncclCommInitRank(ncclComm_t *comm, int rank_count, ncclUniqueId id, int rank)
+static ncclResult_t init_rank(ncclComm_t *comm, int rank_count, const ncclUniqueId &id, int rank, bool is_blocking)
 {
     *comm = nullptr;
     if (enter(Point::NCCL, "ncclCommInitRank"))
         return ncclUnhandledCudaError;
-    ncclResult_t why;
-    std::shared_ptr<Team> team = team_join(id, rank_count, rank, group_depth == 0, &why);
-    if (!team)
-        return refuse_nccl(why, "rank " + std::to_string(rank) + " of " + std::to_string(rank_count) + " could not join");
+    ncclResult_t result;
+    std::shared_ptr<Team> team = team_enter(id, rank_count, rank, &result);
+    if (team && is_blocking) {
+        team_join(team.get(), id, group_depth == 0);
+        result = static_cast<ncclResult_t>(team->error.load());
+    } else if (team) {
+        team->is_connected = false;
+        result = in_background(team, [team, id] { team_join(team.get(), id, true); });
+    }
+    if (result && result != ncclInProgress)
+        return refuse_nccl(result, "rank " + std::to_string(rank) + " of " + std::to_string(rank_count) + " could not join");
     *comm = new ncclComm{team};
     ledger_open(Thing::COMMUNICATOR);
-    return ncclSuccess;
+    return result;
 }
 
-ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int rank_count, ncclUniqueId id, int rank, ncclConfig_t *)
+ncclResult_t ncclCommInitRank(ncclComm_t *comm, int rank_count, ncclUniqueId id, int rank)
 {
-    return ncclCommInitRank(comm, rank_count, id, rank);
+    return init_rank(comm, rank_count, id, rank, true);
+}
+
+ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int rank_count, ncclUniqueId id, int rank, ncclConfig_t *config)
+{
+    return init_rank(comm, rank_count, id, rank, !config || config->blocking != 0);
 }
 
 ncclResult_t ncclCommInitAll(ncclComm_t *comms, int count, const int *devices)
@@ -255,7 +299,10 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
 {
     if (!comm)
         return ncclInvalidArgument;
+    bool is_in_progress = comm->team->is_in_progress; /* before its error, if it ends now */
     *error = static_cast<ncclResult_t>(comm->team->error.load());
+    if (*error == ncclSuccess && is_in_progress)
+        *error = ncclInProgress;
     if (*error == ncclSuccess && comm->team->is_over())
         *error = ncclRemoteError;
     return ncclSuccess;

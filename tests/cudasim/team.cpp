@@ -155,7 +155,7 @@ static Segment *map_segment(const char *name, size_t bytes)
     return map == MAP_FAILED ? nullptr : static_cast<Segment *>(map);
 }
 
-std::shared_ptr<Team> team_join(const ncclUniqueId &id, int rank_count, int rank, bool waits, ncclResult_t *why)
+std::shared_ptr<Team> team_enter(const ncclUniqueId &id, int rank_count, int rank, ncclResult_t *why)
 {
     *why = ncclInvalidArgument;
     if (rank_count < 1 || rank_count > RANKS_MAX || rank < 0 || rank >= rank_count || id.internal[0] != '/')
@@ -169,16 +169,24 @@ std::shared_ptr<Team> team_join(const ncclUniqueId &id, int rank_count, int rank
     t->segment = map_segment(id.internal, t->segment_bytes);
     if (!t->segment)
         return nullptr;
-    if (t->segment->joined.fetch_add(1) + 1 == static_cast<uint32_t>(rank_count))
-        shm_unlink(id.internal);
-    for (double start = timer_ms(); waits && t->segment->joined.load() < static_cast<uint32_t>(rank_count); usleep(200))
-        if (is_late(start)) {
-            shm_unlink(id.internal);
-            *why = ncclRemoteError;
-            return nullptr;
-        }
     *why = ncclSuccess;
     return t;
+}
+
+/* Whoever sees that not all will come takes the name away; that may be several. */
+void team_join(Team *t, const ncclUniqueId &id, bool waits)
+{
+    uint32_t all = static_cast<uint32_t>(t->rank_count);
+    if (!inject_absent(t->rank) && t->segment->joined.fetch_add(1) + 1 == all)
+        shm_unlink(id.internal);
+    for (double start = timer_ms(); waits && t->segment->joined.load() < all; usleep(200)) {
+        if (is_late(start))
+            set_error(t, ncclRemoteError, "another rank did not come to the communicator in time");
+        if (t->is_over()) {
+            shm_unlink(id.internal);
+            return;
+        }
+    }
 }
 
 /* --- arithmetic --------------------------------------------------------------------------------------------------------- */

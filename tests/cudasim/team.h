@@ -27,6 +27,8 @@ struct Team {
     int rank = 0, rank_count = 0, device = 0;
     std::atomic<int> error{ncclSuccess};
     std::atomic<int> running{0}; /* operations of this rank that are under way */
+    bool is_connected = true;    /* a nonblocking one does so at its first operation */
+    std::atomic<bool> is_in_progress{false}; /* in the background */
 
     ~Team();
     bool is_over() const; /* aborted by anyone, or this rank has failed */
@@ -43,8 +45,10 @@ struct Part { /* one rank's side of an operation */
     int peer; /* root, or the other side of a send */
 };
 
-/* team_join: NULL and why. `waits`: until all ranks have joined. */
-std::shared_ptr<Team> team_join(const ncclUniqueId &id, int rank_count, int rank, bool waits, ncclResult_t *why);
+/* team_enter makes this rank's side; NULL and why. team_join comes to the others and, if it `waits`, waits until all have; else an
+ * error is kept in team->error. */
+std::shared_ptr<Team> team_enter(const ncclUniqueId &id, int rank_count, int rank, ncclResult_t *why);
+void team_join(Team *team, const ncclUniqueId &id, bool waits);
 void team_make_id(ncclUniqueId *id);
 
 /* team_run does the operation; a failure is kept in team->error. team_exchange: sends and receives of a group, which

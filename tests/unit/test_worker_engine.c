@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -139,11 +140,28 @@ static void a_rank_that_dies_gives_its_batch_back(void **state)
     fake_coordinator_end(&f);
 }
 
+/* A rank that hangs for good while the model is opened: the process says why, and ends for its supervisor to start it again. */
+static void a_rank_that_hangs_ends_the_opening(void **state)
+{
+    (void)state;
+    struct fake_coordinator f;
+    setenv("CUDASIM_FAULT", "hang:300=600000@1", 1);
+    fake_coordinator_begin(&f, program);
+    snprintf(f.model_dir, sizeof f.model_dir, "tests/golden/models/pocket");
+    time_t begun = time(NULL);
+    fake_coordinator_start_worker(&f, NULL, (const char *[]){"--device", team, NULL});
+    assert_int_equal(fake_coordinator_worker_ended(&f), 75);
+    assert_true(time(NULL) - begun <= 12); /* 9 s of silence, and what came before */
+    unsetenv("CUDASIM_FAULT");
+    fake_coordinator_end(&f);
+}
+
 /* WORKER_PROGRAM [DEVICES]: with devices, what only a simulated team can suffer. */
 int main(int argc, char **argv)
 {
     const struct CMUnitTest of_team[] = {
         cmocka_unit_test_teardown(a_rank_that_dies_gives_its_batch_back, fake_coordinator_abandon),
+        cmocka_unit_test_teardown(a_rank_that_hangs_ends_the_opening, fake_coordinator_abandon),
     };
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(the_file_does_not_depend_on_batch_threads_or_worker, fake_coordinator_abandon),

@@ -8,6 +8,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+
 #define nccl(call) assert_int_equal((call), ncclSuccess)
 
 struct Rank {
@@ -172,6 +174,68 @@ static void a_dead_rank_is_ended_by_abort(void **)
     assert_true(ended[0] || ended[1]);
 }
 
+/* The state of a nonblocking communicator when nothing is in progress any more, or after some seconds. */
+static ncclResult_t settled(ncclComm_t comm)
+{
+    ncclResult_t state = ncclInProgress;
+    for (int i = 0; i < 20000 && state == ncclInProgress; i++, usleep(200))
+        ncclCommGetAsyncError(comm, &state);
+    return state;
+}
+
+/* Each rank's comm and whether it is content; `run` is given a communicator that is joining. */
+static bool nonblocking_team(const std::function<bool(Rank *)> &run)
+{
+    ncclUniqueId id;
+    nccl(ncclGetUniqueId(&id));
+    std::thread ranks[2];
+    bool is_good[2] = {};
+    for (int i = 0; i < 2; i++)
+        ranks[i] = std::thread([&, i] {
+            Rank r = {i, nullptr, nullptr};
+            ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+            config.blocking = 0;
+            cudaSetDevice(i);
+            cudaStreamCreateWithFlags(&r.stream, cudaStreamNonBlocking);
+            is_good[i] = ncclCommInitRankConfig(&r.comm, 2, id, i, &config) == ncclInProgress && run(&r);
+            ncclCommAbort(r.comm);
+            cudaStreamDestroy(r.stream);
+        });
+    for (std::thread &t : ranks)
+        t.join();
+    return is_good[0] && is_good[1];
+}
+
+static void what_a_nonblocking_communicator_has_in_progress_is_asked_for(void **)
+{
+    std::atomic<int> arrived{0};
+    assert_true(nonblocking_team([&](Rank *r) {
+        DeviceArray<float> x(10);
+        auto sum = [&] { return ncclAllReduce(x.data, x.data, 10, ncclFloat32, ncclSum, r->comm, r->stream); };
+        if (settled(r->comm) || sum() != ncclInProgress || sum() != ncclInvalidUsage) /* it connects: nothing is in the stream */
+            return false;
+        bool ok = !settled(r->comm) && sum() == ncclSuccess && cudaStreamSynchronize(r->stream) == cudaSuccess;
+        for (arrived++; arrived < 2;) /* an abort ends both */
+            usleep(200);
+        return ok;
+    }));
+}
+
+static void a_rank_that_never_comes_leaves_the_other_in_progress_until_it_aborts(void **)
+{
+    assert_true(cudasim_fault("absent:1@1"));
+    std::atomic<int> arrived{0};
+    assert_true(nonblocking_team([&](Rank *r) {
+        ncclResult_t state;
+        usleep(50000);
+        bool ok = ncclCommGetAsyncError(r->comm, &state) == ncclSuccess && state == ncclInProgress;
+        for (arrived++; arrived < 2;)
+            usleep(200);
+        return ok;
+    }));
+    assert_true(cudasim_fault(""));
+}
+
 static void a_slow_rank_delays_and_a_wrong_one_is_seen(void **)
 {
     assert_true(cudasim_fault("slow:1=30@0,wrong:2@1"));
@@ -237,6 +301,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(one_thread_drives_two_ranks_in_a_group, sim_nothing_left),
         cmocka_unit_test_teardown(ranks_that_disagree_are_told, sim_nothing_left),
         cmocka_unit_test_teardown(a_dead_rank_is_ended_by_abort, sim_nothing_left),
+        cmocka_unit_test_teardown(what_a_nonblocking_communicator_has_in_progress_is_asked_for, sim_nothing_left),
+        cmocka_unit_test_teardown(a_rank_that_never_comes_leaves_the_other_in_progress_until_it_aborts, sim_nothing_left),
         cmocka_unit_test_teardown(a_slow_rank_delays_and_a_wrong_one_is_seen, sim_nothing_left),
         cmocka_unit_test_teardown(a_killed_process_ends_the_team, sim_nothing_left),
     };
