@@ -23,14 +23,16 @@ struct kern_dry_device {
 
 /* What happened since the last mark. Launches are kernels, library calls and copies inside the device, those of graphs too;
  * host_launches what the host asked for, a graph being one; copies those between host and device. Seconds: each launch takes
- * the longest of FLOPs over peak, bytes over bandwidth, and launch_s (graph_launch_s in a graph), and sums of a team pass over the
- * link; or all copies from the host over the link, if that takes longer than all launches, beside which they run. */
+ * the longest of FLOPs over peak, bytes over bandwidth, and launch_s (graph_launch_s in a graph); a sum of a team passes over the link
+ * beside launches that do not wait for it; or all copies from the host over the link, if that takes longer than all this, beside
+ * which they run. */
 struct kern_dry_sums {
     uint64_t launches, host_launches, copies, allocations;
     uint64_t waits, stalls;              /* stalls: waits of the host with launches behind them, so that the device ran dry */
     double flops, tensor_core_flops;
     uint64_t rank_sums;                  /* of a team, one of whose devices this is */
     double rank_sum_bytes;
+    double rank_sum_s, rank_sum_wait_s;  /* on the link; and that part of it in which nothing else ran */
     double host_bytes;                   /* that came from the host */
     double bytes, product_bytes;         /* of device memory; product_bytes: those of matrix products, convolutions, attention */
     double decode_bytes;                 /* and those that decode quantised weights for products */

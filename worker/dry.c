@@ -82,6 +82,8 @@ static void add(struct kern_dry_sums *to, const struct kern_dry_sums *s)
     to->tensor_core_flops += s->tensor_core_flops;
     to->rank_sums += s->rank_sums;
     to->rank_sum_bytes += s->rank_sum_bytes;
+    to->rank_sum_s += s->rank_sum_s;
+    to->rank_sum_wait_s += s->rank_sum_wait_s;
     to->host_bytes += s->host_bytes;
     to->bytes += s->bytes;
     to->product_bytes += s->product_bytes;
@@ -158,10 +160,10 @@ static struct figures figures_of(const struct dry *d, double least)
 static json_t *phase_json(const struct total *t, const char *name)
 {
     const struct kern_dry_sums *s = &t->sums;
-    return json_pack("{s:s,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "phase", name, "runs", t->runs, "launches",
+    return json_pack("{s:s,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "phase", name, "runs", t->runs, "launches",
                      (json_int_t)s->launches, "host_launches", (json_int_t)s->host_launches, "copies", (json_int_t)s->copies, "allocations",
                      (json_int_t)s->allocations, "waits", (json_int_t)s->waits, "stalls", (json_int_t)s->stalls, "rank_sums",
-                     (json_int_t)s->rank_sums, "rank_sum_bytes", s->rank_sum_bytes, "flops", s->flops, "tensor_core_flops",
+                     (json_int_t)s->rank_sums, "rank_sum_bytes", s->rank_sum_bytes, "rank_sum_s", s->rank_sum_s, "rank_sum_wait_s", s->rank_sum_wait_s, "flops", s->flops, "tensor_core_flops",
                      s->tensor_core_flops, "host_bytes", s->host_bytes, "bytes", s->bytes, "product_bytes", s->product_bytes,
                      "decode_bytes", s->decode_bytes, "computed_s", s->seconds);
 }
@@ -226,7 +228,9 @@ static void print_page(const struct dry *d, const struct figures *f, const struc
     if (f->step_decoding > 0)
         printf("\n            %.3f GB a step to decode weights for products", f->step_decoding / 1e9);
     if (step->rank_sums)
-        printf("\nteam        %.6g sums a step over the ranks, %.3f GB; what follows is one rank's", (double)step->rank_sums / n, step->rank_sum_bytes / n / 1e9);
+        printf("\nteam        %.6g sums a step over the ranks, %.3f GB, %.1f ms on the link, %.1f of them with nothing to compute meanwhile;\n"
+               "            what follows is one rank's", (double)step->rank_sums / n, step->rank_sum_bytes / n / 1e9, 1e3 * step->rank_sum_s / n,
+               1e3 * step->rank_sum_wait_s / n);
     printf("\nmemory      peak %.2f GB with %.2f GB for the driver; planned %.2f GB, placement %s; the device has %.2f GB: %s\n",
            (double)f->peak / 1e9, (double)device->context_bytes / 1e9, (double)plan_bytes(info) / 1e9,
            engine_placement_name(info->placement), (double)device->memory_bytes / 1e9, f->fits ? "fits" : "does not fit");

@@ -61,15 +61,20 @@ size_t cudasim_leaks(char *text, size_t capacity);
 /* cudasim_trace: from now on every operation is a line of JSON in this file; NULL ends it. False: cannot be opened. */
 bool cudasim_trace(const char *path);
 
-/* cudasim_watch: from now on each launch, and each copy inside a device, is shown to `see` as it enters its stream, on the thread that
- * asked for it; NULL ends it. */
+/* cudasim_watch: from now on each launch, each copy inside a device and each collective is shown to `see` as it enters its stream, on the
+ * thread that asked for it; NULL ends it. What `see` returns is how long it takes, in seconds: each stream has a clock of what its work
+ * took, and a stream that waits for an event, or a node of a graph for others, is not before them. Other work takes no time. */
 struct cudasim_launch {
     const char *name;           /* of the kernel or library call, or "DeviceToDevice"; valid during the call */
     double bytes, flops;
     bool is_library, is_tensor_core, is_fp8;
+    bool is_collective;         /* bytes: payload */
     bool is_in_graph;           /* one of a graph that is launched as a whole */
 };
-void cudasim_watch(void (*see)(const struct cudasim_launch *launch));
+void cudasim_watch(double (*see)(const struct cudasim_launch *launch));
+
+/* cudasim_clock: that of the latest stream, which all streams have from now on. */
+double cudasim_clock(void);
 
 /* cudasim_mark writes {"op":"mark","name":name} to the trace: where a step begins. */
 void cudasim_mark(const char *name);

@@ -42,6 +42,7 @@ struct kern_dry_device chosen;
 std::string &chosen_by = *new std::string; /* the word that named it */
 struct kern_dry_sums seen; /* launches and what they cost */
 uint64_t device_copies;
+double launch_s, clock_s; /* what all launches took; the clock at the mark */
 
 /* Matrix products, convolutions and attention; the rest moves and adds rows. */
 bool is_product(const cudasim_launch *l)
@@ -58,9 +59,11 @@ bool is_decoding(const cudasim_launch *l)
     return strstr(l->name, "dequant_");
 }
 
-void see(const cudasim_launch *l)
+double see(const cudasim_launch *l)
 {
     std::lock_guard<std::mutex> lock(mutex);
+    if (l->is_collective)
+        return l->bytes / chosen.link_bytes_s; /* two ranks send each other all of it, at once */
     double peak = l->is_fp8 && chosen.fp8_flops > 0 ? chosen.fp8_flops : l->is_tensor_core ? chosen.bf16_flops : chosen.f32_flops;
     double compute = l->flops / peak, memory = l->bytes / chosen.memory_bytes_s;
     double longer = compute > memory ? compute : memory;
@@ -73,7 +76,8 @@ void see(const cudasim_launch *l)
     seen.bytes += l->bytes;
     seen.product_bytes += is_product(l) ? l->bytes : 0;
     seen.decode_bytes += is_decoding(l) ? l->bytes : 0;
-    seen.seconds += longer > least ? longer : least;
+    launch_s += std::max(longer, least);
+    return std::max(longer, least);
 }
 
 /* NAME or NAME:GB; gb 0: the device's own memory. */
@@ -145,15 +149,19 @@ void mark(const char *phase)
 {
     cudasim_mark(phase);
     cudasim_counters_reset();
+    double clock = cudasim_clock();
     std::lock_guard<std::mutex> lock(mutex);
     seen = {};
     device_copies = 0;
+    launch_s = 0;
+    clock_s = clock;
 }
 
 struct kern_dry_sums sums()
 {
     cudasim_counters c;
     cudasim_counters_read(&c);
+    double clock = cudasim_clock();
     std::lock_guard<std::mutex> lock(mutex);
     struct kern_dry_sums s = seen;
     s.host_launches += c.graph_launches;
@@ -161,7 +169,9 @@ struct kern_dry_sums sums()
     s.allocations = c.allocations;
     s.rank_sums = c.collectives;
     s.rank_sum_bytes = static_cast<double>(c.collective_bytes);
-    s.seconds += s.rank_sum_bytes / chosen.link_bytes_s; /* two ranks send each other all of it, at once */
+    s.seconds = clock - clock_s;
+    s.rank_sum_s = s.rank_sum_bytes / chosen.link_bytes_s;
+    s.rank_sum_wait_s = s.seconds - launch_s;
     s.host_bytes = static_cast<double>(c.host_to_device_bytes);
     s.seconds = std::max(s.seconds, s.host_bytes / chosen.link_bytes_s);
     s.waits = c.host_waits;

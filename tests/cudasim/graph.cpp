@@ -176,11 +176,25 @@ static std::vector<int> replay_order(const std::vector<Node> &nodes, Schedule sc
     return order;
 }
 
+/* Nodes come after those they wait for. */
+static void count_nodes(Stream *s, int id, const std::vector<Node> &nodes)
+{
+    std::lock_guard<std::mutex> lock(s->mutex);
+    double begun_s = s->clock_s;
+    std::vector<double> ended_s;
+    for (const Node &node : nodes) {
+        double from_s = begun_s;
+        for (int before : node.after)
+            from_s = std::max(from_s, ended_s[static_cast<size_t>(before)]);
+        ended_s.push_back(from_s + ledger_work(*node.work, s->device, s->id, id));
+        s->clock_s = std::max(s->clock_s, ended_s.back());
+    }
+}
+
 static void launch_graph(Stream *s, int id, std::shared_ptr<const std::vector<Node>> nodes)
 {
     ledger_graph_launch(s->device, s->id, id, nodes->size());
-    for (const Node &node : *nodes)
-        ledger_work(*node.work, s->device, s->id, id);
+    count_nodes(s, id, *nodes);
     auto work = std::make_shared<Work>();
     work->kind = Work::HOST; /* the nodes decide for themselves whether they run */
     work->name = "graph";

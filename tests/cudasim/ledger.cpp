@@ -26,7 +26,7 @@ namespace cudasim
 static std::mutex &mutex = *new std::mutex; /* guards what follows */
 static cudasim_counters totals;
 static uint64_t waits_since_launch;
-static void (*watcher)(const cudasim_launch *);
+static double (*watcher)(const cudasim_launch *);
 static FILE *trace_file;
 static bool is_trace_read; /* CUDASIM_TRACE has been looked at */
 static long open_things[static_cast<int>(Thing::THING_COUNT)];
@@ -118,15 +118,14 @@ static bool trace_open(const char *path)
 
 /* --- counting ------------------------------------------------------------------------------------------------------------- */
 
-static void show(const Work &work, int graph_id)
+static double show(const Work &work, int graph_id)
 {
     cudasim_launch launch = {work.name.c_str(), work.cost.bytes, work.cost.flops, work.kind == Work::LIBRARY,
-                             work.cost.is_tensor_core, work.cost.is_fp8, graph_id != 0};
-    if (watcher)
-        watcher(&launch);
+                             work.cost.is_tensor_core, work.cost.is_fp8, work.kind == Work::COLLECTIVE, graph_id != 0};
+    return watcher ? watcher(&launch) : 0;
 }
 
-static void count_copy(const Work &work, int graph_id)
+static double count_copy(const Work &work, int graph_id)
 {
     uint64_t bytes = static_cast<uint64_t>(work.copy_bytes);
     totals.copies++;
@@ -135,10 +134,11 @@ static void count_copy(const Work &work, int graph_id)
     else if (work.copy_kind == cudaMemcpyDeviceToHost)
         totals.device_to_host_bytes += bytes;
     else if (work.copy_kind == cudaMemcpyDeviceToDevice)
-        totals.device_to_device_bytes += bytes, show(work, graph_id);
+        totals.device_to_device_bytes += bytes;
+    return work.copy_kind == cudaMemcpyDeviceToDevice ? show(work, graph_id) : 0;
 }
 
-static void count_launch(const Work &work, int graph_id)
+static double count_launch(const Work &work, int graph_id)
 {
     totals.launches++;
     totals.bytes += work.cost.bytes;
@@ -147,21 +147,22 @@ static void count_launch(const Work &work, int graph_id)
         totals.tensor_core_flops += work.cost.flops;
     totals.host_stalls += waits_since_launch;
     waits_since_launch = 0;
-    show(work, graph_id);
+    return show(work, graph_id);
 }
 
-void ledger_work(const Work &work, int device, int stream_id, int graph_id)
+double ledger_work(const Work &work, int device, int stream_id, int graph_id)
 {
     std::lock_guard<std::mutex> lock(mutex);
+    double seconds = 0;
     switch (work.kind) {
     case Work::LIBRARY:
         totals.library_calls++;
         [[fallthrough]];
     case Work::KERNEL:
-        count_launch(work, graph_id);
+        seconds = count_launch(work, graph_id);
         break;
     case Work::COPY:
-        count_copy(work, graph_id);
+        seconds = count_copy(work, graph_id);
         break;
     case Work::MEMSET:
         totals.memsets++;
@@ -169,12 +170,14 @@ void ledger_work(const Work &work, int device, int stream_id, int graph_id)
     case Work::COLLECTIVE:
         totals.collectives++;
         totals.collective_bytes += static_cast<uint64_t>(work.copy_bytes);
+        seconds = show(work, graph_id);
         break;
     default:
         break;
     }
     if (FILE *out = trace_out())
         trace_work(out, work, device, stream_id, graph_id);
+    return seconds;
 }
 
 void ledger_count_call()
@@ -411,7 +414,7 @@ bool cudasim_trace(const char *path)
     return trace_open(path);
 }
 
-void cudasim_watch(void (*see)(const struct cudasim_launch *launch))
+void cudasim_watch(double (*see)(const struct cudasim_launch *launch))
 {
     std::lock_guard<std::mutex> lock(mutex);
     watcher = see;

@@ -13,8 +13,8 @@ namespace cudasim
 
 struct Work; /* stream.h */
 
-/* ledger_work: this operation entered a stream; graph_id 0: not from a graph. */
-void ledger_work(const Work &work, int device, int stream_id, int graph_id);
+/* ledger_work: this operation entered a stream; graph_id 0: not from a graph. Returns the seconds it takes, as the watcher says. */
+double ledger_work(const Work &work, int device, int stream_id, int graph_id);
 void ledger_count_call();
 void ledger_host_wait(const char *function);
 void ledger_allocation(int device, size_t bytes, bool is_free);

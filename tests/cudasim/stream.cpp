@@ -1,6 +1,7 @@
 /* stream.cpp - streams as OS threads, events as points on timelines; see stream.h. */
 #include "stream.h"
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <thread>
@@ -205,7 +206,11 @@ cudaError_t submit(Stream *s, std::shared_ptr<Work> work)
 {
     if (std::shared_ptr<Capture> capture = capture_of(s))
         return capture_add(capture, s, std::move(work));
-    ledger_work(*work, s->device, s->id, 0);
+    double seconds = ledger_work(*work, s->device, s->id, 0);
+    {
+        std::lock_guard<std::mutex> lock(s->mutex);
+        s->clock_s += seconds;
+    }
     submit_uncounted(s, std::move(work));
     return cudaSuccess;
 }
@@ -382,6 +387,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle)
     if (cudaError_t e = enter(Point::EVENT, "cudaEventRecord"))
         return refuse(e);
     Stream *s = stream_find(handle);
+    double clock_s;
     {
         std::lock_guard<std::mutex> lock(s->mutex);
         std::lock_guard<std::mutex> event_lock(event->mutex);
@@ -389,8 +395,10 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle)
         event->tail = s->tail;
         if (s->capture)
             return cudaSuccess;
+        clock_s = s->clock_s;
     }
     auto mark = std::make_shared<Mark>();
+    mark->clock_s = clock_s;
     auto work = std::make_shared<Work>();
     work->kind = Work::RECORD;
     work->name = "event";
@@ -465,7 +473,29 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
     work->kind = Work::WAIT;
     work->name = "event";
     work->run = [mark] { mark->timeline->wait(mark->point); };
+    {
+        std::lock_guard<std::mutex> lock(s->mutex);
+        s->clock_s = std::max(s->clock_s, mark->clock_s);
+    }
     return refuse(submit(s, work));
+}
+
+double cudasim_clock(void)
+{
+    std::vector<Stream *> all;
+    for (int device = 0; device < settings().device_count; device++)
+        for (Stream *s : streams_of(device))
+            all.push_back(s);
+    double latest = 0;
+    for (Stream *s : all) {
+        std::lock_guard<std::mutex> lock(s->mutex);
+        latest = std::max(latest, s->clock_s);
+    }
+    for (Stream *s : all) {
+        std::lock_guard<std::mutex> lock(s->mutex);
+        s->clock_s = latest;
+    }
+    return latest;
 }
 
 } /* extern "C" */

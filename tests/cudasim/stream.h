@@ -55,6 +55,7 @@ struct Mark {
     std::shared_ptr<Timeline> timeline;
     uint64_t point = 0;
     double reached_ms = 0;
+    double clock_s = 0; /* of the stream it was recorded in (cudasim_watch) */
 };
 
 } // namespace cudasim
@@ -72,6 +73,7 @@ struct CUstream_st {
     std::condition_variable ended;
     std::shared_ptr<cudasim::Capture> capture; /* set while this stream is being captured */
     std::vector<int> tail;                     /* then: the nodes its next work depends on */
+    double clock_s = 0;                        /* what its work took (cudasim_watch) */
 };
 
 struct CUevent_st {

@@ -48,10 +48,11 @@ static int watched_count;
 static void each_launch_is_shown_to_the_watcher(void **)
 {
     DeviceArray<float> x(1000);
-    cudasim_watch([](const cudasim_launch *l) {
+    cudasim_watch([](const cudasim_launch *l) -> double {
         watched_flops += l->flops;
         watched_bytes += l->bytes;
         watched_count += !strcmp(l->name, "add_kernel") && !l->is_library && !l->is_tensor_core;
+        return 0;
     });
     must(sim_add(x.data, 1, 1000, nullptr));
     must(sim_add(x.data, 1, 1000, nullptr));
@@ -61,6 +62,46 @@ static void each_launch_is_shown_to_the_watcher(void **)
     assert_int_equal(watched_count, 2);
     assert_true(watched_flops == 2000);
     assert_true(watched_bytes == 2 * 8000 + 2 * 2000);
+}
+
+/* Each launch takes a second: two in one stream, two in another from the first one's first on, and one behind all. */
+static void streams_have_clocks_and_events_order_them(void **)
+{
+    DeviceArray<float> x(1000);
+    cudaStream_t a, b;
+    cudaEvent_t event;
+    must(cudaStreamCreateWithFlags(&a, cudaStreamNonBlocking));
+    must(cudaStreamCreateWithFlags(&b, cudaStreamNonBlocking));
+    must(cudaEventCreate(&event));
+    auto pass = [&] {
+        must(sim_add(x.data, 1, 1000, a));
+        must(cudaEventRecord(event, a));
+        must(cudaStreamWaitEvent(b, event, 0));
+        must(sim_add(x.data, 1, 1000, a));
+        must(sim_add(x.data, 1, 1000, b));
+        must(sim_add(x.data, 1, 1000, b));
+        must(cudaEventRecord(event, b));
+        must(cudaStreamWaitEvent(a, event, 0));
+        must(sim_add(x.data, 1, 1000, a));
+    };
+    cudasim_watch([](const cudasim_launch *) { return 1.0; });
+    double begun = cudasim_clock();
+    pass();
+    assert_true(cudasim_clock() - begun == 4);
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    must(cudaStreamBeginCapture(a, cudaStreamCaptureModeThreadLocal));
+    pass();
+    must(cudaStreamEndCapture(a, &graph));
+    must(cudaGraphInstantiate(&exec, graph, 0));
+    must(cudaGraphLaunch(exec, a));
+    assert_true(cudasim_clock() - begun == 8);
+    cudasim_watch(nullptr);
+    must(cudaGraphExecDestroy(exec));
+    must(cudaGraphDestroy(graph));
+    must(cudaEventDestroy(event));
+    must(cudaStreamDestroy(a));
+    must(cudaStreamDestroy(b));
 }
 
 static void a_wait_with_launches_behind_it_is_a_stall(void **)
@@ -154,6 +195,7 @@ int main(void)
         cmocka_unit_test_teardown(sixty_gigabytes_are_only_numbers, sim_nothing_left),
         cmocka_unit_test_teardown(launches_are_counted_with_their_cost, sim_nothing_left),
         cmocka_unit_test_teardown(each_launch_is_shown_to_the_watcher, sim_nothing_left),
+        cmocka_unit_test_teardown(streams_have_clocks_and_events_order_them, sim_nothing_left),
         cmocka_unit_test_teardown(a_wait_with_launches_behind_it_is_a_stall, sim_nothing_left),
         cmocka_unit_test_teardown(checks_stay_on, sim_nothing_left),
         cmocka_unit_test_teardown(a_device_before_fp8_refuses_it, sim_nothing_left),
