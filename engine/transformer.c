@@ -7,7 +7,15 @@
  *   x, queries         text | image rows
  *   keys and values    text | kv | image rows          (rows of the rotary tables, too)
  *
- * A branch's result waits in the memory that the next norm fills: adding it and that norm are one operation (enter). */
+ * A branch's result waits in the memory that the next norm fills: adding it and that norm are one operation (enter).
+ *
+ * In a team that result is a sum over the ranks. Its rows are cut in kern_sum_parts parts of about equal size, and one is summed while
+ * the other is computed: the product that makes part 1 runs beside the sum of part 0, and that which part 0 goes into next beside the sum
+ * of part 1.
+ *
+ *   double blocks      0: text and the first image rows | 1: the other image rows          single blocks      0: first half | 1: second half
+ *
+ * Only attention wants all rows at once. A row's bits do not depend on what it is computed with. */
 #include "transformer.h"
 
 #include <assert.h>
@@ -237,15 +245,25 @@ static int64_t key_rows(const struct transformer_state *s)
     return s->text_rows + s->kv_rows + s->image_rows;
 }
 
-struct stream_state {                  /* what differs between the two streams of a double block */
+struct piece {                         /* rows of one stream of the double blocks */
+    bool is_text;
     struct tensor x;                   /* [b, rows, h] */
     struct tensor work;                /* [b * rows, h]: norm(x) on its way into a product, then what the branch gave */
-    int64_t rows, first, first_key;    /* of this stream; where it stands among queries and among keys */
+    int64_t rows, first, first_key;    /* where they stand among queries and among keys */
     struct tensor modulation;          /* [1, 6h] */
 };
 
-struct double_state {                  /* rows = b * max(512, N + R); h, 3h: this rank's share */
-    struct tensor work;                /* [b * S, h]: of both streams, one behind the other, so that one sum makes both whole */
+enum { PARTS_MAX = 2, PIECES_MAX = 2 };
+
+struct double_part {                   /* what is summed at once */
+    struct piece pieces[PIECES_MAX];   /* text before image */
+    int count;
+    struct tensor work;                /* that of all pieces, which stand one behind the other */
+};
+
+struct double_state {                  /* rows: of the largest piece; h, 3h: this rank's share */
+    struct double_part parts[PARTS_MAX];
+    int part_count;
     struct tensor qkv;                 /* [rows, 3h] */
     struct tensor q, k, v;             /* [b, queries or keys, heads, D] */
     struct tensor mixed;               /* [rows, h] */
@@ -309,7 +327,7 @@ static void exchange_kv(struct kern *k, const struct transformer_state *s, const
 
 /* q, k, v of one stream, into its rows of the joint sequence */
 static void double_project(struct kern *k, const struct transformer_config *c, const struct transformer_stream *w,
-                           const struct transformer_input *in, const struct stream_state *s, struct double_state *d, bool is_first)
+                           const struct transformer_input *in, const struct piece *s, struct double_state *d, bool is_first)
 {
     int64_t h = c->hidden, own = d->mixed.shape[1], dim = c->attention_head_dim;
     struct tensor flat = first_rows(d->qkv, s->work.shape[0]), qkv = per_image(flat, s->x.shape[0]);
@@ -326,7 +344,7 @@ static void double_project(struct kern *k, const struct transformer_config *c, c
 
 /* the branch Wo attention(own queries, all keys), as far as this rank's heads go; to be added by gate 2 */
 static void double_attend(struct kern *k, const struct transformer_config *c,
-                          const struct transformer_stream *w, const struct stream_state *s, struct double_state *d)
+                          const struct transformer_stream *w, const struct piece *s, struct double_state *d)
 {
     int64_t dim = c->attention_head_dim;
     struct tensor mixed = first_rows(d->mixed, s->work.shape[0]);
@@ -338,7 +356,7 @@ static void double_attend(struct kern *k, const struct transformer_config *c,
 
 /* the branch Wout (silu(a) * b), (a, b) = Win norm(x), likewise; to be added by gate 5 */
 static void double_mlp(struct kern *k, const struct transformer_config *c,
-                       const struct transformer_stream *w, const struct stream_state *s, struct double_state *d)
+                       const struct transformer_stream *w, const struct piece *s, struct double_state *d)
 {
     int64_t h = c->hidden, mlp = d->ff.shape[1] / 2;
     struct tensor ff = first_rows(d->ff, s->work.shape[0]);
@@ -350,68 +368,120 @@ static void double_mlp(struct kern *k, const struct transformer_config *c,
     adapted_apply(k, s->work, gate, w->ff_out);
 }
 
-static struct stream_state stream_of(const struct transformer_state *s, struct tensor work, int64_t first, int64_t first_key,
-                                     int64_t rows, struct tensor modulation)
+static const struct transformer_stream *stream_of(const struct transformer_double *w, const struct piece *s)
 {
-    return (struct stream_state){tensor_slice(s->x, 1, first, rows), tensor_slice(work, 0, s->batch * first, s->batch * rows), rows, first,
-                                 first_key, modulation};
+    return s->is_text ? &w->text : &w->image;
 }
 
 static void double_block(struct kern *k, const struct transformer_config *c, const struct transformer_double *w,
-                         const struct transformer_state *s, const struct transformer_input *in, const struct stream_state *text,
-                         const struct stream_state *image, struct double_state *d, int block)
+                         const struct transformer_state *s, const struct transformer_input *in, struct double_state *d, int block)
 {
-    bool has_text = s->text_rows > 0;
-    if (has_text)
-        double_project(k, c, &w->text, in, text, d, block == 0);
-    double_project(k, c, &w->image, in, image, d, block == 0);
+    const struct double_part *end = d->parts + d->part_count;
+    for (const struct double_part *p = d->parts; p < end; p++) {
+        if (block)
+            kern_sum_end(k, p->work);
+        for (int i = 0; i < p->count; i++)
+            double_project(k, c, stream_of(w, &p->pieces[i]), in, &p->pieces[i], d, block == 0);
+    }
     exchange_kv(k, s, in, d->k, d->v, block);
-    if (has_text)
-        double_attend(k, c, &w->text, text, d);
-    double_attend(k, c, &w->image, image, d);
-    kern_sum_ranks(k, d->work);
-    if (has_text)
-        double_mlp(k, c, &w->text, text, d);
-    double_mlp(k, c, &w->image, image, d);
-    kern_sum_ranks(k, d->work);
+    for (const struct double_part *p = d->parts; p < end; p++) {
+        for (int i = 0; i < p->count; i++)
+            double_attend(k, c, stream_of(w, &p->pieces[i]), &p->pieces[i], d);
+        kern_sum_begin(k, p->work);
+    }
+    for (const struct double_part *p = d->parts; p < end; p++) {
+        kern_sum_end(k, p->work);
+        for (int i = 0; i < p->count; i++)
+            double_mlp(k, c, stream_of(w, &p->pieces[i]), &p->pieces[i], d);
+        kern_sum_begin(k, p->work);
+    }
 }
 
 /* The branch that the last of the double blocks left. */
-static void leave(struct kern *k, const struct transformer_config *c, const struct stream_state *s)
+static void leave(struct kern *k, const struct transformer_config *c, const struct double_part *p)
 {
-    kern_gated_add(k, s->x, chunk(s->modulation, 5, c->hidden), per_image(s->work, s->x.shape[0]));
+    kern_sum_end(k, p->work);
+    for (int i = 0; i < p->count; i++) {
+        const struct piece *s = &p->pieces[i];
+        kern_gated_add(k, s->x, chunk(s->modulation, 5, c->hidden), per_image(s->work, s->x.shape[0]));
+    }
+}
+
+/* Rows of a stream, if there are any, as the next piece of a part. */
+static void add_piece(struct double_part *p, const struct transformer_state *s, const struct transformer_input *in, struct tensor work,
+                      bool is_text, int64_t first, int64_t rows)
+{
+    if (rows)
+        p->pieces[p->count++] = (struct piece){
+            .is_text = is_text,
+            .x = tensor_slice(s->x, 1, first, rows),
+            .work = tensor_slice(work, 0, s->batch * first, s->batch * rows),
+            .rows = rows,
+            .first = first,
+            .first_key = is_text ? first : first + s->kv_rows,
+            .modulation = is_text ? in->times.text : in->times.image,
+        };
+}
+
+/* The last part has its share of the rows if the image has so many. */
+static void cut_doubles(struct kern *k, struct double_state *d, const struct transformer_state *s, const struct transformer_input *in,
+                        struct tensor work)
+{
+    int64_t rows = query_rows(s), half = kern_sum_parts(k) > 1 ? rows / 2 : 0;
+    int64_t last = half < s->image_rows ? half : s->image_rows;
+    add_piece(&d->parts[0], s, in, work, true, 0, s->text_rows);
+    add_piece(&d->parts[0], s, in, work, false, s->text_rows, s->image_rows - last);
+    add_piece(&d->parts[1], s, in, work, false, rows - last, last);
+    d->parts[0].work = tensor_slice(work, 0, 0, s->batch * (rows - last));
+    d->parts[1].work = tensor_slice(work, 0, s->batch * (rows - last), s->batch * last);
+    d->part_count = last ? 2 : 1;
+}
+
+/* Rows of the largest piece, of all images. */
+static int64_t most_rows(const struct double_state *d)
+{
+    int64_t most = 0;
+    for (int p = 0; p < d->part_count; p++)
+        for (int i = 0; i < d->parts[p].count; i++)
+            most = d->parts[p].pieces[i].work.shape[0] > most ? d->parts[p].pieces[i].work.shape[0] : most;
+    return most;
 }
 
 static void run_doubles(struct kern *k, const struct transformer_config *c, const struct transformer_weights *w,
                         struct transformer_state *s, const struct transformer_input *in)
 {
     enum tensor_dtype dtype = s->x.dtype;
-    int64_t batch = s->batch, dim = c->attention_head_dim;
-    int64_t most = batch * (s->image_rows > s->text_rows ? s->image_rows : s->text_rows);
-    int64_t queries[4] = {batch, query_rows(s), s->heads, dim}, keys[4] = {batch, key_rows(s), s->heads, dim};
+    int64_t queries[4] = {s->batch, query_rows(s), s->heads, c->attention_head_dim};
+    int64_t keys[4] = {s->batch, key_rows(s), s->heads, c->attention_head_dim};
     size_t mark = kern_mark(k);
-    struct double_state d = {
-        .work = kern_temp(k, dtype, 2, (int64_t[]){batch * query_rows(s), c->hidden}),
-        .qkv = kern_temp(k, dtype, 2, (int64_t[]){most, 3 * s->attention}),
-        .q = kern_temp(k, dtype, 4, queries),
-        .k = kern_temp(k, dtype, 4, keys),
-        .v = kern_temp(k, dtype, 4, keys),
-        .mixed = kern_temp(k, dtype, 2, (int64_t[]){most, s->attention}),
-        .ff = kern_temp(k, dtype, 2, (int64_t[]){most, 2 * s->mlp}),
-    };
-    struct stream_state text = stream_of(s, d.work, 0, 0, s->text_rows, in->times.text);
-    struct stream_state image = stream_of(s, d.work, s->text_rows, s->text_rows + s->kv_rows, s->image_rows, in->times.image);
+    struct double_state d = {0};
+    cut_doubles(k, &d, s, in, kern_temp(k, dtype, 2, (int64_t[]){s->batch * query_rows(s), c->hidden}));
+    int64_t most = most_rows(&d);
+    d.qkv = kern_temp(k, dtype, 2, (int64_t[]){most, 3 * s->attention});
+    d.q = kern_temp(k, dtype, 4, queries);
+    d.k = kern_temp(k, dtype, 4, keys);
+    d.v = kern_temp(k, dtype, 4, keys);
+    d.mixed = kern_temp(k, dtype, 2, (int64_t[]){most, s->attention});
+    d.ff = kern_temp(k, dtype, 2, (int64_t[]){most, 2 * s->mlp});
     for (int i = 0; i < c->num_layers; i++) {
         layer_stream_need(&s->stream, i);
-        double_block(k, c, &w->doubles[i], s, in, &text, &image, &d, i);
+        double_block(k, c, &w->doubles[i], s, in, &d, i);
     }
-    if (s->text_rows > 0)
-        leave(k, c, &text);
-    leave(k, c, &image);
+    for (int p = 0; p < d.part_count; p++)
+        leave(k, c, &d.parts[p]);
     kern_rewind(k, mark);
 }
 
+/* A part of [b, S, ..]: of several images some, of one some of its rows. */
+static struct tensor part_of(struct tensor t, int part, int parts)
+{
+    int axis = t.shape[0] > 1 ? 0 : 1;
+    int64_t first = t.shape[axis] * part / parts;
+    return tensor_slice(t, axis, first, t.shape[axis] * (part + 1) / parts - first);
+}
+
 struct single_state {
+    int parts;
     struct tensor work;  /* [b * S, h]: norm(x), then what the block gave */
     struct tensor in;    /* [b, S, 9h]: q, k, v, gate, up; this rank's share of each */
     struct tensor mixed; /* [b, S, 4h]: attention, mlp; likewise */
@@ -446,10 +516,15 @@ static void single_block(struct kern *k, const struct transformer_config *c,
     struct tensor key = tensor_split(tensor_slice(t->in, 2, own, own), dim), keys = s->kv_rows ? t->k : key;
     struct tensor value = tensor_split(tensor_slice(t->in, 2, 2 * own, own), dim), values = s->kv_rows ? t->v : value;
     struct tensor gate = tensor_slice(t->in, 2, 3 * own, mlp), up = tensor_slice(t->in, 2, 3 * own + mlp, mlp);
-    struct tensor before = block ? chunk(modulation, 2, h) : (struct tensor){0};
+    struct tensor before = block ? chunk(modulation, 2, h) : (struct tensor){0}, joint = per_image(t->work, s->batch);
 
-    enter(k, c, t->work, s->x, before, chunk(modulation, 1, h), chunk(modulation, 0, h));
-    adapted_apply(k, tensor_rows(t->in), t->work, w->in);
+    for (int p = 0; p < t->parts; p++) {
+        struct tensor work = tensor_rows(part_of(joint, p, t->parts));
+        if (block)
+            kern_sum_end(k, work);
+        enter(k, c, work, part_of(s->x, p, t->parts), before, chunk(modulation, 1, h), chunk(modulation, 0, h));
+        adapted_apply(k, tensor_rows(part_of(t->in, p, t->parts)), work, w->in);
+    }
     turn_joint(k, c, s, in, q, s->text_rows, q, w->norm_q);
     turn_joint(k, c, s, in, keys, s->text_rows + s->kv_rows, key, w->norm_k);
     if (s->kv_rows)
@@ -458,8 +533,11 @@ static void single_block(struct kern *k, const struct transformer_config *c,
     kern_attention(k, tensor_split(tensor_slice(t->mixed, 2, 0, own), dim), q, keys, values, 1.0f / sqrtf((float)dim),
                    (struct kern_mask){0});
     kern_silu_mul(k, tensor_rows(tensor_slice(t->mixed, 2, own, mlp)), tensor_rows(gate), tensor_rows(up));
-    adapted_apply(k, t->work, tensor_rows(t->mixed), w->out);
-    kern_sum_ranks(k, t->work);
+    for (int p = 0; p < t->parts; p++) {
+        struct tensor work = tensor_rows(part_of(joint, p, t->parts));
+        adapted_apply(k, work, tensor_rows(part_of(t->mixed, p, t->parts)), w->out);
+        kern_sum_begin(k, work);
+    }
 }
 
 /* velocity = Wp norm(x), rows of the picture, which get the branch of the last block first; here the order is scale, shift */
@@ -485,6 +563,7 @@ static void run_singles(struct kern *k, const struct transformer_config *c,
     struct tensor modulation = in->times.single;
     size_t mark = kern_mark(k);
     struct single_state single = {
+        .parts = kern_sum_parts(k),
         .work = kern_temp(k, dtype, 2, (int64_t[]){s->batch * rows, h}),
         .in = kern_temp(k, dtype, 3, (int64_t[]){s->batch, rows, 3 * s->attention + 2 * s->mlp}),
         .mixed = kern_temp(k, dtype, 3, (int64_t[]){s->batch, rows, s->attention + s->mlp}),
@@ -497,6 +576,8 @@ static void run_singles(struct kern *k, const struct transformer_config *c,
         layer_stream_need(&s->stream, c->num_layers + i);
         single_block(k, c, &w->singles[i], &single, s, modulation, in, i);
     }
+    for (int p = 0; p < single.parts; p++)
+        kern_sum_end(k, tensor_rows(part_of(per_image(single.work, s->batch), p, single.parts)));
     if (in->checksums.data) {
         kern_checksum(k, tensor_slice(in->checksums, 0, 0, s->batch * rows), tensor_rows(s->x));
         kern_checksum(k, tensor_slice(in->checksums, 0, s->batch * rows, s->batch * rows), single.work);

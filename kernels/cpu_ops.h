@@ -14,7 +14,7 @@ void CPU_NAME(elementwise_guide)(struct kern *k, struct tensor out, struct tenso
 void CPU_NAME(elementwise_add_scaled)(struct kern *k, struct tensor x, struct tensor y, float s);
 void CPU_NAME(elementwise_mix)(struct kern *k, struct tensor out, struct tensor a, struct tensor b, struct tensor share);
 bool CPU_NAME(elementwise_has_nan)(struct kern *k, struct tensor x);
-void CPU_NAME(elementwise_sum_ranks)(struct kern *k, struct tensor x);
+void CPU_NAME(elementwise_sum_ranks)(struct kern *k, struct tensor x, int slot);
 void CPU_NAME(elementwise_checksum)(struct kern *k, struct tensor out, struct tensor x);
 void CPU_NAME(norm_rms)(struct kern *k, struct tensor out, struct tensor x, struct tensor weight, float eps,
                         enum kern_rounding rounding);

@@ -98,11 +98,37 @@ void kern_agree(struct kern *k, int64_t number, const char *what)
             kern_ops_fail(k, "device failed: %s differs between ranks of the team: one of them computes wrongly", what);
 }
 
+void kern_sum_begin(struct kern *k, struct tensor x)
+{
+    int slot = (int)(k->sums_begun % KERN_SUMS_MAX);
+    assert(tensor_is_contiguous(x) && is_float(x));
+    assert(k->sums_begun - k->sums_ended < KERN_SUMS_MAX);
+    k->sums[slot] = x.data;
+    k->sums_begun++;
+    if (!k->failed && k->ranks > 1)
+        k->ops->sum_ranks(k, x, slot);
+}
+
+void kern_sum_end(struct kern *k, struct tensor x)
+{
+    int slot = (int)(k->sums_ended % KERN_SUMS_MAX);
+    assert(k->sums_begun != k->sums_ended);
+    assert(k->sums[slot] == x.data);
+    (void)x;
+    k->sums_ended++;
+    if (!k->failed && k->ranks > 1 && k->ops->sum_end)
+        k->ops->sum_end(k, slot);
+}
+
 void kern_sum_ranks(struct kern *k, struct tensor x)
 {
-    assert(tensor_is_contiguous(x) && is_float(x));
-    if (!k->failed && k->ranks > 1)
-        k->ops->sum_ranks(k, x);
+    kern_sum_begin(k, x);
+    kern_sum_end(k, x);
+}
+
+int kern_sum_parts(const struct kern *k)
+{
+    return k->ranks > 1 && k->ops->sum_end ? 2 : 1;
 }
 
 void kern_checksum(struct kern *k, struct tensor out, struct tensor x)

@@ -120,8 +120,16 @@ void kern_beat(struct kern *k);
 int64_t kern_most(struct kern *k, int64_t number);
 /* kern_agree: an error if a number differs between ranks. */
 void kern_agree(struct kern *k, int64_t number, const char *what);
-/* kern_sum_ranks: x = sum of x over all ranks, from rank 0 on in f32, one rounding; the same bits on all. x: contiguous */
+/* kern_sum_ranks: x = sum of x over all ranks, from rank 0 on in f32, one rounding; the same bits on all. x: contiguous
+ *
+ * kern_sum_begin and kern_sum_end are that in two: what is asked between them may run meanwhile and leaves x alone. Sums end in the order
+ * in which they began, up to KERN_SUMS_MAX are under way. kern_sum_parts: into how many parts a sum is best cut, so that one is under
+ * way while the next is computed; 1 where nothing runs meanwhile. */
+#define KERN_SUMS_MAX 4
 void kern_sum_ranks(struct kern *k, struct tensor x);
+void kern_sum_begin(struct kern *k, struct tensor x);
+void kern_sum_end(struct kern *k, struct tensor x);
+int kern_sum_parts(const struct kern *k);
 /* kern_checksum: out[r] = sum over c of (2c + 1) * bits of x[r,c], modulo 2^32: with kern_agree it shows whether what should
  * be the same on all ranks is.   x [rows, width] any strides, out [rows] i32, contiguous */
 void kern_checksum(struct kern *k, struct tensor out, struct tensor x);

@@ -120,6 +120,7 @@ cudaStream_t cuda_stream(const struct kern *k)
 
 static bool cuda_sync(struct kern *k)
 {
+    team_nccl_settle(cuda_of(k)->team);
     return cuda_check(k, cudaStreamSynchronize(cuda_stream(k)), "the work queued before") &&
            cuda_layers_settle(cuda_of(k)->layers);
 }
@@ -552,6 +553,7 @@ static const struct kern_ops cuda_table = {
     .layer_use = cuda_layer_use,
     .join = team_nccl_join,
     .sum_ranks = team_nccl_sum,
+    .sum_end = team_nccl_sum_end,
     .checksum = elementwise_checksum_cuda,
     .copy = elementwise_copy_cuda,
     .gather = cuda_gather,

@@ -31,7 +31,8 @@ struct kern_ops {
     void (*layer_fetch)(struct kern *k, struct kern_layer *l, struct tensor seat);
     void (*layer_use)(struct kern *k, struct kern_layer *l);
     bool (*join)(struct kern *k); /* all ranks are here and whole: makes their connection; NULL: there is none to make */
-    void (*sum_ranks)(struct kern *k, struct tensor x);
+    void (*sum_ranks)(struct kern *k, struct tensor x, int slot); /* may end later: slot, below KERN_SUMS_MAX, is its name */
+    void (*sum_end)(struct kern *k, int slot); /* what is asked from now on is done behind it; NULL: sums are made when asked */
     void (*checksum)(struct kern *k, struct tensor out, struct tensor x);
     void (*copy)(struct kern *k, struct tensor out, struct tensor x);
     void (*gather)(struct kern *k, struct tensor out, const struct quant_matrix *table, struct tensor ids);
@@ -71,6 +72,8 @@ struct kern {
     bool failed, is_dry;
     struct kern_team *team; /* NULL: works alone, or counts for a team that is not there */
     int rank, ranks;
+    const void *sums[KERN_SUMS_MAX]; /* what is summed, by slot */
+    unsigned sums_begun, sums_ended;
     char name[96];
     char error[256];
 };

@@ -205,9 +205,14 @@ static size_t copied_rows(struct tensor x)
 }
 
 /* NCCL's own memory is taken when a team is joined. */
-static void plan_sum_ranks(struct kern *k, struct tensor x)
+static void plan_sum_ranks(struct kern *k, struct tensor x, int slot)
 {
-    (void)k, (void)x;
+    (void)k, (void)x, (void)slot;
+}
+
+static void plan_sum_end(struct kern *k, int slot)
+{
+    (void)k, (void)slot;
 }
 
 static void plan_move(struct kern *k, struct tensor out, struct tensor x)
@@ -354,6 +359,7 @@ static const struct kern_ops plan_table = {
     .layer_fetch = plan_layer_fetch,
     .layer_use = plan_layer_use,
     .sum_ranks = plan_sum_ranks,
+    .sum_end = plan_sum_end,
     .checksum = plan_move,
     .copy = plan_move,
     .gather = plan_gather,

@@ -1,5 +1,8 @@
 /* team_nccl.c - NCCL, opened when a team is, so that a single GPU needs no such library.
  *
+ * Sums have a stream of their own, so that the backend computes meanwhile. Two events order it: a sum is behind what was asked before it
+ * was begun, and what is asked after it was ended is behind the sum.
+ *
  * A sum whose other rank never comes occupies the stream for ever, and with it whoever waits for the stream. So a thread looks at
  * the team and at NCCL ten times a second and aborts the communicator when the team is broken, which ends what is queued; the
  * backend's own thread then finds the reason at its next sync. It breaks the team itself when NCCL tells of an error, or when sums
@@ -47,13 +50,17 @@ struct team_nccl {
     struct nccl_calls nccl;
     pthread_t watch;
     bool has_watch;
+    cudaStream_t stream;                 /* of sums */
+    cudaEvent_t ready[KERN_SUMS_MAX];    /* by slot: what is to be summed is there */
+    cudaEvent_t summed[KERN_SUMS_MAX];
+    int open, last_slot;                 /* sums that were begun and not ended */
 
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t closing;
     bool is_closing;
     ncclComm_t comm;      /* NULL: none, or aborted; may still be joining */
     uint64_t breaks;      /* of the team, when comm was made */
-    cudaEvent_t ended[SUMS_MAX];
+    cudaEvent_t ended[SUMS_MAX]; /* for the thread that looks */
     uint64_t queued, done; /* sums with an event, modulo SUMS_MAX where that is */
 };
 
@@ -223,6 +230,28 @@ static void *watch_main(void *argument)
 
 /* --- life ------------------------------------------------------------------------------------------------------- */
 
+/* Of the highest priority: little work that much waits for. */
+static bool make_stream(struct team_nccl *t)
+{
+    int least, greatest;
+    return cuda_check(t->kern, cudaDeviceGetStreamPriorityRange(&least, &greatest), "a stream") &&
+           cuda_check(t->kern, cudaStreamCreateWithPriority(&t->stream, cudaStreamNonBlocking, greatest), "a stream");
+}
+
+static bool make_events(struct team_nccl *t, cudaEvent_t *events, int count)
+{
+    bool ok = true;
+    for (int i = 0; ok && i < count; i++)
+        ok = cuda_check(t->kern, cudaEventCreateWithFlags(&events[i], cudaEventDisableTiming), "an event");
+    return ok;
+}
+
+static void drop_events(cudaEvent_t *events, int count)
+{
+    for (int i = 0; i < count && events[i]; i++)
+        cudaEventDestroy(events[i]);
+}
+
 struct team_nccl *team_nccl_open(struct kern *k)
 {
     struct team_nccl *t = calloc(1, sizeof *t);
@@ -234,9 +263,8 @@ struct team_nccl *team_nccl_open(struct kern *k)
     pthread_mutex_init(&t->lock, NULL);
     pthread_cond_init(&t->closing, NULL);
     cuda_stream(k);
-    bool ok = find_calls(t);
-    for (int i = 0; ok && i < SUMS_MAX; i++)
-        ok = cuda_check(k, cudaEventCreateWithFlags(&t->ended[i], cudaEventDisableTiming), "an event");
+    bool ok = find_calls(t) && make_stream(t) && make_events(t, t->ready, KERN_SUMS_MAX) && make_events(t, t->summed, KERN_SUMS_MAX) &&
+              make_events(t, t->ended, SUMS_MAX);
     if (ok && !k->team)
         return t;
     if (ok) {
@@ -272,8 +300,11 @@ void team_nccl_close(struct team_nccl *t)
         pthread_join(t->watch, NULL);
     cuda_stream(t->kern);
     close_comm(t);
-    for (int i = 0; i < SUMS_MAX && t->ended[i]; i++)
-        cudaEventDestroy(t->ended[i]);
+    if (t->stream)
+        cudaStreamDestroy(t->stream);
+    drop_events(t->ready, KERN_SUMS_MAX);
+    drop_events(t->summed, KERN_SUMS_MAX);
+    drop_events(t->ended, SUMS_MAX);
     if (t->library)
         dlclose(t->library);
     pthread_cond_destroy(&t->closing);
@@ -337,7 +368,8 @@ bool team_nccl_join(struct kern *k)
     if (is_joined)
         return true;
     abort_comm(t);
-    cudaStreamSynchronize(cuda_stream(k)); /* what was aborted is over */
+    cuda_stream(k);
+    cudaStreamSynchronize(t->stream); /* what was aborted is over */
     pthread_mutex_lock(&t->lock);
     t->breaks = breaks;
     pthread_mutex_unlock(&t->lock);
@@ -349,22 +381,49 @@ static void mark_sum(struct team_nccl *t)
 {
     pthread_mutex_lock(&t->lock);
     if (t->queued - count_done(t) < SUMS_MAX &&
-        cuda_check(t->kern, cudaEventRecord(t->ended[t->queued % SUMS_MAX], cuda_stream(t->kern)), "a sum of the team"))
+        cuda_check(t->kern, cudaEventRecord(t->ended[t->queued % SUMS_MAX], t->stream), "a sum of the team"))
         t->queued++;
     pthread_mutex_unlock(&t->lock);
 }
 
-void team_nccl_sum(struct kern *k, struct tensor x)
+/* In the stream of sums, behind what the backend was asked before. */
+static void add(struct team_nccl *t, struct tensor x)
 {
-    struct team_nccl *t = cuda_team(k);
     ncclDataType_t type = x.dtype == TENSOR_F32 ? ncclFloat32 : ncclBfloat16;
-    cudaStream_t stream = cuda_stream(k);
+    ncclResult_t result = ncclSuccess;
     pthread_mutex_lock(&t->lock);
-    bool is_whole = t->comm && t->breaks == breaks_of(k);
-    ncclResult_t result = is_whole ? t->nccl.all_reduce(x.data, x.data, (size_t)tensor_count(x), type, ncclSum, t->comm, stream) : ncclSuccess;
+    bool is_whole = t->comm && t->breaks == breaks_of(t->kern);
+    if (is_whole)
+        result = t->nccl.all_reduce(x.data, x.data, (size_t)tensor_count(x), type, ncclSum, t->comm, t->stream);
     pthread_mutex_unlock(&t->lock);
     if (!is_whole)
         fail_with_team(t);
     else if (settle(t, result, "a sum of the team"))
         mark_sum(t);
+}
+
+void team_nccl_sum(struct kern *k, struct tensor x, int slot)
+{
+    struct team_nccl *t = cuda_team(k);
+    if (cuda_check(k, cudaEventRecord(t->ready[slot], cuda_stream(k)), "a sum of the team") &&
+        cuda_check(k, cudaStreamWaitEvent(t->stream, t->ready[slot], 0), "a sum of the team"))
+        add(t, x);
+    if (!k->failed && cuda_check(k, cudaEventRecord(t->summed[slot], t->stream), "a sum of the team"))
+        t->open++, t->last_slot = slot;
+}
+
+void team_nccl_sum_end(struct kern *k, int slot)
+{
+    struct team_nccl *t = cuda_team(k);
+    if (cuda_check(k, cudaStreamWaitEvent(cuda_stream(k), t->summed[slot], 0), "a sum of the team"))
+        t->open--;
+}
+
+/* Sums end in their order: behind the last are all. */
+void team_nccl_settle(struct team_nccl *t)
+{
+    if (t && t->open) {
+        cudaStreamWaitEvent(cuda_stream(t->kern), t->summed[t->last_slot], 0);
+        t->open = 0;
+    }
 }

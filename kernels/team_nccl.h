@@ -1,4 +1,4 @@
-/* team_nccl.h - a team of GPUs: sums over NCCL on the backend's stream, and a thread that ends them when they would never end. */
+/* team_nccl.h - a team of GPUs: sums over NCCL on a stream of their own, and a thread that ends them when they would never end. */
 #ifndef KILN_TEAM_NCCL_H
 #define KILN_TEAM_NCCL_H
 
@@ -10,7 +10,11 @@ void team_nccl_close(struct team_nccl *t); /* accepts NULL; before anything else
 
 /* The ops of kern_ops.h. */
 bool team_nccl_join(struct kern *k);
-void team_nccl_sum(struct kern *k, struct tensor x);
+void team_nccl_sum(struct kern *k, struct tensor x, int slot);
+void team_nccl_sum_end(struct kern *k, int slot);
+
+/* team_nccl_settle ends what was begun and, after an error, not ended. NULL: nothing. */
+void team_nccl_settle(struct team_nccl *t);
 
 /* Two: their sum has one order, a + b = b + a. Of more, NCCL adds in an order that depends on where in the tensor a value stands, so
  * that a picture would depend on its place in the batch. */

@@ -72,14 +72,14 @@ static struct cudasim_counters counted(struct engine_team *t, int steps)
     return c;
 }
 
-/* Two sums per double block, over both streams, one per single block: engine-spec's bytes in fewer sums. */
+/* Two sums per double block, over both streams, one per single block, each in two parts: engine-spec's bytes. */
 static void a_step_moves_what_the_plan_says(void **state)
 {
     (void)state;
     struct engine_team *t = open_team();
     struct cudasim_counters first = counted(t, 1), one = counted(t, 1), two = counted(t, 2);
-    const uint64_t sums = 2 * DOUBLES + SINGLES, text = 2 * TEXT_LAYERS;
-    assert_int_equal(two.collectives - one.collectives, RANKS * sums);
+    const uint64_t sums = 2 * DOUBLES + SINGLES, parts = 2, text = 2 * TEXT_LAYERS;
+    assert_int_equal(two.collectives - one.collectives, RANKS * parts * sums);
     assert_int_equal(two.collective_bytes - one.collective_bytes, RANKS * sums * ROWS * WIDTH * BF16);
     assert_int_equal(first.collectives - one.collectives, RANKS * text); /* the prompt is known the second time */
     assert_int_equal(first.collective_bytes - one.collective_bytes, RANKS * text * 512 * TEXT_WIDTH * BF16);
@@ -152,7 +152,7 @@ static void a_dead_rank_ends_the_team(void **state)
 static void a_wrong_rank_ends_the_team(void **state)
 {
     (void)state;
-    ends_the_team("wrong:2@1", "differs between ranks"); /* a row of the text, which no picture shows */
+    ends_the_team("wrong:3@1", "differs between ranks"); /* a row of the text, which no picture shows */
     ends_the_team("wrong:7@0", "differs between ranks");
 }
 

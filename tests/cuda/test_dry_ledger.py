@@ -261,8 +261,9 @@ class FullSize(unittest.TestCase):
         self.assertEqual(*(r["step_bytes_outside_products"] for r in reports))
 
     def test_a_team_of_two_halves_the_work_and_sums_what_the_plan_says(self):
-        """engine-spec 10: bytes a step of klein at 1024x1024; both streams of a double block in one sum. 9B in bf16 fits two cards of 12 GB."""
-        planned = {"klein-4b": (849346560, 2 * 5 + 20), "klein-9b": (1509949440, 2 * 8 + 24)}
+        """engine-spec 10: bytes a step of klein at 1024x1024; both streams of a double block in one sum, each sum in two parts, so that it runs
+        beside products. 9B in bf16 fits two cards of 12 GB."""
+        planned = {"klein-4b": (849346560, 2 * (2 * 5 + 20)), "klein-9b": (1509949440, 2 * (2 * 8 + 24))}
         for family, (sum_bytes, sums) in planned.items():
             folder = pathlib.Path(self.folder.name, family)
             code, report, said, _ = self.look("rtx4070ti:12,rtx4070ti:12", family)
@@ -270,6 +271,8 @@ class FullSize(unittest.TestCase):
             phases = {p["phase"]: p for p in report["phases"]}
             step, io = phases["step"], 2 * 2 * dimensions(folder)[3] * dimensions(folder)[0] * 4096
             self.assertEqual((step["rank_sums"], step["rank_sum_bytes"]), (4 * sums, 4 * sum_bytes))
+            self.assertAlmostEqual(step["rank_sum_s"], step["rank_sum_bytes"] / 31.5e9, delta=1e-3)
+            self.assertLess(step["rank_sum_wait_s"], 0.1 * step["rank_sum_s"])
             self.assertEqual(step["tensor_core_flops"], 4 * ((step_flops(folder, 1024 * 1024) - io) / 2 + io))
             self.assertEqual((step["allocations"], report["step_late_stalls"]), (0, 0))
             self.assertEqual(report["placement"], "resident" if family == "klein-4b" else "phases")

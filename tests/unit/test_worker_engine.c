@@ -109,7 +109,7 @@ static void a_team_renders_the_same_files_whatever_the_batch(void **state)
         assert_string_equal(together[i], alone[i]);
 }
 
-/* On simulated devices. Opening and warming up take 62 sums, a prompt 54, so that the rank dies under way: what it had goes back to
+/* On simulated devices. Opening and warming up take 69 sums, a prompt 54, so that the rank dies under way: what it had goes back to
  * be tried again, the process ends, and the one its supervisor starts renders each of them once. */
 static void a_rank_that_dies_gives_its_batch_back(void **state)
 {
