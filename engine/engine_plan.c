@@ -107,7 +107,7 @@ bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, co
                       struct engine_error *why)
 {
     struct engine_plan *p = calloc(1, sizeof *p);
-    struct kern *k = kern_plan_open(kern_rank(m->kern), kern_ranks(m->kern));
+    struct kern *k = kern_plan_open(kern_rank(m->kern), kern_ranks(m->kern), kern_has_fp8(m->kern));
     if (!p || !k) {
         free(p);
         kern_close(k);

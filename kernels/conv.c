@@ -101,7 +101,7 @@ static void run(void *context, int64_t task, int thread)
     gemm_begin();
     for (int64_t p = 0; p < gemm_panels(j->w->n); p++) {
         gemm_product(sums, rows, tiles, (const uint32_t *)j->w->data + p * panel_words, 1, taps * cells, j->w->dtype, false);
-        gemm_store(sums, tiles, 1, positions, out, j->out.dtype, p * GEMM_NR, j->w->n, j->w->bias);
+        gemm_store(sums, tiles, 1, positions, out, j->out.dtype, p * GEMM_NR, j->w->n, NULL, j->w->bias);
     }
     gemm_end();
 }

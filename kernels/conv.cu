@@ -28,14 +28,14 @@ void conv_apply_cuda(struct kern *k, struct tensor out, struct tensor x, const s
     if (tensor_count(out) == 0)
         return;
     if (w->dtype == TENSOR_F32) {
-        gemm_run_f32(k, "conv2d f32", window_of<float>(x, out, w, stride, pad), w, depth, out);
+        gemm_run_f32(k, "conv2d f32", window_of<float>(x, out, w, stride, pad), w, depth, out, 1);
         return;
     }
     size_t mark = kern_mark(k);
     struct tensor rows = gemm_rows_cuda(k, tensor_rows(x), inner);
     if (!k->failed) {
         struct tensor picture = tensor_4d(rows.data, TENSOR_BF16, x.shape[0], x.shape[1], x.shape[2], inner);
-        gemm_run_bf16(k, "conv2d", window_of<bf16>(picture, out, w, stride, pad), w, depth, out);
+        gemm_run_bf16(k, "conv2d", window_of<bf16>(picture, out, w, stride, pad), w, depth, out, 1);
     }
     kern_rewind(k, mark);
 }

@@ -42,6 +42,8 @@ struct kern_weight *CPU_NAME(linear_weight)(struct kern *k, enum tensor_dtype dt
 struct kern_weight *CPU_NAME(linear_weight_quant)(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs,
                                                   int count);
 void CPU_NAME(linear_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
+/* fp8_rows: q of kern_linear, in the dtype of x: it holds every e4m3. scales[r]: what a sum of row r is multiplied by. q: contiguous */
+void CPU_NAME(fp8_rows)(struct kern *k, struct tensor q, float *scales, struct tensor x, const struct quant_matrix *m);
 void CPU_NAME(conv_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w,
                           int stride, int pad);
 void CPU_NAME(attention_apply)(struct kern *k, struct tensor out, struct tensor q, struct tensor key,

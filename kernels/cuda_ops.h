@@ -78,6 +78,11 @@ void resample_unpatchify_cuda(struct kern *k, struct tensor out, struct tensor t
 void resample_patchify_cuda(struct kern *k, struct tensor tokens, struct tensor x, struct tensor mean, struct tensor std);
 void resample_upsample2_cuda(struct kern *k, struct tensor out, struct tensor x);
 void resample_pixels_cuda(struct kern *k, struct tensor out, struct tensor x);
+/* fp8_rows_cuda: rows of x divided by `scale`, or, with `scales` (device memory), each by its own that goes there, and rounded to e4m3.
+ * q [rows, at least the width of x], contiguous, zeros behind: codes (U8, of bf16), or numbers of the dtype of x.
+ * fp8_scale_cuda: out[r,:] = scales[r] * out[r,:], powers of two. */
+void fp8_rows_cuda(struct kern *k, struct tensor q, float *scales, struct tensor x, float scale);
+void fp8_scale_cuda(struct kern *k, struct tensor out, const float *scales);
 void linear_apply_cuda(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
 void conv_apply_cuda(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w, int stride,
                      int pad);

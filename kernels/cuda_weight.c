@@ -167,8 +167,9 @@ static size_t bytes_here(const struct kern_weight *w)
 static void release(struct kern *k, struct kern_weight *w)
 {
     struct cuda_weight *own = w->owner;
-    if (own)
-        linear_blas_plan_free(own->plan);
+    for (int i = 0; i < own->run_count; i++)
+        linear_blas_plan_free(own->runs[i].plan);
+    linear_blas_plan_free(own->plan);
     free(own);
     if (w->host)
         cuda_layer_forget(w);
@@ -195,8 +196,9 @@ static struct kern_weight *finish(struct kern *k, struct kern_weight *w, bool is
     return w;
 }
 
-/* A weight of this description without its values, with room for this many kept runs; NULL after the error is kept. */
-static struct kern_weight *begin(struct kern *k, const struct kern_weight *described, bool has_bias, int run_count)
+/* A weight of this description without its values, with room for this many kept runs; NULL after the error is kept. is_planned: the
+ * library may multiply by all of it. */
+static struct kern_weight *begin(struct kern *k, const struct kern_weight *described, bool is_planned, int run_count)
 {
     struct kern_weight *w = malloc(sizeof *w);
     struct cuda_weight *own = calloc(1, sizeof *own + (size_t)run_count * sizeof own->runs[0]);
@@ -210,8 +212,8 @@ static struct kern_weight *begin(struct kern *k, const struct kern_weight *descr
     w->owner = own;
     w->bytes = (size_t)(w->n * cuda_weight_depth(w)) * tensor_dtype_bytes(w->dtype);
     own->run_count = run_count;
-    if (w->dtype == TENSOR_BF16 && w->rank == 2 && !has_bias)
-        own->plan = linear_blas_plan_new(cuda_blas(k), w->n, cuda_weight_depth(w));
+    if (w->dtype == TENSOR_BF16 && is_planned)
+        own->plan = linear_blas_plan_new(cuda_blas(k), w->n, cuda_weight_depth(w), false);
     return w;
 }
 
@@ -230,20 +232,35 @@ struct kern_weight *cuda_weight_new(struct kern *k, enum tensor_dtype dtype, str
     struct kern_weight described = {.dtype = dtype, .rank = w.rank, .n = w.shape[0], .k = tensor_count(w) / w.shape[0]};
     described.in = is_conv ? w.shape[1] : described.k;
     described.kh = is_conv ? (int)w.shape[2] : 1, described.kw = is_conv ? (int)w.shape[3] : 1;
-    struct kern_weight *made = begin(k, &described, bias.data != NULL, 0);
+    struct kern_weight *made = begin(k, &described, !is_conv && !bias.data, 0);
     return made ? finish(k, made, place_whole(k, made, &w, put_values) && (!bias.data || send_bias(k, made, bias))) : NULL;
 }
 
+/* In FP8 where the device and the library can; else of the same numbers in bf16. */
+static struct linear_blas_plan *plan_run(struct kern *k, const struct kern_weight *w, const struct quant_run *run)
+{
+    struct linear_blas_plan *plan = NULL;
+    if (kern_ops_in_fp8(k, w->dtype, run))
+        plan = linear_blas_plan_new(cuda_blas(k), run->count, w->k, true);
+    if (!plan && !k->failed && w->dtype == TENSOR_BF16 && run->count)
+        plan = linear_blas_plan_new(cuda_blas(k), run->count, cuda_weight_depth(w), false);
+    return plan;
+}
+
 /* Where each run goes, and so how many bytes the weight has. */
-static void describe_runs(struct kern_weight *w, const struct quant_run *runs)
+static void describe_runs(struct kern *k, struct kern_weight *w, const struct quant_run *runs)
 {
     struct cuda_weight *own = w->owner;
-    w->decoded_bytes = w->bytes;
+    own->has_fp8_products = quant_runs_have_fp8(runs, own->run_count);
+    w->decoded_bytes = own->has_fp8_products ? 0 : w->bytes;
     w->bytes = 0;
     for (int i = 0; i < own->run_count; i++) {
         const struct quant_matrix *m = &runs[i].matrix;
         own->runs[i] = (struct cuda_weight_run){.format = m->format, .rows = runs[i].count, .row_bytes = quant_row_bytes(m),
-                                                .scale = m->scale, .low_first = m->low_first, .place = quant_place_of(&runs[i], w->bytes)};
+                                                .scale = m->scale, .input_scale = m->input_scale, .low_first = m->low_first,
+                                                .has_fp8_products = m->has_fp8_products, .place = quant_place_of(&runs[i], w->bytes)};
+        if (own->has_fp8_products)
+            own->runs[i].plan = plan_run(k, w, &runs[i]);
         w->bytes = own->runs[i].place.end;
     }
 }
@@ -254,13 +271,13 @@ struct kern_weight *cuda_weight_quant(struct kern *k, enum tensor_dtype dtype, c
     bool is_kept = quant_runs_are_small(runs, count);
     for (int i = 0; i < count; i++)
         described.n += runs[i].count;
-    struct kern_weight *made = begin(k, &described, false, is_kept ? count : 0);
+    struct kern_weight *made = begin(k, &described, !quant_runs_have_fp8(runs, count), is_kept ? count : 0);
     if (!made)
         return NULL;
     if (!is_kept)
         return finish(k, made, place_whole(k, made, runs, put_decoded));
-    describe_runs(made, runs);
-    return finish(k, made, take_memory(k, made) && place_runs(k, made, runs));
+    describe_runs(k, made, runs);
+    return finish(k, made, !k->failed && take_memory(k, made) && place_runs(k, made, runs));
 }
 
 void cuda_weight_take(struct kern *k, struct kern_layer *l, struct kern_weight *w)

@@ -19,14 +19,16 @@ struct cuda_weight_run {
     enum quant_format format;
     int64_t rows;
     size_t row_bytes; /* of blocks */
-    float scale;      /* those of quant_matrix; block scales are row by row here */
-    bool low_first;
+    float scale, input_scale; /* those of quant_matrix; block scales are row by row here */
+    bool low_first, has_fp8_products;
+    struct linear_blas_plan *plan; /* where the weight has products in FP8: of this run's own product, as cuda_weight.plan */
     struct quant_place place;
 };
 
 /* kern_weight.owner. */
 struct cuda_weight {
     struct linear_blas_plan *plan; /* NULL: the kernels of our own serve it */
+    bool has_fp8_products;         /* some run of it: each run is a product then */
     int run_count;                 /* 0: its values are in its dtype */
     struct cuda_weight_run runs[];
 };
@@ -37,8 +39,9 @@ static inline const struct cuda_weight *cuda_weight_of(const struct kern_weight 
 }
 
 /* dequant_weight: w as products want it: itself, or its description with values decoded into arena memory, which the caller
- * rewinds. Nothing is there after a failure. (dequant.cu) */
+ * rewinds. dequant_run: a run of it as a weight; one that has products in FP8 without its scale. Nothing is there after a failure. (dequant.cu) */
 struct kern_weight dequant_weight_cuda(struct kern *k, const struct kern_weight *w);
+struct kern_weight dequant_run_cuda(struct kern *k, const struct kern_weight *w, const struct cuda_weight_run *r);
 
 /* cuda_weight_inner: channels per tap of a weight on the device; bf16 is filled up with zeros to whole 16-byte chunks.
  * cuda_weight_depth: values of a row, [kh][kw][inner]. */

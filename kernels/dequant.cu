@@ -274,7 +274,31 @@ template <typename T> void decode_run(struct kern *k, T *to, const struct source
     cuda_launched(k, "decoding a weight");
 }
 
+/* to: rows of the weight's depth in its dtype. */
+void decode_into(struct kern *k, void *to, const struct kern_weight *w, const struct cuda_weight_run *r, float scale)
+{
+    const uint8_t *memory = (const uint8_t *)w->data;
+    struct source s = {memory + r->place.data, r->format == QUANT_NVFP4 ? memory + r->place.scales : NULL, r->format, r->low_first,
+                       scale, (int)w->k, (int)cuda_weight_depth(w), (uint32_t)r->row_bytes};
+    if (r->rows && w->dtype == TENSOR_F32)
+        decode_run(k, (float *)to, s, r->rows);
+    else if (r->rows)
+        decode_run(k, (bf16 *)to, s, r->rows);
+}
+
 } // namespace
+
+struct kern_weight dequant_run_cuda(struct kern *k, const struct kern_weight *w, const struct cuda_weight_run *r)
+{
+    int64_t shape[2] = {r->rows, cuda_weight_depth(w)};
+    struct tensor values = kern_temp(k, w->dtype, 2, shape);
+    struct kern_weight decoded = *w;
+    decoded.n = r->rows;
+    decoded.data = values.data;
+    if (!k->failed)
+        decode_into(k, values.data, w, r, r->has_fp8_products ? 1 : r->scale);
+    return decoded;
+}
 
 struct kern_weight dequant_weight_cuda(struct kern *k, const struct kern_weight *w)
 {
@@ -287,14 +311,8 @@ struct kern_weight dequant_weight_cuda(struct kern *k, const struct kern_weight 
     assert(tensor_bytes(values) == w->decoded_bytes);
     decoded.data = values.data;
     for (int i = 0; i < kept->run_count && !k->failed; row += kept->runs[i++].rows) {
-        const struct cuda_weight_run *r = &kept->runs[i];
-        const uint8_t *memory = (const uint8_t *)w->data;
-        struct source s = {memory + r->place.data, r->format == QUANT_NVFP4 ? memory + r->place.scales : NULL, r->format, r->low_first,
-                           r->scale, (int)w->k, (int)shape[1], (uint32_t)r->row_bytes};
-        if (r->rows && w->dtype == TENSOR_F32)
-            decode_run(k, (float *)values.data + row * shape[1], s, r->rows);
-        else if (r->rows)
-            decode_run(k, (bf16 *)values.data + row * shape[1], s, r->rows);
+        char *to = (char *)values.data + row * shape[1] * (int64_t)tensor_dtype_bytes(w->dtype);
+        decode_into(k, to, w, &kept->runs[i], kept->runs[i].scale);
     }
     return decoded;
 }

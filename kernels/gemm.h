@@ -656,10 +656,10 @@ VEC_INLINE void gemm_store_part(void *row, enum tensor_dtype dtype, int64_t i, i
     memcpy((uint16_t *)row + i, &h, n >= VEC ? sizeof h : (size_t)n * 2);
 }
 
-/* gemm_store writes rows [0, rows) of the tiles of `panels` panels to out rows at columns [n0, n): bias added in f32, one
- * rounding. A row whose out is NULL is left out. */
+/* gemm_store writes rows [0, rows) of the tiles of `panels` panels to out rows at columns [n0, n): times the row's scale (NULL: 1),
+ * bias added in f32, one rounding. A row whose out is NULL is left out. */
 VEC_INLINE void gemm_store(const float *c, int64_t tiles, int64_t panels, int64_t rows, void *const *out,
-                           enum tensor_dtype dtype, int64_t n0, int64_t n, const float *bias)
+                           enum tensor_dtype dtype, int64_t n0, int64_t n, const float *scales, const float *bias)
 {
     int64_t columns = n - n0 < panels * GEMM_NR ? n - n0 : panels * GEMM_NR;
     for (int64_t r = 0; r < rows; r++) {
@@ -668,6 +668,8 @@ VEC_INLINE void gemm_store(const float *c, int64_t tiles, int64_t panels, int64_
         const float *row = c + r / GEMM_MR * GEMM_TILE + r % GEMM_MR * GEMM_NR;
         for (int64_t j = 0; j < columns; j += VEC) {
             vf v = vec_load(row + j / GEMM_NR * tiles * GEMM_TILE, TENSOR_F32, j % GEMM_NR, VEC);
+            if (scales)
+                v *= scales[r];
             if (bias)
                 v += vec_load(bias, TENSOR_F32, n0 + j, columns - j);
             gemm_store_part(out[r], dtype, n0 + j, columns - j, v);

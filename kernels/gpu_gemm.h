@@ -1,4 +1,4 @@
-/* gpu_gemm.h - the matrix product of our own, for linear.cu and conv.cu: out[m,n] = sum_k a[m,k] w[n,k] (+ bias[n]).
+/* gpu_gemm.h - the matrix product of our own, for linear.cu and conv.cu: out[m,n] = scale * sum_k a[m,k] w[n,k] (+ bias[n]).
  *
  * The rows of a come from a Source: rows of a matrix, or the pixels under a convolution's window, gathered on the way
  * into shared memory (an implicit matrix product: the gathered matrix never exists). w is [n][k], k contiguous.
@@ -25,14 +25,15 @@ struct gemm_output {
     void *data;
     int64_t stride;
     const float *bias; /* [n] or NULL */
+    float scale;       /* of sums */
     bool is_f32, is_paired;
 };
 
-static inline struct gemm_output gemm_output_of(const struct tensor &out, const float *bias)
+static inline struct gemm_output gemm_output_of(const struct tensor &out, const float *bias, float scale)
 {
     struct tensor rows = tensor_rows(out);
     bool pairs = rows.stride[0] % 2 == 0 && rows.shape[1] % 2 == 0 && (uintptr_t)rows.data % 8 == 0;
-    return {rows.data, rows.stride[0], bias, rows.dtype == TENSOR_F32, pairs};
+    return {rows.data, rows.stride[0], bias, scale, rows.dtype == TENSOR_F32, pairs};
 }
 
 static __device__ __forceinline__ void gemm_put(const struct gemm_output &out, int64_t row, int n, int count, float a, float b)
@@ -40,6 +41,8 @@ static __device__ __forceinline__ void gemm_put(const struct gemm_output &out, i
     if (n >= count)
         return;
     bool both = n + 1 < count;
+    a *= out.scale;
+    b *= out.scale;
     if (out.bias) {
         a += out.bias[n];
         b += both ? out.bias[n + 1] : 0;
@@ -288,9 +291,9 @@ static __global__ void __launch_bounds__(GEMM_THREADS)
 /* w: data, n, dtype; k: values of a row of w, w_stride apart. */
 template <typename Source>
 static void gemm_run_bf16(struct kern *k, const char *name, const Source &a, const struct kern_weight *w, int64_t depth,
-                   const struct tensor &out)
+                   const struct tensor &out, float scale)
 {
-    struct gemm_output to = gemm_output_of(out, w->bias);
+    struct gemm_output to = gemm_output_of(out, w->bias, scale);
     const bf16 *weight = (const bf16 *)w->data;
     GPU_COST(a.bytes() + (double)w->n * depth * sizeof(bf16) + (double)tensor_bytes(out), 2.0 * a.rows * w->n * depth, true);
     if (w->n > 32)
@@ -304,12 +307,12 @@ static void gemm_run_bf16(struct kern *k, const char *name, const Source &a, con
 
 template <typename Source>
 static void gemm_run_f32(struct kern *k, const char *name, const Source &a, const struct kern_weight *w, int64_t depth,
-                  const struct tensor &out)
+                  const struct tensor &out, float scale)
 {
     GPU_COST(a.bytes() + (double)w->n * depth * sizeof(float) + (double)tensor_bytes(out), 2.0 * a.rows * w->n * depth, false);
     GPU_LAUNCH((gemm_f32_kernel<Source>), dim3(gpu_blocks(a.rows, GEMM_F32_TILE), gpu_blocks(w->n, GEMM_F32_TILE)),
                dim3(GEMM_THREADS), 0, cuda_stream(k), a, (const float *)w->data, depth, (int)w->n, (int)depth,
-               gemm_output_of(out, w->bias));
+               gemm_output_of(out, w->bias, scale));
     cuda_launched(k, name);
 }
 

@@ -184,6 +184,11 @@ bool kern_is_dry(const struct kern *k)
     return k->is_dry;
 }
 
+bool kern_has_fp8(const struct kern *k)
+{
+    return k->has_fp8;
+}
+
 const char *kern_name(const struct kern *k)
 {
     return k->name;
@@ -282,6 +287,7 @@ struct kern_weight *kern_weight_quant(struct kern *k, enum tensor_dtype dtype, c
     for (int i = 0; i < count; i++) {
         assert(runs[i].matrix.k == runs[0].matrix.k);
         assert(runs[i].first >= 0 && runs[i].count >= 0 && runs[i].first + runs[i].count <= runs[i].matrix.n);
+        assert(!runs[i].matrix.has_fp8_products || runs[i].matrix.format == QUANT_FP8_E4M3);
     }
     kern_ops_beat(k);
     return k->failed ? NULL : k->ops->weight_quant(k, dtype, runs, count);

@@ -32,6 +32,7 @@ const char *kern_error(const struct kern *k);
 bool kern_error_is_memory(const char *text); /* of kern_error, or of what a backend says that cannot open: less may be had */
 bool kern_error_is_device(const char *text); /* it failed or was lost: opened again, it may work */
 bool kern_is_dry(const struct kern *k); /* values are neither read nor computed (kern_dry.h): a caller need not have any */
+bool kern_has_fp8(const struct kern *k); /* has units for products in FP8; else they are made of the same numbers in wider units */
 const char *kern_name(const struct kern *k); /* "cpu avx512_bf16, 2 threads" */
 size_t kern_peak_bytes(const struct kern *k); /* arena high-water mark + weights */
 
@@ -76,7 +77,7 @@ struct kern_weight *kern_weight_conv(struct kern *k, enum tensor_dtype dtype, st
 /* kern_weight_quant makes a matrix of rows as a file has them: runs of equal width, one behind the other. A backend may keep
  * the file's form and decode at every product, where that is smaller than `dtype`: a device copies it, the CPU leaves it where it
  * is; then the memory of the runs must outlive the weight, and kern_weight_is_kept says so. The values are those of
- * quant_rows_*, to the bit. */
+ * quant_rows_*, to the bit, but for matrices with products in FP8 (quant_matrix, kern_linear). */
 struct kern_weight *kern_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count);
 bool kern_weight_is_kept(const struct kern_weight *w);
 void kern_weight_free(struct kern *k, struct kern_weight *w);
@@ -146,7 +147,12 @@ void kern_gather(struct kern *k, struct tensor out, const struct quant_matrix *t
 /* --- linear algebra ---------------------------------------------------------------------------- */
 
 /* kern_linear: out[r,n] = sum_k x[r,k] * w[n,k] (+ bias[n]); f32 sums, one rounding.
- * x [rows, k], out [rows, n]; both may be column slices of wider rows. */
+ * x [rows, k], out [rows, n]; both may be column slices of wider rows.
+ *
+ * A matrix with products in FP8 has instead, c[n,k] being its codes as they are:
+ *   q[r,k] = x[r,k] / s[r] to the nearest e4m3, ties to even; 448 where it is larger
+ *   out[r,n] = (sum_k q[r,k] * c[n,k]) * (scale * s[r]); f32 sums, one rounding
+ *   s[r] = the matrix's input_scale, or, where that is 0, quant_row_scale of the row */
 void kern_linear(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w);
 
 /* kern_conv2d: 2-D convolution, channels last. x [b, h, w, in], out [b, h', w', out]; zero padding `pad` at the top and at

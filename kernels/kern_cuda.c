@@ -615,6 +615,7 @@ static bool look_at_device(struct cuda *c, char *why, size_t why_bytes)
     }
     snprintf(c->device_name, sizeof c->device_name, "cuda:%d (%.40s)", c->device, p.name);
     snprintf(c->kern.name, sizeof c->kern.name, "%s, sm_%d%d", c->device_name, p.major, p.minor);
+    c->kern.has_fp8 = 10 * p.major + p.minor >= 89;
     return true;
 }
 
@@ -634,6 +635,7 @@ static bool set_up(struct cuda *c)
     if (!c->flag || !attention_open_cuda(k))
         return false;
     c->blas = linear_blas_open(k);
+    k->has_fp8 = k->has_fp8 && c->blas; /* only the library multiplies by these units */
     c->graphs = k->failed ? NULL : cuda_graph_open(k, &c->ops);
     if (!k->failed && k->ranks > 1)
         c->team = team_nccl_open(k);

@@ -69,7 +69,7 @@ struct kern_ops {
 
 struct kern {
     const struct kern_ops *ops;
-    bool failed, is_dry;
+    bool failed, is_dry, has_fp8;
     struct kern_team *team; /* NULL: works alone, or counts for a team that is not there */
     int rank, ranks;
     const void *sums[KERN_SUMS_MAX]; /* what is summed, by slot */
@@ -97,6 +97,12 @@ struct kern_weight {
 struct kern_layer {
     size_t bytes; /* of a seat */
 };
+
+/* kern_ops_in_fp8: a device multiplies this run in its units for FP8, whose rows are 16 bytes long or a multiple. Else it decodes it. */
+static inline bool kern_ops_in_fp8(const struct kern *k, enum tensor_dtype dtype, const struct quant_run *r)
+{
+    return k->has_fp8 && r->matrix.has_fp8_products && dtype == TENSOR_BF16 && r->count % 16 == 0 && r->matrix.k % 16 == 0;
+}
 
 /* kern_ops_frequency: exp(-ln(10000) i / half) as torch's exp on a CPU rounds it. That is to the nearest value but for two of
  * the 128, which lie almost in the middle and come out one unit higher; at time 1000 that unit is 6e-5 of a wave. */

@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "kern_ops.h"
 
@@ -137,6 +138,21 @@ static struct kern_weight *plan_weight(struct kern *k, enum tensor_dtype dtype, 
     return count_weight(k, &described, bias.data != NULL);
 }
 
+/* Runs that are products of their own, as at least one of them is in FP8, are remembered. False after the error is kept. */
+static bool remember_runs(struct kern *k, struct kern_weight *w, const struct quant_run *runs, int count)
+{
+    if (!quant_runs_have_fp8(runs, count))
+        return true;
+    w->owner = malloc((size_t)count * sizeof *runs);
+    if (!w->owner) {
+        kern_ops_fail(k, "no memory for a weight's description");
+        return false;
+    }
+    memcpy(w->owner, runs, (size_t)count * sizeof *runs);
+    w->run_count = count;
+    return true;
+}
+
 /* Quantised where that is smaller; else a weight like any other. */
 static struct kern_weight *plan_weight_quant(struct kern *k, enum tensor_dtype dtype, const struct quant_run *runs, int count)
 {
@@ -150,12 +166,18 @@ static struct kern_weight *plan_weight_quant(struct kern *k, enum tensor_dtype d
         for (int i = 0; i < count; i++)
             described.bytes = quant_place_of(&runs[i], described.bytes).end;
     }
-    return count_weight(k, &described, false);
+    if (!remember_runs(k, &described, runs, count))
+        return NULL;
+    struct kern_weight *made = count_weight(k, &described, false);
+    if (!made)
+        free(described.owner);
+    return made;
 }
 
 static void plan_weight_free(struct kern *k, struct kern_weight *w)
 {
     (void)k; /* a plan is closed with its weights: nobody asks for less of them */
+    free(w->owner);
     free(w);
 }
 
@@ -241,11 +263,33 @@ static void plan_gather(struct kern *k, struct tensor out, const struct quant_ma
     plan_write(k, out, ids);
 }
 
+/* A run that is a product of its own: rows in FP8 with their scales, or as they are; and the run decoded where it must be. */
+static void plan_run(struct kern *k, struct tensor x, const struct kern_weight *w, const struct quant_run *r)
+{
+    struct plan *p = plan_of(k);
+    bool is_fp8 = r->matrix.has_fp8_products, by_codes = kern_ops_in_fp8(k, w->dtype, r);
+    size_t value = tensor_dtype_bytes(w->dtype), mark = p->used, depth = (size_t)whole_chunks(w->k, w->dtype), rows = (size_t)x.shape[0];
+    if (is_fp8)
+        take(p, rows * depth * (by_codes ? 1 : value));
+    else if (copied_rows(x))
+        take(p, copied_rows(x));
+    if (is_fp8 && r->matrix.input_scale == 0)
+        take(p, rows * sizeof(float));
+    if (!by_codes)
+        take(p, (size_t)r->count * depth * value);
+    p->used = mark;
+}
+
 static void plan_linear(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
 {
     struct plan *p = plan_of(k);
     size_t mark = p->used, rows = copied_rows(x);
+    const struct quant_run *runs = w->owner;
     (void)out;
+    for (int i = 0; i < w->run_count; i++)
+        plan_run(k, x, w, &runs[i]);
+    if (w->run_count)
+        return;
     if (w->decoded_bytes)
         take(p, w->decoded_bytes);
     if (rows)
@@ -386,12 +430,12 @@ static const struct kern_ops plan_table = {
     .has_nan = plan_has_nan,
 };
 
-struct kern *kern_plan_open(int rank, int ranks)
+struct kern *kern_plan_open(int rank, int ranks, bool has_fp8)
 {
     struct plan *p = calloc(1, sizeof *p);
     if (!p)
         return NULL;
-    p->kern = (struct kern){.ops = &plan_table, .is_dry = true, .rank = rank, .ranks = ranks, .name = "plan"};
+    p->kern = (struct kern){.ops = &plan_table, .is_dry = true, .has_fp8 = has_fp8, .rank = rank, .ranks = ranks, .name = "plan"};
     return &p->kern;
 }
 

@@ -6,8 +6,8 @@
 #include "kern.h"
 
 /* kern_plan_open: a dry backend (kern_is_dry) for what a device of kern_cuda.h would hold; it has kern_memory, without end; of
- * one rank of a team, whose others are not there. NULL on no memory. */
-struct kern *kern_plan_open(int rank, int ranks);
+ * one rank of a team, whose others are not there; has_fp8: kern_has_fp8 of the device. NULL on no memory. */
+struct kern *kern_plan_open(int rank, int ranks, bool has_fp8);
 
 size_t kern_plan_weights(const struct kern *k); /* bytes of weights and vectors, but for weights of layers */
 size_t kern_plan_arena(struct kern *k);         /* the arena's high-water mark since this was asked last */

@@ -6,7 +6,11 @@
  * back it may drop and read again. A task then owns its columns for a band of several blocks of rows: a stretch of k after
  * the other, it decodes and packs its panels into its scratch and multiplies all blocks by them. So a value is decoded once
  * per band (768 rows) by one thread, nobody waits for anybody, and the sums are those of a packed weight to the bit: same
- * panels, same runs, same order. Wide tasks pay: what they decode and the rows they read are read fewer times. */
+ * panels, same runs, same order. Wide tasks pay: what they decode and the rows they read are read fewer times.
+ *
+ * Products in FP8: e4m3 numbers are bf16 numbers, so that theirs is the product of the codes as they are with rows that were
+ * rounded to e4m3 (fp8.c); each sum is multiplied by its row's scale before it is rounded. Runs have scales of their own: each
+ * is a product. */
 #include "cpu_ops.h"
 #include "dequant.h"
 #include "gemm.h"
@@ -184,6 +188,14 @@ static void pack_whole_panel(void *context, int64_t panel, int thread)
         pack_stretch(to, l->w, panel, 0, l->w->k, memory);
 }
 
+/* The codes of a run as they are, without the scale. */
+static struct quant_matrix unscaled(const struct quant_run *run)
+{
+    struct quant_matrix m = run->matrix;
+    m.scale = 1;
+    return m;
+}
+
 /* The weight's own list of its runs, with the codes of each behind it. */
 static bool copy_runs(struct kern_weight *w, const struct quant_run *runs, int count)
 {
@@ -196,8 +208,9 @@ static bool copy_runs(struct kern_weight *w, const struct quant_run *runs, int c
     w->run_count = count;
     uint16_t *next = (uint16_t *)(w->runs + count);
     for (int i = 0; i < count; i++) {
+        struct quant_matrix coded = runs[i].matrix.has_fp8_products ? unscaled(&runs[i]) : runs[i].matrix;
         w->runs[i] = runs[i];
-        quant_codes(next, &runs[i].matrix);
+        quant_codes(next, &coded);
         w->runs[i].matrix.codes = quant_code_count(&runs[i].matrix) ? next : NULL;
         next += quant_code_count(&runs[i].matrix);
     }
@@ -247,6 +260,7 @@ struct product {
     struct kern *k;
     struct tensor out, x;
     const struct kern_weight *w;
+    const float *scales; /* of rows, or NULL */
     uint32_t *packed;
     int64_t rows, cells, words;
     int64_t blocks, block_rows; /* of rows */
@@ -292,7 +306,8 @@ static void store_block(const struct product *p, const float *c, int64_t block, 
     int64_t count = rows_of_block(p, block);
     for (int64_t r = 0; r < count; r++)
         out[r] = cpu_row(p->out, block * p->block_rows + r);
-    gemm_store(c, gemm_tiles(count), panels, count, out, p->out.dtype, panel * GEMM_NR, p->w->n, p->w->bias);
+    gemm_store(c, gemm_tiles(count), panels, count, out, p->out.dtype, panel * GEMM_NR, p->w->n,
+               p->scales ? p->scales + block * p->block_rows : NULL, p->w->bias);
 }
 
 /* All of k in the panels that the weight has: a band is one block. */
@@ -360,9 +375,9 @@ static int64_t plan(struct product *p)
     return plan_tasks(p);
 }
 
-void CPU_NAME(linear_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
+static void apply(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w, const float *scales)
 {
-    struct product p = {.k = k, .out = out, .x = x, .w = w, .rows = x.shape[0]};
+    struct product p = {.k = k, .out = out, .x = x, .w = w, .scales = scales, .rows = x.shape[0]};
     p.cells = gemm_cells(w->k, w->dtype);
     p.words = gemm_words(w->k, w->dtype);
     if (p.rows == 0)
@@ -375,4 +390,42 @@ void CPU_NAME(linear_apply)(struct kern *k, struct tensor out, struct tensor x, 
         cpu_for(k, tasks, w->runs ? multiply_kept : multiply, &p);
     }
     kern_rewind(k, mark);
+}
+
+static void apply_fp8(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
+{
+    struct tensor q = kern_temp(k, x.dtype, 2, x.shape), scales = kern_temp(k, TENSOR_F32, 1, x.shape);
+    struct quant_run codes = *w->runs;
+    struct kern_weight unit = *w;
+    codes.matrix = unscaled(w->runs);
+    unit.runs = &codes;
+    if (k->failed)
+        return;
+    CPU_NAME(fp8_rows)(k, q, scales.data, x, &w->runs->matrix);
+    apply(k, out, q, &unit, scales.data);
+}
+
+/* Each run is a product. */
+static void apply_runs(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
+{
+    size_t mark = kern_mark(k);
+    int64_t at = 0;
+    for (int i = 0; i < w->run_count; at += w->runs[i++].count) {
+        struct kern_weight part = *w;
+        struct tensor columns = tensor_slice(out, 1, at, w->runs[i].count);
+        part.runs = &w->runs[i], part.run_count = 1, part.n = w->runs[i].count;
+        if (w->runs[i].matrix.has_fp8_products)
+            apply_fp8(k, columns, x, &part);
+        else
+            apply(k, columns, x, &part, NULL);
+        kern_rewind(k, mark);
+    }
+}
+
+void CPU_NAME(linear_apply)(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
+{
+    if (quant_runs_have_fp8(w->runs, w->run_count))
+        apply_runs(k, out, x, w);
+    else
+        apply(k, out, x, w, NULL);
 }

@@ -4,6 +4,10 @@
  * that depends on the weight and on how the rows lie, never on their number. A weight that is kept quantised is decoded
  * first (dequant.cu), whole: then products are those of its decoded twin, to the bit.
  *
+ * Products in FP8: each run of the weight is a product of its own. Rows are rounded to e4m3 (fp8.cu) and multiplied by the run's
+ * codes where they are; where the device has no units for that (before sm_89), or widths are no multiples of 16, the same numbers
+ * are multiplied in bf16: codes are decoded without their scale. Either way the sums are of the same products.
+ *
  * Who does what: see gpu_gemm.h; a block makes 128 rows x 128 (or 32) outputs.
  * Shared memory: 48 KB or 30 KB.
  * Limit: FLOPs on tensor cores (f32: on CUDA cores) above some 200 rows, below that the bytes of the weight.
@@ -27,32 +31,90 @@ struct tensor gemm_rows_cuda(struct kern *k, struct tensor x, int64_t inner)
     return copy;
 }
 
-/* w: values in its dtype. x: rows as gemm_rows gives them. */
-static void multiply(struct kern *k, const struct tensor &out, const struct tensor &x, const struct kern_weight *w)
+/* out = scale * x times w. w: values in its dtype. x: rows as gemm_rows gives them. plan: NULL for a product of our own. */
+static void multiply(struct kern *k, const struct tensor &out, const struct tensor &x, const struct kern_weight *w,
+                     const struct linear_blas_plan *plan, float scale)
 {
-    const struct linear_blas_plan *plan = cuda_weight_of(w)->plan;
     int64_t depth = cuda_weight_depth(w);
     if (w->dtype == TENSOR_F32) {
         gemm_matrix<float> rows = {(const float *)x.data, x.stride[0], (int)x.shape[0], (int)depth};
-        gemm_run_f32(k, "linear f32", rows, w, depth, out);
+        gemm_run_f32(k, "linear f32", rows, w, depth, out, scale);
     } else if (plan && out.dtype == TENSOR_BF16 && gpu_is_vector(out)) {
-        linear_blas_apply(k, plan, out, x, w->data);
+        linear_blas_apply(k, plan, out, x, w->data, scale);
     } else {
         gemm_matrix<bf16> rows = {(const bf16 *)x.data, x.stride[0], (int)x.shape[0], (int)depth};
-        gemm_run_bf16(k, "linear", rows, w, depth, out);
+        gemm_run_bf16(k, "linear", rows, w, depth, out, scale);
+    }
+}
+
+static struct tensor rows_for(struct kern *k, const struct tensor &x, const struct kern_weight *w)
+{
+    return w->dtype == TENSOR_F32 ? x : gemm_rows_cuda(k, x, cuda_weight_depth(w));
+}
+
+static void apply_whole(struct kern *k, const struct tensor &out, const struct tensor &x, const struct kern_weight *w)
+{
+    struct kern_weight here = dequant_weight_cuda(k, w);
+    struct tensor rows = rows_for(k, x, w);
+    if (!k->failed)
+        multiply(k, out, rows, &here, cuda_weight_of(w)->plan, 1);
+}
+
+static void apply_run(struct kern *k, const struct tensor &out, const struct tensor &x, const struct kern_weight *w,
+                      const struct cuda_weight_run *r)
+{
+    struct kern_weight here = dequant_run_cuda(k, w, r);
+    struct tensor rows = rows_for(k, x, w);
+    if (!k->failed)
+        multiply(k, out, rows, &here, r->plan, 1);
+}
+
+static void apply_fp8(struct kern *k, const struct tensor &out, const struct tensor &x, const struct kern_weight *w,
+                      const struct cuda_weight_run *r)
+{
+    bool by_codes = linear_blas_is_fp8(r->plan) && out.dtype == TENSOR_BF16 && gpu_is_vector(out), by_row = r->input_scale == 0;
+    float scale = by_row ? r->scale : r->scale * r->input_scale, *scales = NULL;
+    int64_t shape[2] = {x.shape[0], cuda_weight_depth(w)};
+    struct tensor q = kern_temp(k, by_codes ? TENSOR_U8 : w->dtype, 2, shape);
+    if (by_row)
+        scales = (float *)kern_temp(k, TENSOR_F32, 1, shape).data;
+    struct kern_weight here = by_codes ? *w : dequant_run_cuda(k, w, r);
+    if (k->failed)
+        return;
+    fp8_rows_cuda(k, q, scales, x, r->input_scale);
+    if (by_codes)
+        linear_blas_apply(k, r->plan, out, q, (const char *)w->data + r->place.data, scale);
+    else
+        multiply(k, out, q, &here, linear_blas_is_fp8(r->plan) ? NULL : r->plan, scale);
+    if (by_row)
+        fp8_scale_cuda(k, out, scales);
+}
+
+static void apply_runs(struct kern *k, const struct tensor &out, const struct tensor &x, const struct kern_weight *w)
+{
+    const struct cuda_weight *kept = cuda_weight_of(w);
+    size_t mark = kern_mark(k);
+    int64_t at = 0;
+    for (int i = 0; i < kept->run_count; at += kept->runs[i++].rows) {
+        const struct cuda_weight_run *r = &kept->runs[i];
+        struct tensor columns = tensor_slice(out, 1, at, r->rows);
+        if (r->rows && r->has_fp8_products)
+            apply_fp8(k, columns, x, w, r);
+        else if (r->rows)
+            apply_run(k, columns, x, w, r);
+        kern_rewind(k, mark);
     }
 }
 
 void linear_apply_cuda(struct kern *k, struct tensor out, struct tensor x, const struct kern_weight *w)
 {
-    int64_t depth = cuda_weight_depth(w);
-    assert(x.shape[0] < INT32_MAX && depth < INT32_MAX);
+    assert(x.shape[0] < INT32_MAX && cuda_weight_depth(w) < INT32_MAX);
     if (tensor_count(out) == 0)
         return;
     size_t mark = kern_mark(k);
-    struct kern_weight here = dequant_weight_cuda(k, w);
-    struct tensor rows = w->dtype == TENSOR_F32 ? x : gemm_rows_cuda(k, x, depth);
-    if (!k->failed)
-        multiply(k, out, rows, &here);
+    if (cuda_weight_of(w)->has_fp8_products)
+        apply_runs(k, out, x, w);
+    else
+        apply_whole(k, out, x, w);
     kern_rewind(k, mark);
 }

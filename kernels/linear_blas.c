@@ -6,7 +6,8 @@
  * number of rows of rows_checked. A weight for which there is none is served by gpu_gemm.h. What is chosen depends on the
  * weight and the device alone. The workspace is one for all and of one size: products follow each other on one stream.
  *
- * In the library's column-major words: D [n x rows] = op(A) B, A = weight [depth x n] transposed, B = x [depth x rows]. */
+ * In the library's column-major words: D [n x rows] = op(A) B, A = weight [depth x n] transposed, B = x [depth x rows]. FP8 takes just this
+ * form. Its scales, of the weight and of all rows, are one number, and so the factor that every product has (alpha). */
 #include "linear_blas.h"
 
 #include <cublasLt.h>
@@ -31,6 +32,7 @@ struct linear_blas {
 struct linear_blas_plan {
     struct linear_blas *blas;
     int64_t n, depth;
+    cudaDataType_t type; /* of x and weight */
     cublasLtMatrixLayout_t weight;
     cublasLtMatmulAlgo_t algorithm;
 };
@@ -118,7 +120,7 @@ static void layouts_done(struct layouts *l)
 static bool layouts_init(struct layouts *l, const struct linear_blas_plan *p, int64_t rows, int64_t x_stride, int64_t out_stride)
 {
     *l = (struct layouts){0};
-    if (cublasLtMatrixLayoutCreate(&l->x, CUDA_R_16BF, (uint64_t)p->depth, (uint64_t)rows, x_stride) == CUBLAS_STATUS_SUCCESS &&
+    if (cublasLtMatrixLayoutCreate(&l->x, p->type, (uint64_t)p->depth, (uint64_t)rows, x_stride) == CUBLAS_STATUS_SUCCESS &&
         cublasLtMatrixLayoutCreate(&l->out, CUDA_R_16BF, (uint64_t)p->n, (uint64_t)rows, out_stride) == CUBLAS_STATUS_SUCCESS)
         return true;
     layouts_done(l);
@@ -175,7 +177,7 @@ static bool choose(struct linear_blas_plan *p)
     return false;
 }
 
-struct linear_blas_plan *linear_blas_plan_new(struct linear_blas *b, int64_t n, int64_t depth)
+struct linear_blas_plan *linear_blas_plan_new(struct linear_blas *b, int64_t n, int64_t depth, bool is_fp8)
 {
     if (!b || n % 8)
         return NULL;
@@ -184,9 +186,9 @@ struct linear_blas_plan *linear_blas_plan_new(struct linear_blas *b, int64_t n, 
         kern_ops_fail(b->kern, "no memory for the plan of a product");
         return NULL;
     }
-    *p = (struct linear_blas_plan){.blas = b, .n = n, .depth = depth};
+    *p = (struct linear_blas_plan){.blas = b, .n = n, .depth = depth, .type = is_fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF};
     cuda_stream(b->kern); /* the library asks about the thread's device */
-    if (cublasLtMatrixLayoutCreate(&p->weight, CUDA_R_16BF, (uint64_t)depth, (uint64_t)n, depth) == CUBLAS_STATUS_SUCCESS &&
+    if (cublasLtMatrixLayoutCreate(&p->weight, p->type, (uint64_t)depth, (uint64_t)n, depth) == CUBLAS_STATUS_SUCCESS &&
         choose(p))
         return p;
     linear_blas_plan_free(p);
@@ -202,11 +204,16 @@ void linear_blas_plan_free(struct linear_blas_plan *p)
     free(p);
 }
 
+bool linear_blas_is_fp8(const struct linear_blas_plan *p)
+{
+    return p && p->type == CUDA_R_8F_E4M3;
+}
+
 /* --- multiplying ------------------------------------------------------------------------------------------- */
 
-void linear_blas_apply(struct kern *k, const struct linear_blas_plan *p, struct tensor out, struct tensor x, const void *weight)
+void linear_blas_apply(struct kern *k, const struct linear_blas_plan *p, struct tensor out, struct tensor x, const void *weight, float scale)
 {
-    static const float one = 1, zero = 0;
+    const float zero = 0;
     struct linear_blas *b = p->blas;
     struct layouts l;
     cudaStream_t stream = cuda_stream(k);
@@ -214,7 +221,7 @@ void linear_blas_apply(struct kern *k, const struct linear_blas_plan *p, struct 
         kern_ops_fail(k, "no memory for the layout of a product");
         return;
     }
-    cublasStatus_t status = cublasLtMatmul(b->handle, b->product, &one, weight, p->weight, x.data, l.x, &zero, out.data, l.out,
+    cublasStatus_t status = cublasLtMatmul(b->handle, b->product, &scale, weight, p->weight, x.data, l.x, &zero, out.data, l.out,
                                            out.data, l.out, &p->algorithm, b->workspace, WORKSPACE_BYTES, stream);
     layouts_done(&l);
     if (status == CUBLAS_STATUS_SUCCESS)

@@ -119,6 +119,8 @@ bool quant_check(const struct quant_matrix *m, size_t data_bytes, size_t block_s
     if (has_scale && !(isfinite(m->scale) && m->scale >= 0))
         return refuse(why, why_bytes, "%s with a scale of %g, want one that is finite and not negative", f->name,
                       (double)m->scale);
+    if (m->format == QUANT_FP8_E4M3 && !(isfinite(m->input_scale) && m->input_scale >= 0))
+        return refuse(why, why_bytes, "an input scale of %g, want one that is finite and not negative", (double)m->input_scale);
     if (m->format != QUANT_NVFP4)
         return true;
     if (!quant_block_scale_bytes(&want, m) || block_scale_bytes != want)
@@ -170,6 +172,14 @@ bool quant_runs_are_small(const struct quant_run *runs, int count)
 {
     for (int i = 0; i < count; i++)
         if (quant_is_small(runs[i].matrix.format))
+            return true;
+    return false;
+}
+
+bool quant_runs_have_fp8(const struct quant_run *runs, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (runs[i].matrix.has_fp8_products)
             return true;
     return false;
 }

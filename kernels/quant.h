@@ -48,6 +48,8 @@ struct quant_matrix {
     int64_t n, k;
     const void *data;             /* rows of whole blocks; any alignment */
     float scale;                  /* FP8_E4M3: weight_scale; NVFP4: weight_scale_2; others: unused */
+    float input_scale;            /* FP8_E4M3: what a product in FP8 divides rows by; 0: each row by one of its own (quant_row_scale) */
+    bool has_fp8_products;        /* FP8_E4M3: rows are rounded to e4m3 before they are multiplied by this (kern_linear) */
     const uint8_t *block_scales;  /* NVFP4: e4m3, [n, k / 16] */
     bool is_swizzled;             /* NVFP4: block_scales are in tiles, see quant_block_scale_at */
     bool low_first;               /* NVFP4: value 2i is the low nibble (ModelOpt); the klein files have it high */
@@ -72,6 +74,7 @@ struct quant_run {
 size_t quant_run_bytes(const struct quant_run *r);
 bool quant_is_small(enum quant_format format); /* less than two bytes a value */
 bool quant_runs_are_small(const struct quant_run *runs, int count); /* one of them is: worth keeping as they are */
+bool quant_runs_have_fp8(const struct quant_run *runs, int count);  /* one of them has products in FP8: each is a product then */
 
 /* Where a run lies that is kept in memory of its own, free from `begin` on: its rows of blocks one behind the other, then the
  * block scales of NVFP4, row by row; each of the two, and what comes behind `end`, on QUANT_PLACE_ALIGN bytes. */
@@ -128,6 +131,15 @@ static inline float quant_f32_of_e4m3(uint8_t code)
     f = magnitude < 8 ? (float)magnitude * 0x1p-9f : f; /* no implied leading bit */
     f = magnitude == 0x7f ? quant_f32_of_bits(0x7fc00000u) : f;
     return code & 0x80 ? -f : f;
+}
+
+/* quant_row_scale: the smallest power of two, 2^-126 at least, by which a row whose largest magnitude this is may be divided so
+ * that it fits e4m3 (448 is 1.75 x 2^8). A power of two, because a result may be multiplied by it without being rounded again. */
+static inline float quant_row_scale(float largest)
+{
+    union { float f; uint32_t u; } v = {.f = largest};
+    uint32_t exponent = (v.u + 0x1fffffu) >> 23; /* one more above 1.75 x 2^e */
+    return quant_f32_of_bits((exponent > 9 ? exponent - 8 : 1) << 23);
 }
 
 static inline float quant_f32_of_e2m1(uint8_t code) /* low four bits */

@@ -542,6 +542,44 @@ static void a_quantised_weight_has_the_bits_of_its_definition(void **state)
     }
 }
 
+/* --- products in FP8 --------------------------------------------------------------------------------------------- */
+
+struct eighths {
+    int64_t rows, n, k;
+    float input_scale;
+};
+
+/* In one weight: a run of n rows, one of 16 with another scale, and one that is multiplied as ever. */
+static struct tensor fp8_linear(struct cuda_pair_maker *m, const void *shape)
+{
+    const struct eighths *c = shape;
+    uint32_t seed = 11;
+    struct kept big = {.format = QUANT_FP8_E4M3, .n = c->n, .k = c->k}, small = {.format = QUANT_FP8_E4M3, .n = 20, .k = c->k};
+    struct quant_matrix a = random_matrix(&big, &seed), b = random_matrix(&small, &seed), plain = b;
+    a.scale = 0.01f, b.scale = 0.02f;
+    a.input_scale = c->input_scale, b.input_scale = 2 * c->input_scale;
+    a.has_fp8_products = b.has_fp8_products = true;
+    struct quant_run runs[] = {{a, 0, c->n}, {b, 0, 16}, {plain, 16, 4}};
+    struct kern_weight *w = kern_weight_quant(m->k, m->dtype, runs, 3);
+    struct tensor x = cuda_pair_tensor(m, 2, (int64_t[]){c->rows, c->k}, 4), out = cuda_pair_space(m, 2, (int64_t[]){c->rows, c->n + 20});
+    kern_linear(m->k, out, x, w);
+    kern_sync(m->k);
+    kern_weight_free(m->k, w);
+    free((void *)a.data);
+    free((void *)b.data);
+    return out;
+}
+
+/* By the units for FP8 where widths and strides allow it, else of the same numbers in bf16 or f32. */
+static void products_in_fp8_equal_the_cpu(void **state)
+{
+    static const struct eighths shapes[] = {{7, 32, 48, 0.01f}, {130, 160, 272, 0}, {33, 48, 64, 0}, {5, 20, 48, 0.005f}, {40, 32, 37, 0}, {1, 16, 16, 0.02f}};
+    for (int s = 0; s < COUNT(shapes); s++)
+        for (int d = 0; d < 2; d++)
+            for (int g = 0; g < COUNT(gaps); g++)
+                cuda_pair_agree(*state, "linear in FP8", fp8_linear, &shapes[s], dtypes[d], gaps[g], sum_bound(dtypes[d], shapes[s].k, 450));
+}
+
 struct window {
     int64_t n[4], out; /* picture, channels of the result */
     int size, stride, pad;
@@ -702,6 +740,33 @@ static void gather_takes_rows_from_the_host(void **state)
 
 /* --- a row depends on itself ------------------------------------------------------------------------------------ */
 
+static void rows_of_products_in_fp8_do_not_depend_on_their_number(void **state)
+{
+    const struct cuda_pair *p = *state;
+    static const int64_t parts[][2] = {{0, 1}, {299, 1}, {128, 7}, {0, 299}};
+    uint32_t seed = 4;
+    struct kept c = {.format = QUANT_FP8_E4M3, .n = 144, .k = CUDA_PAIR_IS_SANITIZED ? 64 : 1040};
+    struct quant_matrix m = random_matrix(&c, &seed);
+    m.has_fp8_products = true;
+    for (int variant = 0; variant < 2; variant++) {
+        struct cuda_pair_maker maker = {.k = p->cuda, .dtype = TENSOR_BF16, .seed = 5};
+        size_t mark = kern_mark(p->cuda);
+        m.input_scale = variant ? 0.005f : 0;
+        struct kern_weight *w = kern_weight_quant(p->cuda, TENSOR_BF16, &(struct quant_run){m, 0, m.n}, 1);
+        struct tensor x = cuda_pair_tensor(&maker, 2, (int64_t[]){300, m.k}, 1), all = cuda_pair_space(&maker, 2, (int64_t[]){300, m.n});
+        kern_linear(p->cuda, all, x, w);
+        for (int i = 0; i < COUNT(parts); i++) {
+            struct tensor one = cuda_pair_space(&maker, 2, (int64_t[]){parts[i][1], m.n});
+            kern_linear(p->cuda, one, tensor_slice(x, 0, parts[i][0], parts[i][1]), w);
+            same_bits(p->cuda, all, parts[i][0], one, "linear in FP8");
+        }
+        kern_sync(p->cuda);
+        kern_weight_free(p->cuda, w);
+        kern_rewind(p->cuda, mark);
+    }
+    free((void *)m.data);
+}
+
 /* With a bias by the kernels of our own, without by the library, whose heuristic likes another algorithm for few rows. */
 static void rows_of_linear_do_not_depend_on_their_number(void **state)
 {
@@ -788,11 +853,13 @@ int main(void)
         cmocka_unit_test(rope_turns_what_rms_norm_gives),
         cmocka_unit_test(linear_equals_the_cpu),
         cmocka_unit_test(a_quantised_weight_has_the_bits_of_its_definition),
+        cmocka_unit_test(products_in_fp8_equal_the_cpu),
         cmocka_unit_test(conv_equals_the_cpu),
         cmocka_unit_test(attention_equals_the_cpu),
         cmocka_unit_test(image_ends_equal_the_cpu),
         cmocka_unit_test(gather_takes_rows_from_the_host),
         cmocka_unit_test(rows_of_linear_do_not_depend_on_their_number),
+        cmocka_unit_test(rows_of_products_in_fp8_do_not_depend_on_their_number),
         cmocka_unit_test(samples_do_not_depend_on_their_batch),
         cmocka_unit_test(arena_grows_once_and_keeps_what_it_gave),
     };

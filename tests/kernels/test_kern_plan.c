@@ -11,7 +11,7 @@
 
 static int setup(void **state)
 {
-    *state = kern_plan_open(0, 1);
+    *state = kern_plan_open(0, 1, true);
     return *state ? 0 : -1;
 }
 
@@ -118,6 +118,32 @@ static void a_quantised_weight_takes_its_file_s_bytes_and_its_product_the_decode
     kern_weight_free(k, wide);
 }
 
+/* What one product of 16 rows takes beside the weight, on a device with units for FP8 or without. */
+static size_t product_takes(bool has_fp8, const struct quant_run *run)
+{
+    struct kern *k = kern_plan_open(0, 1, has_fp8);
+    struct kern_weight *w = kern_weight_quant(k, TENSOR_BF16, run, 1);
+    struct tensor x = kern_temp(k, TENSOR_BF16, 2, (int64_t[]){16, run->matrix.k}), y = kern_temp(k, TENSOR_BF16, 2, (int64_t[]){16, run->count});
+    size_t held = kern_mark(k);
+    kern_linear(k, y, x, w);
+    size_t taken = kern_plan_arena(k) - held;
+    kern_weight_free(k, w);
+    kern_close(k);
+    return taken;
+}
+
+static void a_product_in_fp8_takes_rows_of_a_byte_a_value_and_decodes_nothing(void **state)
+{
+    struct quant_run run = {{.format = QUANT_FP8_E4M3, .n = 32, .k = 64, .input_scale = 1, .has_fp8_products = true}, 0, 32};
+    (void)state;
+    assert_int_equal(product_takes(true, &run), 16 * 64);
+    assert_int_equal(product_takes(false, &run), 16 * 64 * 2 + 32 * 64 * 2);
+    run.matrix.input_scale = 0; /* then rows have scales of their own */
+    assert_int_equal(product_takes(true, &run), 16 * 64 + 256);
+    run.count = 24; /* the units want multiples of 16 */
+    assert_int_equal(product_takes(true, &run), 16 * 64 * 2 + 256 + 24 * 64 * 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -126,6 +152,7 @@ int main(void)
         cmocka_unit_test(weights_of_layers_are_counted_apart),
         cmocka_unit_test(what_an_op_takes_for_itself_is_counted),
         cmocka_unit_test(a_quantised_weight_takes_its_file_s_bytes_and_its_product_the_decoded_ones),
+        cmocka_unit_test(a_product_in_fp8_takes_rows_of_a_byte_a_value_and_decodes_nothing),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -3,6 +3,7 @@
 #include "kernel_check.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 static struct tensor none(void)
@@ -219,6 +220,134 @@ static void no_rows_are_no_work(struct kernel_check *c)
     kern_weight_free(c->k, packed);
 }
 
+/* --- products in FP8 ------------------------------------------------------------------------------------- */
+
+/* The nearest e4m3 number by looking at all, ties to the even code. */
+static double nearest_e4m3(double x)
+{
+    int best = 0;
+    for (int code = 1; code < 0x7f; code++) {
+        double old = fabs(fabs(x) - (double)quant_f32_of_e4m3((uint8_t)best)), now = fabs(fabs(x) - (double)quant_f32_of_e4m3((uint8_t)code));
+        if (now < old || (now == old && code % 2 == 0))
+            best = code;
+    }
+    return copysign((double)quant_f32_of_e4m3((uint8_t)best), x);
+}
+
+/* What a row is divided by: 448 s is the first that is not smaller than any of it. */
+static double row_scale(struct tensor x, int64_t r, float input_scale)
+{
+    double largest = 0, s = 0x1p-126;
+    for (int64_t i = 0; i < x.shape[1]; i++)
+        largest = fmax(largest, fabs(kernel_check_get(x, r * x.shape[1] + i)));
+    while (448 * s < largest)
+        s *= 2;
+    return input_scale > 0 ? (double)input_scale : s;
+}
+
+static void compare_fp8(struct kernel_check *c, struct tensor out, struct tensor x, const struct quant_run *run)
+{
+    int64_t rows = x.shape[0], k = x.shape[1], n = run->count;
+    const struct quant_matrix *m = &run->matrix;
+    double *want = kernel_check_doubles(rows * n), *slack = kernel_check_doubles(rows * n);
+    double *q = kernel_check_doubles(k);
+    for (int64_t r = 0; r < rows; r++) {
+        double s = row_scale(x, r, m->input_scale);
+        for (int64_t i = 0; i < k; i++)
+            q[i] = nearest_e4m3((double)((float)kernel_check_get(x, r * k + i) / (float)s));
+        for (int64_t j = 0; j < n; j++) {
+            double sum = 0, size = 0;
+            for (int64_t i = 0; i < k; i++) {
+                double product = q[i] * (double)quant_f32_of_e4m3(quant_row(m, run->first + j)[i]);
+                sum += product;
+                size += fabs(product);
+            }
+            double scale = (double)(float)(s * (double)m->scale);
+            want[r * n + j] = kernel_check_round(out.dtype, sum * scale);
+            slack[r * n + j] = (double)(k + 1) * KERNEL_CHECK_U32 * size * scale;
+        }
+    }
+    free(q);
+    kernel_check_compare(c, out, want, slack);
+}
+
+/* Rows of every size: of zeros, far beyond 448 scales, of the smallest numbers. */
+static struct tensor uneven_rows(struct kernel_check *c, int64_t rows, int64_t k)
+{
+    static const double sizes[] = {1, 0, 3000, 0.004, 1e-20, 30};
+    struct tensor x = kernel_check_random(c, 2, (int64_t[]){rows, k}, 3, 1);
+    for (int64_t i = 0; i < rows * k; i++)
+        kernel_check_set(x, i, kernel_check_get(x, i) * sizes[i / k % 6]);
+    return x;
+}
+
+static void products_in_fp8_are_those_of_rounded_rows_and_codes(struct kernel_check *c)
+{
+    static const int64_t sizes[][3] = {{1, 1, 1}, {7, 33, 40}, {40, 70, 129}, {97, 20, 1600}};
+    static const float input_scales[] = {0, 0.02f};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (int i = 0; i < 2; i++) {
+            struct quant_matrix m = kernel_check_matrix(c, QUANT_FP8_E4M3, sizes[s][1], sizes[s][2], 7);
+            m.input_scale = input_scales[i];
+            m.has_fp8_products = true;
+            struct quant_run run = {m, 0, m.n};
+            struct tensor x = uneven_rows(c, sizes[s][0], m.k), out = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){x.shape[0], m.n});
+            struct kern_weight *w = kern_weight_quant(c->k, c->dtype, &run, 1);
+            kern_linear(c->k, out, kernel_check_strided(c, x, 3), w);
+            kernel_check_done(c->k);
+            compare_fp8(c, out, x, &run);
+            kern_weight_free(c->k, w);
+        }
+}
+
+/* Two scales, and a run that is multiplied as ever, in one weight; and no row sees another. */
+static void runs_and_rows_have_products_in_fp8_of_their_own(struct kernel_check *c)
+{
+    struct quant_matrix a = kernel_check_matrix(c, QUANT_FP8_E4M3, 30, 96, 1), b = kernel_check_matrix(c, QUANT_FP8_E4M3, 9, 96, 2);
+    struct quant_matrix decoded = a;
+    a.input_scale = 0.01f;
+    a.has_fp8_products = b.has_fp8_products = true;
+    struct quant_run runs[] = {{a, 10, 20}, {decoded, 0, 10}, {b, 0, 9}};
+    struct tensor x = uneven_rows(c, 50, 96), out = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){50, 39});
+    struct tensor plain = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){50, 10}), alone = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){1, 39});
+    struct kern_weight *w = kern_weight_quant(c->k, c->dtype, runs, 3), *part = kern_weight_quant(c->k, c->dtype, &runs[1], 1);
+    kern_linear(c->k, out, x, w);
+    kern_linear(c->k, plain, x, part);
+    for (int64_t r = 0; r < 50; r += 7) {
+        kern_linear(c->k, alone, tensor_slice(x, 0, r, 1), w);
+        kernel_check_same_bits(alone, tensor_slice(out, 0, r, 1));
+    }
+    kernel_check_done(c->k);
+    compare_fp8(c, tensor_slice(out, 1, 0, 20), x, &runs[0]);
+    kernel_check_same_bits(tensor_slice(out, 1, 20, 10), plain);
+    compare_fp8(c, tensor_slice(out, 1, 30, 9), x, &runs[2]);
+    kern_weight_free(c->k, w);
+    kern_weight_free(c->k, part);
+}
+
+/* Of every f32 exponent and around every tie; a row with a NaN is NaN, and no other. */
+static void rounding_to_e4m3_is_to_the_nearest(struct kernel_check *c)
+{
+    struct quant_matrix one = {.format = QUANT_FP8_E4M3, .n = 1, .k = 1, .data = "\x38", .scale = 1, .input_scale = 1, .has_fp8_products = true};
+    struct tensor x = kernel_check_tensor(c, c->dtype, 2, (int64_t[]){4 * 127 + 1, 1}), out = kernel_check_tensor(c, TENSOR_F32, 2, x.shape);
+    for (int i = 0; i < 127; i++) {
+        double low = (double)quant_f32_of_e4m3((uint8_t)i), high = i < 126 ? (double)quant_f32_of_e4m3((uint8_t)(i + 1)) : 480;
+        kernel_check_set(x, 4 * i, low);
+        kernel_check_set(x, 4 * i + 1, -(low + high) / 2);
+        kernel_check_set(x, 4 * i + 2, low + 0.45 * (high - low));
+        kernel_check_set(x, 4 * i + 3, low + 0.55 * (high - low));
+    }
+    kernel_check_set(x, 4 * 127, NAN);
+    struct kern_weight *w = kern_weight_quant(c->k, c->dtype, &(struct quant_run){one, 0, 1}, 1);
+    kern_linear(c->k, out, x, w);
+    kernel_check_done(c->k);
+    for (int64_t i = 0; i < 4 * 127; i++)
+        if (kernel_check_get(out, i) != nearest_e4m3(kernel_check_get(x, i)))
+            fail_msg("%.9g became %.9g, want %.9g", kernel_check_get(x, i), kernel_check_get(out, i), nearest_e4m3(kernel_check_get(x, i)));
+    assert_true(isnan(kernel_check_get(out, 4 * 127)));
+    kern_weight_free(c->k, w);
+}
+
 int main(void)
 {
     static const struct kernel_check_test tests[] = {
@@ -231,6 +360,9 @@ int main(void)
         KERNEL_CHECK_TEST(widths_of_odd_blocks_and_scales_in_any_order_are_read),
         KERNEL_CHECK_TEST(runs_of_several_matrices_stand_behind_each_other),
         KERNEL_CHECK_TEST(a_kept_weight_takes_the_bytes_of_its_file),
+        KERNEL_CHECK_TEST(products_in_fp8_are_those_of_rounded_rows_and_codes),
+        KERNEL_CHECK_TEST(runs_and_rows_have_products_in_fp8_of_their_own),
+        KERNEL_CHECK_TEST(rounding_to_e4m3_is_to_the_nearest),
         KERNEL_CHECK_TEST(no_rows_are_no_work),
     };
     return kernel_check_main(tests, sizeof tests / sizeof *tests);

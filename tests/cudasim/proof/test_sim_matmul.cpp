@@ -158,6 +158,12 @@ static void fp8_uses_the_scales(void **)
             double want = dot(w, x, r, c, k) * 0.01 * 0.03;
             assert_true(fabs(sim_from_bf16(y[c * m + r]) - want) <= fabs(want) / 256 + 1e-4);
         }
+    Linear plain(CUDA_R_8F_E4M3, CUDA_R_16BF, m, n, k); /* without scales there is the factor that all products have */
+    assert_int_equal(plain.choose(), CUBLAS_STATUS_SUCCESS);
+    assert_int_equal(plain.run(dw.data, dx.data, dy.data, nullptr, 0.01f * 0.03f), CUBLAS_STATUS_SUCCESS);
+    must(cudaDeviceSynchronize());
+    y = dy.read();
+    assert_true(fabs(sim_from_bf16(y[2 * m + 5]) / (dot(w, x, 5, 2, k) * 0.01 * 0.03) - 1) <= 1.0 / 256);
 }
 
 static void fp8_is_refused_where_the_library_refuses_it(void **)
