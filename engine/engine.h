@@ -20,10 +20,9 @@
 
 #include "engine_error.h"
 #include "engine_placement.h"
+#include "engine_precision.h"
 #include "kern_team.h"
 #include "tensor.h"
-
-enum engine_precision { ENGINE_F32, ENGINE_BF16 };
 
 struct engine_adapter { const char *file; float strength; }; /* a LoRA file (lora.h) */
 #define ENGINE_ADAPTERS_MAX 16
@@ -145,6 +144,7 @@ struct engine_info {
     char licence[64];      /* "Apache-2.0", "FLUX Non-Commercial", or "unknown" */
     char device[64];       /* "cpu avx512_bf16, 2 threads" */
     uint64_t parameters;
+    bool has_fp8_units;    /* the device's; without them FP8 numbers are multiplied in wider ones */
     enum engine_placement placement;
     int waiting_blocks;    /* of the transformer, in host memory: streamed */
     /* Bytes of the device's memory, all 0 where that is the host's: weights that stay there; what a batch as expected takes

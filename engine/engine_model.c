@@ -90,7 +90,7 @@ static bool open_tokenizer(struct engine_model *m, const char *dir, struct engin
 static struct weights begin(struct engine_model *m, const struct weight_files *files, enum tensor_names_part part)
 {
     return (struct weights){.kern = m->kern, .pool = m->pool, .files = files, .dtype = m->dtype,
-                            .part = model_parts_name(part)};
+                            .has_fp8_products = engine_precision_has_fp8(m->precision), .part = model_parts_name(part)};
 }
 
 /* A pool of its own for what is loaded from here on. */
@@ -302,11 +302,30 @@ static bool place(struct engine_model *m, const struct engine_options *o, const 
     return engine_model_sync(m, why);
 }
 
+static bool has_fp8_matrices(const struct weight_files *f)
+{
+    struct weight_line line;
+    for (size_t i = 0; weight_files_list(f, i, &line); i++)
+        if (line.is_used && line.kept_bytes && strcmp(line.format, "F8_E4M3") == 0)
+            return true;
+    return false;
+}
+
+/* Nobody shall take pictures of bf16 for those of FP8. */
+static bool check_precision(enum engine_precision precision, const struct model_parts *p, struct engine_error *why)
+{
+    return !engine_precision_has_fp8(precision) || has_fp8_matrices(p->files[TENSOR_NAMES_TRANSFORMER]) ||
+           has_fp8_matrices(p->files[TENSOR_NAMES_TEXT_ENCODER]) ||
+           engine_error_set(why, ENGINE_BAD_MODEL, "precision %s: neither the transformer nor the text encoder has a matrix in FP8 (F8_E4M3); "
+                            "accepted: bf16, f32, or files that have", engine_precision_name(precision));
+}
+
 static void describe(struct engine_model *m)
 {
     m->info.is_distilled = m->config.is_distilled;
     snprintf(m->info.family, sizeof m->info.family, "%s", model_config_family(&m->config));
     snprintf(m->info.licence, sizeof m->info.licence, "%s", model_config_licence(&m->config));
+    m->info.has_fp8_units = kern_has_fp8(m->kern);
     snprintf(m->info.device, sizeof m->info.device, "%s", kern_name(m->kern));
 }
 
@@ -314,9 +333,9 @@ bool engine_model_open(struct engine_model *ret, const struct engine_options *o,
 {
     double start = engine_model_now_s();
     struct engine_model m = {.precision = o->precision};
-    m.dtype = o->precision == ENGINE_BF16 ? TENSOR_BF16 : TENSOR_F32;
+    m.dtype = engine_precision_dtype(o->precision);
     struct model_parts parts = {0};
-    bool ok = model_parts_open(&parts, o, why);
+    bool ok = model_parts_open(&parts, o, why) && check_precision(o->precision, &parts, why);
     struct adapters *adapters = NULL;
     m.config = parts.config;
     ok = ok && adapters_open(&adapters, o->adapters, o->adapter_count, &m.config.transformer, why) && open_kern(&m, o, why) &&

@@ -36,6 +36,7 @@ struct engine_plan {
 static struct weights begin(struct engine_plan *p, const struct weight_files *files, enum tensor_names_part part)
 {
     return (struct weights){.kern = p->model.kern, .pool = p->model.pool, .files = files, .dtype = p->model.dtype,
+                            .has_fp8_products = engine_precision_has_fp8(p->model.precision),
                             .part = model_parts_name(part), .waiting = INT_MAX};
 }
 

@@ -40,7 +40,7 @@ static float bf16(float x)
 float scheduler_model_time(const struct schedule *s, int step, enum engine_precision precision)
 {
     float t = s->timestep[step];
-    if (precision == ENGINE_F32)
+    if (engine_precision_dtype(precision) == TENSOR_F32)
         return t / 1000.0f * 1000.0f;
     return bf16(bf16(bf16(t) / 1000.0f) * 1000.0f);
 }

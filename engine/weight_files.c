@@ -249,9 +249,12 @@ static bool fp8_format(const struct weight_files *f, const struct safetensors_en
                        struct engine_error *why)
 {
     const struct safetensors_entry *scale = beside(f, e->name, TENSOR_NAMES_WEIGHT_SCALE);
+    const struct safetensors_entry *input = beside(f, e->name, TENSOR_NAMES_INPUT_SCALE);
     ret->format = QUANT_FP8_E4M3;
     ret->scale = 1;
-    return !scale || read_scale(&ret->scale, scale, why);
+    if ((scale && !read_scale(&ret->scale, scale, why)) || (input && !read_scale(&ret->input_scale, input, why)))
+        return false;
+    return !input || ret->input_scale != 0 || refuse(why, input, "a scale of 0, want one that is positive");
 }
 
 static bool nvfp4_format(const struct weight_files *f, const struct safetensors_entry *e, struct quant_matrix *ret,

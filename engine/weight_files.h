@@ -6,7 +6,8 @@
  * itself, by its dtype and the scales beside it, and what the file's metadata says about it must agree:
  *
  *   F32 F16 BF16, GGUF's formats   the tensor alone
- *   FP8_E4M3                       F8_E4M3 and weight_scale or scale_weight, one value (none: a scale of 1)
+ *   FP8_E4M3                       F8_E4M3 and weight_scale or scale_weight, one value (none: a scale of 1); for products in
+ *                                  FP8 input_scale or scale_input, one value (none: each row has its own)
  *   NVFP4                          U8 [n, k/2], block scales F8_E4M3 in tiles, weight_scale_2
  *
  * Refused with a sentence that names file and tensor: other dtypes, scales per row, formats that metadata calls otherwise.

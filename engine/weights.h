@@ -26,6 +26,7 @@ struct weights {
     const struct weight_files *files;
     const struct adapters *adapters; /* merged into what is taken, as far as they must be; NULL: none are */
     enum tensor_dtype dtype;  /* compute dtype everything is converted to */
+    bool has_fp8_products;    /* of matrices that are FP8 in the file and stay so (kern_linear) */
     const char *part;         /* "transformer", for messages */
     int waiting;              /* of the layers so many stay in host memory until they are needed (layer_stream_waits) */
     bool failed;

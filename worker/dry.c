@@ -253,7 +253,7 @@ static bool least_of(double *ret, const struct engine_options *model, const stru
     if (!model_parts_open(&parts, model, why))
         return false;
     int passes = !info->is_distilled && r->guidance > 1 ? 2 : 1;
-    *ret = least_bytes(&parts.config.transformer, r, pictures, passes, model->precision == ENGINE_BF16 ? 2 : 4);
+    *ret = least_bytes(&parts.config.transformer, r, pictures, passes, tensor_dtype_bytes(engine_precision_dtype(model->precision)));
     model_parts_close(&parts);
     return true;
 }

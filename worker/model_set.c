@@ -87,8 +87,12 @@ static bool open_engine(struct model_set *s, struct model *m, const struct engin
     if (!ok)
         return engine_error_at(why, "model '%s' (%s)", m->name, m->dir);
     m->info = *engine_team_info(m->engine);
-    log_event(LOG_INFO, "model_open", "model=%s family=%s licence=%s device=%s seconds=%.1f", log_quote(m->name),
-              m->info.family, log_quote(m->info.licence), log_quote(m->info.device), clock_s() - start_s);
+    log_event(LOG_INFO, "model_open", "model=%s family=%s licence=%s device=%s precision=%s seconds=%.1f", log_quote(m->name),
+              m->info.family, log_quote(m->info.licence), log_quote(m->info.device), engine_precision_name(options.precision),
+              clock_s() - start_s);
+    if (engine_precision_has_fp8(options.precision) && !m->info.has_fp8_units)
+        log_event(LOG_INFO, "model_without_fp8_units", "model=%s precision=%s device=%s: the same numbers are multiplied in wider units",
+                  log_quote(m->name), engine_precision_name(options.precision), log_quote(m->info.device));
     if (m->info.device_bytes)
         log_placement(m);
     return true;
@@ -257,7 +261,7 @@ struct model *model_set_find(struct model_set *s, const char *name)
 void model_set_describe(const struct model_set *s, struct msg_hello *ret)
 {
     ret->device = s->count ? s->models[0].info.device : "";
-    ret->precision = s->common.precision == ENGINE_F32 ? "f32" : "bf16";
+    ret->precision = engine_precision_name(s->common.precision);
     ret->model_count = (uint32_t)s->count;
     for (int i = 0; i < s->count; i++) {
         const struct model *m = &s->models[i];

@@ -75,7 +75,8 @@ static const char usage_text[] =
     "                       first of these that fits, streamed with no more blocks than must. The pictures are the same. On\n"
     "                       the CPU: auto, resident\n"
     "  --trace FILE         with --device dry:NAME: a line of JSON for each launch, copy, allocation and wait\n"
-    "  --precision P        f32 or bf16 (default)\n"
+    "  --precision P        bf16 (default); f32; fp8: as bf16, but linears whose weights are FP8 in their file multiply in FP8, which changes\n"
+    "                       pictures a little and is faster on GPUs that have units for it; fp8-f32: its reference\n"
     "  --threads N          default: all\n"
     "  --json               a line per picture: path, sha256, load_s, encode_s, denoise_s, decode_s, peak_bytes, backend_bytes,\n"
     "                       precision, device; times are those of its batch, peak_bytes those of the process, backend_bytes\n"
@@ -89,9 +90,10 @@ struct lora { const char *file; double scale; };
 struct options {
     const char *model, *transformer, *text_encoder, *vae, *tokenizer;
     enum engine_variant variant;
+    enum engine_precision precision;
     struct lora loras[ENGINE_ADAPTERS_MAX];
     int lora_count;
-    const char *prompt, *prompt_file, *negative, *out, *dump, *precision, *device, *trace;
+    const char *prompt, *prompt_file, *negative, *out, *dump, *device, *trace;
     uint64_t seed;
     int width, height, steps, threads, batch;
     float guidance;
@@ -299,9 +301,8 @@ static int take_option(struct options *o, int option, char *value)
             return refuse("--threads '%s': accepted: 1 to 256", value);
         break;
     case OPT_PRECISION:
-        if (strcmp(value, "f32") != 0 && strcmp(value, "bf16") != 0)
-            return refuse("--precision '%s': accepted: f32, bf16", value);
-        o->precision = value;
+        if (!engine_precision_of(value, &o->precision))
+            return refuse("--precision '%s': accepted: " ENGINE_PRECISION_WORDS, value);
         break;
     case OPT_PLACEMENT:
         if (!engine_placement_of(value, &o->placement))
@@ -346,7 +347,7 @@ static int check_options(const struct options *o)
 /* -1 when a run is wanted, else the exit code. */
 static int read_options(struct options *o, int argc, char **argv)
 {
-    *o = (struct options){.precision = "bf16", .batch = 1, .guidance = NAN};
+    *o = (struct options){.precision = ENGINE_BF16, .batch = 1, .guidance = NAN};
     char why[512];
     for (int option; (option = daemon_options_next(argc, argv, "", long_options, why, sizeof why)) != -1;) {
         if (option == '?')
@@ -574,7 +575,7 @@ static bool encode_image(const struct run *r, const struct engine_request *reque
     snprintf(model, sizeof model, "%.*s", (int)(end - start), start);
     struct image_record record = {
         .prompt = request->prompt, .negative = request->negative, .model = model, .digest = r->digest,
-        .licence = engine_team_info(r->engine)->licence, .precision = r->options.precision, .software = "kiln " KILN_VERSION,
+        .licence = engine_team_info(r->engine)->licence, .precision = engine_precision_name(r->options.precision), .software = "kiln " KILN_VERSION,
         .width = image->width, .height = image->height, .steps = image->steps, .guidance = image->guidance,
         .seed = image->seed, .truncated = image->truncated, .is_marked = true,
     };
@@ -602,7 +603,7 @@ static void report(const struct run *r, const struct engine_image *image, const 
     }
     json_t *line = json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:I, s:I, s:s, s:s}", "path", path, "sha256", sha256, "load_s",
                              t->load_s, "encode_s", t->encode_s, "denoise_s", t->denoise_s, "decode_s", t->decode_s,
-                             "peak_bytes", (json_int_t)usage.ru_maxrss * 1024, "backend_bytes", (json_int_t)t->peak_bytes, "precision", r->options.precision, "device",
+                             "peak_bytes", (json_int_t)usage.ru_maxrss * 1024, "backend_bytes", (json_int_t)t->peak_bytes, "precision", engine_precision_name(r->options.precision), "device",
                              engine_team_info(r->engine)->device);
     char *text = line ? json_dumps(line, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(6)) : NULL;
     if (text)
@@ -770,6 +771,13 @@ static void show_placement(const struct engine_info *info)
         fprintf(stderr, "kiln-worker render: %s\n", figures);
 }
 
+static void show_products(enum engine_precision precision, const struct engine_info *info)
+{
+    if (engine_precision_has_fp8(precision) && !info->has_fp8_units)
+        fprintf(stderr, "kiln-worker render: precision %s: %s has no units for FP8; the same numbers are multiplied in wider ones\n",
+                engine_precision_name(precision), info->device);
+}
+
 static int smaller(int a, int b)
 {
     return a < b ? a : b;
@@ -790,7 +798,7 @@ static int open_model(struct run *r)
                                      .vae = o->vae, .tokenizer = o->tokenizer, .variant = o->variant,
                                      .sha256 = weights_digest_file, .adapters = r->adapters,
                                      .adapter_count = o->lora_count, .threads = o->threads, .device = o->device,
-                                     .precision = strcmp(o->precision, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16,
+                                     .precision = o->precision,
                                      .placement = o->placement, .plan_width = o->width, .plan_height = o->height,
                                      .plan_count = smaller(o->batch, r->prompts.count),
                                      .plan_references = planned.references, .plan_reference_count = planned.reference_count};
@@ -804,6 +812,7 @@ static int open_model(struct run *r)
         return why.fault == ENGINE_NO_DEVICE || why.fault == ENGINE_NO_MEMORY ? LIFECYCLE_REFUSED : fault_code(why.fault);
     }
     show_placement(engine_team_info(r->engine));
+    show_products(o->precision, engine_team_info(r->engine));
     return 0;
 }
 

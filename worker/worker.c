@@ -95,7 +95,7 @@ static bool worker_open(struct worker *w, const struct worker_options *o, char *
         log_event(LOG_INFO, "metrics", "url=http://127.0.0.1:%u/metrics", (unsigned)port);
     }
     struct writer_options writing = {.spool_dir = w->spool.dir, .outcomes = &w->outcomes,
-                                     .precision = o->precision == ENGINE_F32 ? "f32" : "bf16"};
+                                     .precision = engine_precision_name(o->precision)};
     if (!writer_open(&w->writer, &writing, why, why_bytes))
         return false;
     struct painter_options painting = {

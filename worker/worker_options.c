@@ -26,7 +26,7 @@ static const char help[] =
     "                       cpu:0,1 (two memory nodes), which also bind it to their cores\n"
     "  --placement P        of weights on a GPU: auto (default), resident, phases, streamed; see render --help\n"
     "  --threads N          default: all cores\n"
-    "  --precision P        bf16 (default) or f32\n"
+    "  --precision P        bf16 (default), f32, fp8, fp8-f32; see render --help\n"
     "  --batch N            images rendered at once, 1 to 64; default 4\n"
     "  --credit N           images assigned and not yet acknowledged; default twice --batch\n"
     "  --name NAME          unique in the farm, the same after a restart; default: host name\n"
@@ -143,10 +143,9 @@ static bool read_word(void *context, int word, const char *text, char *why, size
         return false;
     case OPTION_THREADS: return daemon_options_number("--threads", text, 1, 4096, &w->threads, why, why_bytes);
     case OPTION_PRECISION:
-        w->precision = strcmp(text, "f32") == 0 ? ENGINE_F32 : ENGINE_BF16;
-        if (strcmp(text, "f32") == 0 || strcmp(text, "bf16") == 0)
+        if (engine_precision_of(text, &w->precision))
             return true;
-        snprintf(why, why_bytes, "--precision '%s': want bf16 or f32", text);
+        snprintf(why, why_bytes, "--precision '%s', accepted: " ENGINE_PRECISION_WORDS, text);
         return false;
     case OPTION_BATCH: return daemon_options_number("--batch", text, 1, ENGINE_BATCH_MAX, &w->batch_max, why, why_bytes);
     case OPTION_CREDIT: return daemon_options_number("--credit", text, 1, CREDIT_MAX, &w->credit, why, why_bytes);

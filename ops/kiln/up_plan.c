@@ -30,7 +30,7 @@ const char up_plan_usage[] =
     "  --placement P       of weights on a GPU: auto, resident, phases or streamed (auto; kiln-worker render --help says what these are)\n"
     "  --threads N         of each worker (cores / workers)\n"
     "  --batch N           images rendered at once, 1 to 64 (the worker's own choice)\n"
-    "  --precision P       bf16 or f32 (bf16)\n"
+    "  --precision P       bf16, f32, fp8 or fp8-f32 (bf16); kiln-worker render --help says what they are\n"
     "  --bind ENDPOINT     where workers connect (ipc://HOME/run/kiln.sock)\n"
     "  --metrics-port P    the coordinator's metrics on 127.0.0.1:P (any free port)\n"
     "  --log-level L       debug, info, warn, error (info)\n"
@@ -144,12 +144,12 @@ static bool is_one_of(const char *text, const char *const *words)
 
 static int take_device(struct up_plan *p, struct command_call *call, const struct options *o)
 {
-    static const char *const precisions[] = {"bf16", "f32", NULL}, *const placements[] = {"auto", "resident", "phases", "streamed", NULL};
+    static const char *const precisions[] = {"bf16", "f32", "fp8", "fp8-f32", NULL}, *const placements[] = {"auto", "resident", "phases", "streamed", NULL};
     p->placement = o->placement ? o->placement : "auto";
     if (!is_one_of(p->placement, placements))
         return command_refuse(call, "--placement '%s': accepted are auto, resident, phases, streamed", p->placement);
     if (o->precision && !is_one_of(o->precision, precisions))
-        return command_refuse(call, "--precision '%s': accepted are bf16, f32", o->precision);
+        return command_refuse(call, "--precision '%s': accepted are bf16, f32, fp8, fp8-f32", o->precision);
     const char *device = o->device ? o->device : "cpu"; /* cuda..: kiln-worker says what it takes */
     if ((strcmp(device, "cpu") != 0 && strncmp(device, "cuda", 4) != 0) || strlen(device) >= sizeof p->config.device)
         return command_refuse(call, "--device '%.80s': accepted are cpu, cuda, cuda:N, cuda:I,J", device);

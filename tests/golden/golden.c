@@ -89,7 +89,8 @@ bool golden_open(struct golden_case *ret, const char *name, struct engine_error 
         return engine_error_set(why, ENGINE_IO, "%s: %s", path, error.text);
     const char *model = json_string_value(json_object_get(c.json, "model"));
     snprintf(c.model, sizeof c.model, "%s", strrchr(model, '/') + 1);
-    c.precision = strcmp(json_string_value(json_object_get(c.json, "compute")), "bfloat16") == 0 ? ENGINE_BF16 : ENGINE_F32;
+    bool is_bf16 = strcmp(json_string_value(json_object_get(c.json, "compute")), "bfloat16") == 0;
+    c.precision = json_is_true(json_object_get(c.json, "quantise_inputs")) ? ENGINE_FP8_F32 : is_bf16 ? ENGINE_BF16 : ENGINE_F32;
     c.transformer_file = json_string_value(json_object_get(c.json, "transformer_file"));
     read_requests(&c);
     read_adapters(&c);

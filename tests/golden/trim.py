@@ -16,7 +16,6 @@ import hashlib, json, os, pathlib, re, shutil, struct, sys
 
 TABLES = ["noise", "schedule", "tokenizer"]
 SCRIPTS = ["make.py", "weights.py", "tables.py", "plan.json"]
-OTHER_CASES = ("single-fp8-inputs",)
 TRANSFORMER_ONLY = ("lora-", "single-")
 LORA = ("peft", "peft-alpha", "bfl", "kohya")
 EDITS = ("edit-", "kv-one", "kv-two", "inpaint-")
@@ -163,8 +162,7 @@ def main():
     for name in LORA:
         shutil.copyfile(made / "files" / f"lora-{name}.safetensors", dest / "files" / f"lora-{name}.safetensors")
     for case in sorted(made.glob("*/case.json")):
-        if not case.parent.name.startswith(OTHER_CASES):
-            copy_case(case.parent, dest / case.parent.name, known)
+        copy_case(case.parent, dest / case.parent.name, known)
 
 
 main()

@@ -110,6 +110,29 @@ def expect(seen, variant):
     assert all(REFUSED[variant][mode] in said for mode, said in refused.items()), refused
 
 
+def test_products_in_fp8_are_asked_for_and_recorded(material, tmp_path):
+    """Another picture than bf16's, whose record says so; of files without FP8 there is none."""
+    _, model, state = material
+    pictures = {}
+    for kind, precision in (("fp8", "bf16"), ("fp8", "fp8"), ("bf16", "fp8")):
+        folder = tmp_path / kind
+        if not folder.exists():
+            make_transformer(linked(model, folder, ["tokenizer", "text_encoder", "vae"]) / "transformer", state, kind)
+            write_index(folder, {"is_distilled": True})
+        out = tmp_path / "x.png"
+        run = subprocess.run([BIN / "kiln-worker", "render", "--model", folder, "--prompt", "a red fox", "--seed", "3", "--size", "64x64",
+                              "--precision", precision, "--json", "--out", out], capture_output=True, text=True)
+        if kind == "bf16":
+            assert run.returncode == 2 and "has a matrix in FP8 (F8_E4M3); accepted: bf16, f32" in run.stderr
+            continue
+        assert run.returncode == 0, run.stderr
+        assert json.loads(run.stdout)["precision"] == precision
+        assert f'"precision":"{precision}"' in Image.open(out).text["kiln"]
+        assert ("has no units for FP8" in run.stderr) == (precision == "fp8")
+        pictures[precision] = Image.open(out).convert("RGB").tobytes()
+    assert pictures["bf16"] != pictures["fp8"]
+
+
 def test_names_of_the_folder_and_of_single_files_mean_the_same(material, tmp_path):
     """One set of values, under the names of diffusers and of the published single files."""
     _, model, state = material

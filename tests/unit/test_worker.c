@@ -733,7 +733,7 @@ static void what_cannot_work_is_refused_at_start(void **state)
     expect_refusal_to_start(&f, (const char *[]){"--threads", "0", NULL}, NULL, "from 1 to 4096");
     expect_refusal_to_start(&f, (const char *[]){"--model", "\xc3=/tmp", NULL}, NULL, "not UTF-8");
     expect_refusal_to_start(&f, (const char *[]){"--name", "a/b", NULL}, NULL, "--name 'a/b'");
-    expect_refusal_to_start(&f, (const char *[]){"--precision", "f16", NULL}, NULL, "want bf16 or f32");
+    expect_refusal_to_start(&f, (const char *[]){"--precision", "f16", NULL}, NULL, "accepted: bf16, f32, fp8, fp8-f32");
     expect_refusal_to_start(&f, (const char *[]){"--credit", "2", NULL}, NULL, "at least --batch");
     expect_refusal_to_start(&f, (const char *[]){"--spool", "/proc/nowhere", NULL}, NULL, "spool folder /proc/nowhere/w1");
     expect_refusal_to_start(&f, (const char *[]){"--wat", NULL}, NULL, "unknown option '--wat'");
