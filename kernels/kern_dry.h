@@ -35,7 +35,7 @@ struct kern_dry_sums {
     double rank_sum_s, rank_sum_wait_s;  /* on the link; and that part of it in which nothing else ran */
     double host_bytes;                   /* that came from the host */
     double bytes, product_bytes;         /* of device memory; product_bytes: those of matrix products, convolutions, attention */
-    double decode_bytes;                 /* and those that decode quantised weights for products */
+    double recode_bytes;                 /* and those that make one number format of another for products: decode weights, round rows to e4m3 */
     double seconds;
 };
 

@@ -69,38 +69,68 @@ static void apply_run(struct kern *k, const struct tensor &out, const struct ten
         multiply(k, out, rows, &here, r->plan, 1);
 }
 
-static void apply_fp8(struct kern *k, const struct tensor &out, const struct tensor &x, const struct kern_weight *w,
+/* Rows that were rounded to e4m3, in the arena. */
+struct rounded_rows {
+    struct tensor q;
+    float *scales;     /* by row, where input_scale is 0 */
+    float input_scale;
+};
+
+static struct rounded_rows round_rows(struct kern *k, const struct tensor &x, const struct kern_weight *w, float input_scale, enum tensor_dtype dtype)
+{
+    int64_t shape[2] = {x.shape[0], cuda_weight_depth(w)};
+    struct rounded_rows made = {kern_temp(k, dtype, 2, shape), NULL, input_scale};
+    if (input_scale == 0)
+        made.scales = (float *)kern_temp(k, TENSOR_F32, 1, shape).data;
+    if (!k->failed)
+        fp8_rows_cuda(k, made.q, made.scales, x, input_scale);
+    return made;
+}
+
+/* Codes for the units that multiply them, else numbers. */
+static enum tensor_dtype rounded_dtype(const struct kern_weight *w, const struct cuda_weight_run *r, const struct tensor &out)
+{
+    return linear_blas_is_fp8(r->plan) && out.dtype == TENSOR_BF16 && gpu_is_vector(out) ? TENSOR_U8 : w->dtype;
+}
+
+static void apply_fp8(struct kern *k, const struct tensor &out, const struct rounded_rows &x, const struct kern_weight *w,
                       const struct cuda_weight_run *r)
 {
-    bool by_codes = linear_blas_is_fp8(r->plan) && out.dtype == TENSOR_BF16 && gpu_is_vector(out), by_row = r->input_scale == 0;
-    float scale = by_row ? r->scale : r->scale * r->input_scale, *scales = NULL;
-    int64_t shape[2] = {x.shape[0], cuda_weight_depth(w)};
-    struct tensor q = kern_temp(k, by_codes ? TENSOR_U8 : w->dtype, 2, shape);
-    if (by_row)
-        scales = (float *)kern_temp(k, TENSOR_F32, 1, shape).data;
+    bool by_codes = x.q.dtype == TENSOR_U8;
+    float scale = x.scales ? r->scale : r->scale * x.input_scale;
     struct kern_weight here = by_codes ? *w : dequant_run_cuda(k, w, r);
     if (k->failed)
         return;
-    fp8_rows_cuda(k, q, scales, x, r->input_scale);
     if (by_codes)
-        linear_blas_apply(k, r->plan, out, q, (const char *)w->data + r->place.data, scale);
+        linear_blas_apply(k, r->plan, out, x.q, (const char *)w->data + r->place.data, scale);
     else
-        multiply(k, out, q, &here, linear_blas_is_fp8(r->plan) ? NULL : r->plan, scale);
-    if (by_row)
-        fp8_scale_cuda(k, out, scales);
+        multiply(k, out, x.q, &here, linear_blas_is_fp8(r->plan) ? NULL : r->plan, scale);
+    if (x.scales)
+        fp8_scale_cuda(k, out, x.scales);
 }
 
+/* Runs behind each other that see the same rounded rows share them. */
 static void apply_runs(struct kern *k, const struct tensor &out, const struct tensor &x, const struct kern_weight *w)
 {
     const struct cuda_weight *kept = cuda_weight_of(w);
-    size_t mark = kern_mark(k);
+    struct rounded_rows rounded = {};
+    size_t begin = kern_mark(k), mark = begin; /* mark: behind the rounded rows */
     int64_t at = 0;
     for (int i = 0; i < kept->run_count; at += kept->runs[i++].rows) {
         const struct cuda_weight_run *r = &kept->runs[i];
+        if (r->rows == 0)
+            continue;
         struct tensor columns = tensor_slice(out, 1, at, r->rows);
-        if (r->rows && r->has_fp8_products)
-            apply_fp8(k, columns, x, w, r);
-        else if (r->rows)
+        enum tensor_dtype dtype = rounded_dtype(w, r, columns);
+        bool is_rounded = rounded.q.data && rounded.q.dtype == dtype && rounded.input_scale == r->input_scale;
+        if (!r->has_fp8_products || !is_rounded) {
+            kern_rewind(k, begin);
+            rounded = r->has_fp8_products ? round_rows(k, x, w, r->input_scale, dtype) : rounded_rows{};
+            mark = kern_mark(k);
+        }
+        if (r->has_fp8_products)
+            apply_fp8(k, columns, rounded, w, r);
+        else
             apply_run(k, columns, x, w, r);
         kern_rewind(k, mark);
     }

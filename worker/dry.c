@@ -87,7 +87,7 @@ static void add(struct kern_dry_sums *to, const struct kern_dry_sums *s)
     to->host_bytes += s->host_bytes;
     to->bytes += s->bytes;
     to->product_bytes += s->product_bytes;
-    to->decode_bytes += s->decode_bytes;
+    to->recode_bytes += s->recode_bytes;
     to->seconds += s->seconds;
 }
 
@@ -130,7 +130,7 @@ static double least_bytes(const struct transformer_config *c, const struct engin
 
 struct figures {
     double step_outside, step_least;     /* bytes of all passes of a step; least 0: not known for what was asked */
-    double step_decoding;                /* beside these: of quantised weights */
+    double step_recoding;                /* beside these: to decode weights and to round rows to e4m3 */
     double tensor_core_share;            /* of the FLOPs of all phases */
     double seconds;                      /* of all phases but loading */
     size_t peak;
@@ -151,8 +151,8 @@ static struct figures figures_of(const struct dry *d, double least)
         add(&all, &d->totals[i].sums);
     f.tensor_core_share = share(all.tensor_core_flops, all.flops);
     f.seconds = all.seconds;
-    f.step_outside = step->runs ? (step->sums.bytes - step->sums.product_bytes - step->sums.decode_bytes) / step->runs : 0;
-    f.step_decoding = step->runs ? step->sums.decode_bytes / step->runs : 0;
+    f.step_outside = step->runs ? (step->sums.bytes - step->sums.product_bytes - step->sums.recode_bytes) / step->runs : 0;
+    f.step_recoding = step->runs ? step->sums.recode_bytes / step->runs : 0;
     f.fits = f.peak <= d->ledger->device()->memory_bytes;
     return f;
 }
@@ -165,7 +165,7 @@ static json_t *phase_json(const struct total *t, const char *name)
                      (json_int_t)s->allocations, "waits", (json_int_t)s->waits, "stalls", (json_int_t)s->stalls, "rank_sums",
                      (json_int_t)s->rank_sums, "rank_sum_bytes", s->rank_sum_bytes, "rank_sum_s", s->rank_sum_s, "rank_sum_wait_s", s->rank_sum_wait_s, "flops", s->flops, "tensor_core_flops",
                      s->tensor_core_flops, "host_bytes", s->host_bytes, "bytes", s->bytes, "product_bytes", s->product_bytes,
-                     "decode_bytes", s->decode_bytes, "computed_s", s->seconds);
+                     "recode_bytes", s->recode_bytes, "computed_s", s->seconds);
 }
 
 static size_t plan_bytes(const struct engine_info *info)
@@ -185,7 +185,7 @@ static void print_json(const struct dry *d, const struct figures *f, const struc
                                "context_bytes", (json_int_t)device->context_bytes, "placement", engine_placement_name(info->placement), "other_bytes",
                                (json_int_t)info->other_bytes, "plan_bytes", (json_int_t)plan_bytes(info), "peak_bytes", (json_int_t)f->peak, "fits", f->fits,
                                "computed_s", f->seconds, "tensor_core_share", f->tensor_core_share, "step_bytes_outside_products",
-                               f->step_outside, "step_bytes_outside_products_least", f->step_least, "step_bytes_decoding", f->step_decoding, "step_launches_min",
+                               f->step_outside, "step_bytes_outside_products_least", f->step_least, "step_bytes_recoding", f->step_recoding, "step_launches_min",
                                (json_int_t)d->launches_min, "step_launches_max", (json_int_t)d->launches_max, "step_host_launches_max",
                                (json_int_t)d->host_launches_max,
                                "step_late_allocations", (json_int_t)d->late_allocations, "step_late_stalls",
@@ -225,8 +225,8 @@ static void print_page(const struct dry *d, const struct figures *f, const struc
     if (f->step_least > 0)
         printf("; least %.3f GB (one kernel between each two products), %.2f times that", f->step_least / 1e9,
                f->step_outside / f->step_least);
-    if (f->step_decoding > 0)
-        printf("\n            %.3f GB a step to decode weights for products", f->step_decoding / 1e9);
+    if (f->step_recoding > 0)
+        printf("\n            %.3f GB a step to decode weights or round rows for products", f->step_recoding / 1e9);
     if (step->rank_sums)
         printf("\nteam        %.6g sums a step over the ranks, %.3f GB, %.1f ms on the link, %.1f of them with nothing to compute meanwhile;\n"
                "            what follows is one rank's", (double)step->rank_sums / n, step->rank_sum_bytes / n / 1e9, 1e3 * step->rank_sum_s / n,

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Prints the tables of kernels/README.md: klein-4B and 9B in bf16 and fp8 on GPUs, computed by dry runs, beside published times.
+"""Prints the tables of kernels/README.md: klein-4B and 9B in bf16, from files in fp8, and with products in fp8 on GPUs, computed by dry runs,
+beside published times.
 
     cmake --preset sim && cmake --build --preset sim && tests/bench/dry_table.py [build/sim/bin/kiln-worker]
 
@@ -7,7 +8,8 @@ One picture, 4 steps. The model folders are hollow_klein.py's, in a temporary pl
 import itertools, json, pathlib, subprocess, sys, tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FAMILIES, FORMATS, SIZES = ("klein-4b", "klein-9b"), ("bf16", "fp8"), (512, 1024, 1536)
+FAMILIES, SIZES = ("klein-4b", "klein-9b"), (512, 1024, 1536)
+FORMATS = {"": ("bf16", "bf16"), " fp8": ("fp8", "bf16"), " fp8 x fp8": ("fp8", "fp8")} # of the files, of products
 PLACEMENTS = {"resident": "", "phases": " p", "streamed": " s"} # with the mark of the table
 MEMORIES = (6, 8, 12, 16, 24)
 DEVICES = {"h100": "H100", "rtx4090": "RTX 4090", "rtx3090": "RTX 3090", "rtx4070ti": "RTX 4070 Ti"}
@@ -36,7 +38,7 @@ def model_line(model, size, placed):
     cells = [model, f"{size}²", " / ".join(f"{placed[p]['peak_bytes'] / 1e9:.1f}" for p in PLACEMENTS),
              f"{any_report['step_launches_max']} / {any_report['step_host_launches_max']}",
              f"{any_report['step_late_stalls']} / {any_report['step_late_allocations']}", f"{step['flops'] / step['runs'] / 1e12:.2f}",
-             f"{100 * any_report['tensor_core_share']:.2f}", f"{outside / 1e9:.1f} / {least / 1e9:.1f} = {outside / least:.2f}", f"{any_report['step_bytes_decoding'] / 1e9:.1f}"]
+             f"{100 * any_report['tensor_core_share']:.2f}", f"{outside / 1e9:.1f} / {least / 1e9:.1f} = {outside / least:.2f}", f"{any_report['step_bytes_recoding'] / 1e9:.1f}"]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -48,10 +50,10 @@ def time_line(model, size, reports):
     return f"| {model} | {size}² | " + " | ".join(cells) + " |"
 
 
-def fit_line(worker, folder, model, size):
+def fit_line(worker, folder, model, size, precision):
     cells = []
     for gb in MEMORIES:
-        report = ledger(worker, folder, f"rtx4090:{gb}", size)
+        report = ledger(worker, folder, f"rtx4090:{gb}", size, *precision)
         cells.append(f"{report['placement']} {report['peak_bytes'] / 1e9:.1f}")
     return f"| {model} | {size}² | " + " | ".join(cells) + " |"
 
@@ -60,19 +62,18 @@ def main():
     worker = sys.argv[1] if len(sys.argv) > 1 else ROOT / "build/sim/bin/kiln-worker"
     models, fits, times = [], [], []
     with tempfile.TemporaryDirectory() as place:
-        for family, format in itertools.product(FAMILIES, FORMATS):
-            model = family if format == "bf16" else f"{family} {format}"
-            folder = pathlib.Path(place, model)
+        for family, (mark, (format, products)) in itertools.product(FAMILIES, FORMATS.items()):
+            model, folder, precision = family + mark, pathlib.Path(place, family + format), ("--precision", products)
             subprocess.run([ROOT / "tests/bench/hollow_klein.py", folder, "--family", family, "--format", format], check=True,
                            stdout=subprocess.DEVNULL)
             for size in SIZES:
-                reports = {device: ledger(worker, folder, device, size) for device in DEVICES}
-                placed = {p: ledger(worker, folder, "h100", size, "--placement", p) for p in PLACEMENTS}
+                reports = {device: ledger(worker, folder, device, size, *precision) for device in DEVICES}
+                placed = {p: ledger(worker, folder, "h100", size, "--placement", p, *precision) for p in PLACEMENTS}
                 models.append(model_line(model, size, placed))
-                fits.append(fit_line(worker, folder, model, size))
+                fits.append(fit_line(worker, folder, model, size, precision))
                 times.append(time_line(model, size, reports))
     print("| model | size | peak GB: resident / phases / streamed | launches a step / by the host | stalls / allocations behind the first step | TFLOP a step | % on tensor cores | "
-          "GB a step outside products / least | to decode |\n" + "| --- " * 9 + "|\n" + "\n".join(models) + "\n")
+          "GB a step outside products / least | to decode or round |\n" + "| --- " * 9 + "|\n" + "\n".join(models) + "\n")
     print("| placement, peak GB | size | " + " | ".join(f"{gb} GB" for gb in MEMORIES) + " |\n" + "| --- " * (2 + len(MEMORIES)) + "|\n" +
           "\n".join(fits) + "\n")
     print("| s a picture, computed (published) | size | " + " | ".join(DEVICES.values()) + " |\n" + "| --- " * 6 + "|\n" + "\n".join(times))

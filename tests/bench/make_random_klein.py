@@ -143,6 +143,7 @@ def vae():
 E4M3 = [m / 512 for m in range(8)] + [(8 + m % 8) * 2.0 ** (m // 8 - 9) for m in range(119)]
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 FP8_STD, NVFP4_STD = 64.0, 2.0 # of codes, before the scale of the tensor
+INPUT_SCALE = 0.05 # rows up to 22 in FP8
 BYTES = {"I64": 8, "F32": 4, "BF16": 2, "F8_E4M3": 1, "U8": 1}
 
 
@@ -163,6 +164,7 @@ def quantised(tensors, format):
         elif format == "fp8":
             out[name] = (shape, 0.0, FP8_STD, "F8_E4M3")
             out[name + "_scale"] = ((), std / FP8_STD, 0.0, "F32")
+            out[name.removesuffix("weight") + "input_scale"] = ((), INPUT_SCALE, 0.0, "F32")
         else:
             out[name] = ((shape[0], shape[1] // 2), 0.0, NVFP4_STD, "U8")
             out[name + "_scale"] = ((-(-shape[0] // 128) * 128, -(-shape[1] // 64) * 4), 1.0, 0.0, "F8_E4M3") # swizzled

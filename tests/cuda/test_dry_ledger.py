@@ -14,7 +14,7 @@ import hollow_klein  # noqa: E402
 POCKET = ROOT / "engine/pocket/model"
 TEXT = 512
 PRODUCTS = ("cublasLt", "gemm_", "flash_", "wide_", "plain_")
-PEAKS = {"rtx4090": (165.2e12, 82.6e12, 1008e9, 16e9 * 16 / 8 * 128 / 130)} # bf16, f32, bytes, bytes from the host
+PEAKS = {"rtx4090": (330.3e12, 165.2e12, 82.6e12, 1008e9, 16e9 * 16 / 8 * 128 / 130)} # fp8, bf16, f32, bytes, bytes from the host
 SIZES = ("512x512", "1024x1024", "1536x1536")
 MARGIN = 1.02 # of a plan
 OUTSIDE = 1.05 # times the least, of a step's bytes outside of products
@@ -50,6 +50,10 @@ def is_product(line):
     return any(line["name"].lstrip("(").startswith(name) for name in PRODUCTS)
 
 
+def is_fp8(line):
+    return line["name"].startswith("cublasLtMatmul fp8")
+
+
 def dimensions(model):
     c = json.loads(pathlib.Path(model, "transformer/config.json").read_text())
     h = c["num_attention_heads"] * c["attention_head_dim"]
@@ -66,8 +70,8 @@ def step_flops(model, pixels):
 
 def phase_s(lines):
     """each launch at its limit; copies from the host meanwhile"""
-    bf16, f32, bandwidth, link = PEAKS["rtx4090"]
-    launches = sum(max(line["flops"] / (bf16 if line["tensor_core"] else f32), line["bytes"] / bandwidth, GRAPH_LAUNCH_S if "graph" in line else LAUNCH_S)
+    fp8, bf16, f32, bandwidth, link = PEAKS["rtx4090"]
+    launches = sum(max(line["flops"] / (fp8 if is_fp8(line) else bf16 if line["tensor_core"] else f32), line["bytes"] / bandwidth, GRAPH_LAUNCH_S if "graph" in line else LAUNCH_S)
                    for line in filter(is_launch, lines))
     return max(launches, sum(line["bytes"] for line in lines if line.get("name") == "HostToDevice") / link)
 
@@ -249,16 +253,35 @@ class FullSize(unittest.TestCase):
 
     def test_quantised_weights_are_planned_as_they_are(self):
         for name in QUANTISED:
-            for placement in ("resident", "phases", "streamed"):
-                report = self.look("h100", name, "1024x1024", "--placement", placement)[1]
+            for placement, device, precision in (("resident", "h100", "bf16"), ("phases", "h100", "bf16"), ("streamed", "h100", "bf16"),
+                                                 ("resident", "h100", "fp8"), ("resident", "rtx3090:80", "fp8"), ("streamed", "h100", "fp8")):
+                if precision == "fp8" and not name.endswith("fp8"):
+                    continue
+                report = self.look(device, name, "1024x1024", "--placement", placement, "--precision", precision)[1]
                 self.assertEqual((report["placement"], report["step_late_allocations"]), (placement, 0))
-                self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"], (name, placement))
-                self.assertGreaterEqual(report["peak_bytes"], report["plan_bytes"] / MARGIN, (name, placement))
+                self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"], (name, placement, device, precision))
+                self.assertGreaterEqual(report["peak_bytes"], report["plan_bytes"] / MARGIN, (name, placement, device, precision))
 
     def test_decoding_reads_each_code_once_a_step_and_writes_bf16(self):
         reports = [self.look("h100", name, "1024x1024")[1] for name in ("klein-9b", "klein-9b-fp8")]
-        self.assertEqual([r["step_bytes_decoding"] for r in reports], [0, (1 + 2) * self.block_values("klein-9b")])
+        self.assertEqual([r["step_bytes_recoding"] for r in reports], [0, (1 + 2) * self.block_values("klein-9b")])
         self.assertEqual(*(r["step_bytes_outside_products"] for r in reports))
+
+    def test_products_in_fp8_are_counted_at_their_rate_and_decode_nothing(self):
+        model = pathlib.Path(self.folder.name, "klein-9b-fp8")
+        h, doubles, singles, _ = dimensions(pathlib.Path(self.folder.name, "klein-9b"))
+        rows, values = TEXT + 4096, self.block_values("klein-9b")
+        rounded = rows * h * (6 * doubles + 5 * singles) # a step's rows before products: qkv, out, mlp in 3 h, its end 3 h; h, 4 h
+        _, report, said, phases = self.look("rtx4090", model, "1024x1024", "--precision", "fp8")
+        self.assertNotIn("FP8", said)
+        self.assertEqual(report["step_bytes_recoding"], (2 + 1) * rounded)
+        steps = [[line for line in lines if is_launch(line)] for name, lines in phases if name == "step"]
+        self.assertEqual(sum(line["flops"] for line in steps[0] if is_fp8(line)), (doubles + singles) * 26 * h * h * rows)
+        self.assertAlmostEqual(report["computed_s"] / sum(phase_s(lines) for name, lines in phases if name in ("prompt", "step", "decode")), 1, places=9)
+        _, report, said, phases = self.look("rtx3090:80", model, "1024x1024", "--precision", "fp8") # it has no units for FP8
+        self.assertIn("has no units for FP8; the same numbers are multiplied in wider ones", said)
+        self.assertEqual(report["step_bytes_recoding"], (2 + 2) * rounded + (1 + 2) * values)
+        self.assertFalse(any(is_fp8(line) for _, lines in phases for line in lines if "name" in line))
 
     def test_a_team_of_two_halves_the_work_and_sums_what_the_plan_says(self):
         """engine-spec 10: bytes a step of klein at 1024x1024; both streams of a double block in one sum, each sum in two parts, so that it runs

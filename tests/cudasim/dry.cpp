@@ -54,9 +54,9 @@ bool is_product(const cudasim_launch *l)
     return found;
 }
 
-bool is_decoding(const cudasim_launch *l)
+bool is_recoding(const cudasim_launch *l)
 {
-    return strstr(l->name, "dequant_");
+    return strstr(l->name, "dequant_") || strstr(l->name, "fp8_");
 }
 
 double see(const cudasim_launch *l)
@@ -75,7 +75,7 @@ double see(const cudasim_launch *l)
     seen.tensor_core_flops += l->is_tensor_core ? l->flops : 0;
     seen.bytes += l->bytes;
     seen.product_bytes += is_product(l) ? l->bytes : 0;
-    seen.decode_bytes += is_decoding(l) ? l->bytes : 0;
+    seen.recode_bytes += is_recoding(l) ? l->bytes : 0;
     launch_s += std::max(longer, least);
     return std::max(longer, least);
 }
