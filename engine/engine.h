@@ -49,6 +49,7 @@ struct engine_options {
     const char *device;               /* "cpu", "cuda", "cuda:1", "dry:rtx4090" (kern_dry.h); NULL: cpu */
     struct kern_member member;        /* one rank of a team (kern_team.h): its share of the weights; or empty */
     enum engine_placement placement;  /* the CPU accepts AUTO and RESIDENT */
+    enum engine_split split;          /* PASSES: a base model on a team of two */
     /* The largest batch that is expected and must fit as well, with these references; 0: one picture of 1024x1024 */
     int plan_width, plan_height, plan_count, plan_reference_count;
     const struct engine_reference *plan_references;
@@ -147,6 +148,7 @@ struct engine_info {
     bool has_fp8_units;    /* the device's; without them FP8 numbers are multiplied in wider ones */
     enum engine_placement placement;
     int waiting_blocks;    /* of the transformer, in host memory: streamed */
+    char split[160];       /* of a team: what is split and why, "passes, because .."; else empty */
     /* Bytes of the device's memory, all 0 where that is the host's: weights that stay there; what a batch as expected takes
      * besides; what was gone before, to the driver or other programs; all. */
     size_t model_bytes, arena_bytes, other_bytes, device_bytes;

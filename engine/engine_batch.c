@@ -18,6 +18,7 @@ enum {
     ROWS_PER_PASS = 8192,     /* transformer rows in one pass, more only if one image has more */
     ROWS_PER_PASS_STREAMED = 16384,
     DECODE_PIXELS = 1 << 20,  /* picture pixels decoded in one pass, likewise */
+    CHANNELS = 128,           /* of a latent token */
 };
 
 static bool is_dumping(const struct engine_batch *b)
@@ -107,6 +108,25 @@ static void dump_schedule(struct engine_batch *b)
     b->watch->dump(b->watch->context, "timesteps", tensor_1d(s->timestep, TENSOR_F32, s->steps));
 }
 
+/* Of two ranks that hold all weights each computes one of two passes; all else, prompts, noise, guidance, is done by both. */
+static void plan_passes(struct engine_batch *b)
+{
+    struct kern *k = b->model->kern;
+    bool is_split = b->passes == 2 && kern_ranks(k) == 2 && kern_shares(k) == 1;
+    b->own_passes = is_split ? 1 : b->passes;
+    b->first_pass = is_split ? kern_rank(k) : 0;
+}
+
+static bool splits_passes(const struct engine_batch *b)
+{
+    return b->own_passes < b->passes;
+}
+
+static bool has_shares(const struct engine_batch *b)
+{
+    return kern_shares(b->model->kern) > 1;
+}
+
 bool engine_batch_begin(struct engine_batch *b, struct engine_model *m, const struct engine_request *requests, int count,
                         const struct engine_watch *watch, struct engine_error *why)
 {
@@ -117,6 +137,7 @@ bool engine_batch_begin(struct engine_batch *b, struct engine_model *m, const st
     b->requests = requests;
     b->count = count;
     b->passes = !m->info.is_distilled && requests[0].guidance > 1 ? 2 : 1;
+    plan_passes(b);
     b->grid_h = requests[0].height / ENGINE_SIDE_MULTIPLE;
     b->grid_w = requests[0].width / ENGINE_SIDE_MULTIPLE;
     b->tokens = (int64_t)b->grid_h * b->grid_w;
@@ -301,7 +322,7 @@ static bool draw_until(struct engine_batch *b, int end, struct engine_error *why
 static int step_size(const struct engine_batch *b)
 {
     int64_t rows = b->model->transformer.is_streamed ? ROWS_PER_PASS_STREAMED : ROWS_PER_PASS;
-    return is_dumping(b) ? b->count : group_size(rows, b->passes * (TRANSFORMER_TEXT_ROWS + b->tokens + b->edit.rows));
+    return is_dumping(b) ? b->count : group_size(rows, b->own_passes * (TRANSFORMER_TEXT_ROWS + b->tokens + b->edit.rows));
 }
 
 static void plan_times(struct engine_batch *b)
@@ -314,6 +335,18 @@ static void plan_times(struct engine_batch *b)
     transformer_times(m->kern, &m->config.transformer, &m->transformer, m->dtype, &b->times, time,
                       b->schedule.steps + (b->has_kv ? 1 : 0));
     b->now = transformer_times_temp(m->kern, &m->config.transformer, m->dtype);
+}
+
+/* For kern_exchange_ranks. */
+static void plan_minus_zero(struct engine_batch *b)
+{
+    float minus_zero[CHANNELS];
+    int64_t channels = b->latents.shape[2];
+    assert(channels == CHANNELS);
+    for (int i = 0; i < CHANNELS; i++)
+        minus_zero[i] = -0.0f;
+    b->minus_zero = kern_temp(b->model->kern, b->model->dtype, 1, &channels);
+    kern_write(b->model->kern, b->minus_zero, tensor_1d(minus_zero, TENSOR_F32, channels));
 }
 
 /* The tables of keys: references stand behind the picture, or as keys and values between text and picture. */
@@ -345,6 +378,8 @@ bool engine_batch_noise(struct engine_batch *b, struct engine_error *why)
     if (!draw_until(b, b->edit.has_mask ? b->count : step_size(b), why)) /* masks are begun with all of it */
         return false;
     plan_times(b);
+    if (splits_passes(b))
+        plan_minus_zero(b);
     if (!engine_model_sync(m, why))
         return false;
     dump(b, "noise", tensor_shape(b->latents, 4, (int64_t[]){b->count, b->grid_h, b->grid_w, channels}), channels_first);
@@ -401,11 +436,10 @@ struct group {
     struct engine_batch *b;
     int first, count;          /* images */
     struct tensor velocities;  /* [passes * count, N, 128], pass after pass */
-    struct tensor guided;      /* [count, N, 128]: without guidance the velocities */
-    struct tensor checksums; /* or data NULL */
+    struct tensor checksums;   /* of the transformer's rows; or data NULL */
 };
 
-/* Every pass of the model over the same latents, then guidance: the same at every step, but for the values in b->now. */
+/* Every pass of this rank over the same latents: the same at every step, but for the values in b->now. */
 static void predict(void *context)
 {
     struct group *g = context;
@@ -415,15 +449,16 @@ static void predict(void *context)
     struct tensor latents = tensor_slice(b->latents, 0, g->first, g->count), model_latents = latents;
     struct tensor contexts[ENGINE_BATCH_PROMPTS_MAX], references[ENGINE_BATCH_PROMPTS_MAX];
     const struct transformer_kv *kv[ENGINE_BATCH_PROMPTS_MAX];
+    struct tensor velocities = tensor_slice(g->velocities, 0, b->first_pass * g->count, b->own_passes * g->count);
     size_t mark = kern_mark(k);
-    if (b->passes > 1)
-        model_latents = kern_temp(k, m->dtype, 3, g->velocities.shape);
-    for (int pass = 0; pass < b->passes; pass++) {
-        if (b->passes > 1)
+    if (b->own_passes > 1)
+        model_latents = kern_temp(k, m->dtype, 3, velocities.shape);
+    for (int pass = 0; pass < b->own_passes; pass++) {
+        if (b->own_passes > 1)
             kern_copy(k, tensor_slice(model_latents, 0, pass * g->count, g->count), latents);
         for (int i = 0; i < g->count; i++) {
             int list = b->edit.list_of[g->first + i], at = pass * g->count + i;
-            contexts[at] = context_of(b, pass, g->first + i);
+            contexts[at] = context_of(b, b->first_pass + pass, g->first + i);
             references[at] = b->edit.tokens[list];
             kv[at] = &b->edit.kv[list];
         }
@@ -431,11 +466,34 @@ static void predict(void *context)
     struct transformer_input in = {.latents = model_latents, .context = contexts, .cos = b->cos, .sin = b->sin,
                                    .references = b->edit.count && !b->has_kv ? references : NULL, .kv = b->has_kv ? kv : NULL,
                                    .times = b->now, .checksums = g->checksums};
-    transformer_run(k, &m->config.transformer, &m->transformer, g->velocities, &in);
-    if (b->passes > 1)
-        kern_guide(k, g->guided, tensor_slice(g->velocities, 0, 0, g->count), tensor_slice(g->velocities, 0, g->count, g->count),
-                   b->requests[0].guidance);
+    transformer_run(k, &m->config.transformer, &m->transformer, velocities, &in);
     kern_rewind(k, mark);
+}
+
+/* From the velocities of this rank's passes: latents at the next sigma. */
+static void advance(const struct group *g, struct tensor latents, int step)
+{
+    struct engine_batch *b = g->b;
+    struct kern *k = b->model->kern;
+    struct tensor guided = g->velocities;
+    if (splits_passes(b))
+        kern_exchange_ranks(k, g->velocities, b->minus_zero);
+    if (b->passes > 1) {
+        guided = kern_temp(k, latents.dtype, 3, latents.shape);
+        kern_guide(k, guided, tensor_slice(g->velocities, 0, 0, g->count), tensor_slice(g->velocities, 0, g->count, g->count),
+                   b->requests[0].guidance);
+    }
+    kern_euler(k, latents, guided, b->schedule.sigma[step + 1] - b->schedule.sigma[step]);
+    if (b->edit.has_mask)
+        engine_edit_blend(&b->edit, b->model, latents, g->first, step);
+}
+
+/* Of what must be the same on all ranks. Where they have shares that is all rows of the transformer, those of the text, too: what went
+ * wrong in any of them spreads to the others through attention, and then it is the same on all. Else it is the latents. */
+static struct tensor checksums_of(struct engine_batch *b, int count)
+{
+    int64_t rows = TRANSFORMER_TEXT_ROWS + b->tokens + (b->has_kv ? 0 : b->edit.rows);
+    return engine_model_checksums(b->model, has_shares(b) ? 2 * b->passes * count * rows : count * b->tokens);
 }
 
 /* One step of images [first, first + count). */
@@ -446,14 +504,14 @@ static void step_group(struct engine_batch *b, int step, int first, int count)
     struct kern *k = m->kern;
     struct tensor latents = tensor_slice(b->latents, 0, first, count);
     size_t mark = kern_mark(k);
-    struct group g = {b, first, count, kern_temp(k, m->dtype, 3, (int64_t[]){b->passes * count, b->tokens, latents.shape[2]}), {0}, {0}};
-    g.checksums = engine_model_checksums(m, g.velocities.shape[0], TRANSFORMER_TEXT_ROWS + b->tokens + (b->has_kv ? 0 : b->edit.rows));
-    g.guided = b->passes > 1 ? kern_temp(k, m->dtype, 3, latents.shape) : g.velocities;
+    struct tensor checksums = checksums_of(b, count);
+    struct group g = {b, first, count, kern_temp(k, m->dtype, 3, (int64_t[]){b->passes * count, b->tokens, latents.shape[2]}),
+                      has_shares(b) ? checksums : (struct tensor){0}};
     kern_graph(k, predict, &g);
-    kern_euler(k, latents, g.guided, b->schedule.sigma[step + 1] - b->schedule.sigma[step]);
-    if (b->edit.has_mask)
-        engine_edit_blend(&b->edit, m, latents, first, step);
-    engine_model_compare(m, g.checksums); /* behind all else, so that the device does not run dry meanwhile */
+    advance(&g, latents, step);
+    if (checksums.data && !has_shares(b))
+        kern_checksum(k, checksums, tensor_rows(latents));
+    engine_model_compare(m, checksums); /* behind all else, so that the device does not run dry meanwhile */
     for (int pass = 0; pass < b->passes; pass++)
         dump_step(b, names[pass], step - b->first_step, tensor_slice(g.velocities, 0, pass * count, count));
     kern_rewind(k, mark);

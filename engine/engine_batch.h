@@ -28,6 +28,7 @@ struct engine_batch {
     struct engine_edit edit;                /* the references */
     int first_step;                         /* 0, or with masks a later one: where the schedule begins */
     bool has_kv;                            /* a KV model with references */
+    int first_pass, own_passes;             /* which of them this rank computes: all, or one where a team splits passes */
     struct schedule schedule;
     struct engine_timing timing;
 
@@ -40,6 +41,7 @@ struct engine_batch {
     struct tensor contexts;                 /* [passes * count, 512, hidden] */
     struct tensor latents;                  /* [count, N, 128] */
     int drawn;                              /* latents that have their noise: before the first step those of its first group */
+    struct tensor minus_zero;               /* [128]; where a team splits passes */
     struct tensor cos, sin;                 /* [512 + N + R, head_dim / 2] f32, in the order of keys */
     struct transformer_times times;         /* with has_kv a row more: time 0, that of the references */
     struct transformer_times now;           /* of the step under way */

@@ -181,7 +181,7 @@ void engine_edit_keep(struct engine_edit *e, struct engine_model *m, struct tens
             .cos = cos, .sin = sin, .times = times,
         };
         size_t mark = kern_mark(m->kern);
-        in.checksums = engine_model_checksums(m, 1, e->rows);
+        in.checksums = engine_model_checksums(m, 2 * e->rows);
         transformer_run(m->kern, &m->config.transformer, &m->transformer, (struct tensor){0}, &in);
         engine_model_compare(m, in.checksums);
         kern_rewind(m->kern, mark);

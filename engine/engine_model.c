@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "engine_plan.h"
 #include "kern_cpu.h"
@@ -44,7 +45,7 @@ static bool check_shares(const struct engine_model *m, struct engine_error *why)
         {"heads of the text encoder", x->num_attention_heads, false}, {"values of the text encoder's MLP", x->intermediate_size, false},
         {"key and value heads of the text encoder", x->num_key_value_heads, true},
     };
-    int ranks = kern_ranks(m->kern);
+    int ranks = kern_shares(m->kern);
     for (size_t i = 0; i < sizeof units / sizeof units[0]; i++)
         if (units[i].count % ranks && !(units[i].may_share && shard_divides(units[i].count, ranks)))
             return engine_error_set(why, ENGINE_BAD_REQUEST, "a team of %d: %d %s; accepted: as many ranks as share them evenly", ranks,
@@ -74,7 +75,7 @@ static bool open_kern(struct engine_model *m, const struct engine_options *o, st
     m->contexts = context_cache_new(m->dtype, TRANSFORMER_TEXT_ROWS, m->config.transformer.hidden);
     if (!m->pool || !m->contexts)
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the model's lists");
-    return check_shares(m, why) && join(m, why);
+    return join(m, why);
 }
 
 static bool open_tokenizer(struct engine_model *m, const char *dir, struct engine_error *why)
@@ -115,14 +116,11 @@ static bool load_vae(struct engine_model *m, struct model_parts *p, struct engin
     return end(m, &w, why);
 }
 
-struct tensor engine_model_checksums(struct engine_model *m, int64_t images, int64_t rows)
+struct tensor engine_model_checksums(struct engine_model *m, int64_t rows)
 {
-    int64_t count = 2 * images * rows;
-    return kern_ranks(m->kern) > 1 ? kern_temp(m->kern, TENSOR_I32, 1, &count) : (struct tensor){0};
+    return kern_ranks(m->kern) > 1 ? kern_temp(m->kern, TENSOR_I32, 1, &rows) : (struct tensor){0};
 }
 
-/* Of all rows, those of the text, too: what went wrong in any of them spreads to the others through attention, and then it is the
- * same on all ranks. */
 void engine_model_compare(struct engine_model *m, struct tensor checksums)
 {
     struct kern *k = m->kern;
@@ -276,6 +274,64 @@ bool engine_model_wait(struct engine_model *m, int blocks, struct engine_error *
     return (weights_done(&text, why) && weights_done(&transformer, why)) || engine_error_at(why, "moving weights to host memory");
 }
 
+/* What a rank may have in all: of its device, or of this machine's memory, which its ranks have together. */
+static size_t memory_of_rank(struct engine_model *m)
+{
+    struct kern_space space;
+    if (kern_memory(m->kern, &space))
+        return space.all;
+    return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / (size_t)kern_ranks(m->kern);
+}
+
+static bool say_split(struct engine_model *m, const char *text)
+{
+    snprintf(m->info.split, sizeof m->info.split, "%s", text);
+    return true;
+}
+
+/* Passes where all ranks can hold the whole; adapters come and go. */
+static bool split_as_fits(struct engine_model *m, const struct engine_options *o, const struct model_parts *parts, struct engine_error *why)
+{
+    struct kern_space space;
+    struct engine_plan *plan = NULL;
+    bool is_resident = o->placement == ENGINE_RESIDENT || !kern_memory(m->kern, &space);
+    size_t all = memory_of_rank(m), bytes = 0;
+    bool fits = false;
+    kern_hold_whole(m->kern, true);
+    bool ok = engine_plan_open(&plan, m, parts, NULL, why) && engine_plan_fits(plan, is_resident, all, &fits, &bytes, why);
+    engine_plan_close(plan);
+    if (!ok)
+        return false;
+    fits = !kern_most(m->kern, !fits);
+    kern_hold_whole(m->kern, fits);
+    snprintf(m->info.split, sizeof m->info.split, "%s, because all of the model and a picture of 1024x1024 take %.2f GB, and %s has %.2f",
+             fits ? "passes" : "weights", (double)bytes / 1e9, fits ? "each rank" : "a rank", (double)all / 1e9);
+    return true;
+}
+
+/* What a team splits. A picture depends on it, to the bit; so it does not depend on what else happens to be in memory. */
+static bool split(struct engine_model *m, const struct engine_options *o, const struct model_parts *parts, struct engine_error *why)
+{
+    int ranks = kern_ranks(m->kern);
+    bool is_distilled = m->config.is_distilled;
+    if (o->split == ENGINE_SPLIT_PASSES && (ranks != 2 || is_distilled))
+        return engine_error_set(why, ENGINE_BAD_REQUEST,
+                                "split passes: a %s model on %d rank%s; accepted: a base model, whose guidance has two passes, on a team of two",
+                                is_distilled ? "distilled" : "base", ranks, ranks == 1 ? "" : "s");
+    if (ranks == 1)
+        return true;
+    if (o->split == ENGINE_SPLIT_WEIGHTS)
+        return say_split(m, "weights, because it was asked for");
+    if (is_distilled)
+        return say_split(m, "weights, because a distilled model has one pass");
+    if (ranks != 2)
+        return say_split(m, "weights, because the team is not of two");
+    if (o->split == ENGINE_SPLIT_AUTO)
+        return split_as_fits(m, o, parts, why);
+    kern_hold_whole(m->kern, true);
+    return say_split(m, "passes, because it was asked for");
+}
+
 /* Where the weights go, before any is loaded. */
 static bool place(struct engine_model *m, const struct engine_options *o, const struct model_parts *parts, const struct adapters *a,
                   struct engine_error *why)
@@ -339,8 +395,9 @@ bool engine_model_open(struct engine_model *ret, const struct engine_options *o,
     struct adapters *adapters = NULL;
     m.config = parts.config;
     ok = ok && adapters_open(&adapters, o->adapters, o->adapter_count, &m.config.transformer, why) && open_kern(&m, o, why) &&
-         open_tokenizer(&m, parts.tokenizer_dir, why) && place(&m, o, &parts, adapters, why) && load_vae(&m, &parts, why) &&
-         load_first(&m, &parts, adapters, why) && load_text_encoder(&m, &parts, why) && engine_model_sync(&m, why);
+         open_tokenizer(&m, parts.tokenizer_dir, why) && split(&m, o, &parts, why) && check_shares(&m, why) &&
+         place(&m, o, &parts, adapters, why) && load_vae(&m, &parts, why) && load_first(&m, &parts, adapters, why) &&
+         load_text_encoder(&m, &parts, why) && engine_model_sync(&m, why);
     adapters_close(adapters);
     model_parts_close(&parts);
     if (!ok) {

@@ -81,9 +81,9 @@ bool engine_model_encoder(struct engine_model *m, struct engine_error *why);
  * batch that needs the room. After a failure some have moved; the model renders as ever. */
 bool engine_model_wait(struct engine_model *m, int blocks, struct engine_error *why);
 
-/* engine_model_checksums: of a team, arena memory for transformer_input.checksums of so many images with so many rows; else data
- * NULL. engine_model_compare waits for them and makes it an error if they differ between ranks; nothing to do for data NULL. */
-struct tensor engine_model_checksums(struct engine_model *m, int64_t images, int64_t rows);
+/* engine_model_checksums: of a team, arena memory for checksums of so many rows; else data NULL. engine_model_compare waits for
+ * them and makes it an error if they differ between ranks; nothing to do for data NULL. */
+struct tensor engine_model_checksums(struct engine_model *m, int64_t rows);
 void engine_model_compare(struct engine_model *m, struct tensor checksums);
 
 /* engine_model_has_kv: keys and values of references are kept (klein-9b-kv). */

@@ -1,4 +1,4 @@
-/* engine_placement.c - the words for placements. */
+/* engine_placement.c - the words for placements, and for what a team splits. */
 #include "engine_placement.h"
 
 #include <stdio.h>
@@ -7,6 +7,16 @@
 #include "engine.h"
 
 static const char *const names[] = {"auto", "resident", "phases", "streamed"};
+static const char *const splits[] = {"auto", "weights", "passes"};
+
+/* Index of a word; -1: it is none of them. */
+static int find(const char *const *words, int count, const char *word)
+{
+    for (int i = 0; i < count; i++)
+        if (strcmp(words[i], word) == 0)
+            return i;
+    return -1;
+}
 
 const char *engine_placement_name(enum engine_placement placement)
 {
@@ -15,12 +25,18 @@ const char *engine_placement_name(enum engine_placement placement)
 
 bool engine_placement_of(const char *name, enum engine_placement *ret)
 {
-    for (int i = ENGINE_PLACEMENT_AUTO; i <= ENGINE_STREAMED; i++)
-        if (strcmp(name, names[i]) == 0) {
-            *ret = (enum engine_placement)i;
-            return true;
-        }
-    return false;
+    int at = find(names, ENGINE_STREAMED + 1, name);
+    if (at >= 0)
+        *ret = (enum engine_placement)at;
+    return at >= 0;
+}
+
+bool engine_placement_split_of(const char *name, enum engine_split *ret)
+{
+    int at = find(splits, ENGINE_SPLIT_PASSES + 1, name);
+    if (at >= 0)
+        *ret = (enum engine_split)at;
+    return at >= 0;
 }
 
 void engine_placement_figures(const struct engine_info *info, char ret[ENGINE_PLACEMENT_FIGURES_MAX])

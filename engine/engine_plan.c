@@ -114,6 +114,7 @@ bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, co
         kern_close(k);
         return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the plan of a model");
     }
+    kern_hold_whole(k, kern_shares(m->kern) < kern_ranks(m->kern));
     p->model = (struct engine_model){.config = m->config, .precision = m->precision, .dtype = m->dtype, .kern = k,
                                      .tokenizer = m->tokenizer, .pool = weights_pool_new(k), .encoder_pool = weights_pool_new(k)};
     p->model.info.is_distilled = m->config.is_distilled;
@@ -222,6 +223,18 @@ static void expect(struct engine_plan *p, const struct engine_options *o)
                                                  .reference_count = p->has_encoder ? o->plan_reference_count : 0};
     }
     p->expected_count = count;
+}
+
+/* A sixteenth stays with the driver and whoever draws the screen. */
+bool engine_plan_fits(struct engine_plan *p, bool is_resident, size_t all, bool *ret, size_t *ret_bytes, struct engine_error *why)
+{
+    struct engine_plan_need n;
+    expect(p, &(struct engine_options){0});
+    if (!need(p, stage_of(is_resident ? ENGINE_RESIDENT : ENGINE_PHASES, 0), p->expected, 1, &n, why))
+        return false;
+    *ret_bytes = WITH_MARGIN(n.weights + n.arena);
+    *ret = *ret_bytes <= all - all / 16;
+    return true;
 }
 
 /* Whoever asks for a placement by its name gets all of it: with streamed, all blocks wait. */

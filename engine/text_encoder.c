@@ -101,9 +101,9 @@ static void plan(struct kern *k, struct text_encoder_state *s, const struct text
                  enum tensor_dtype dtype, int64_t batch)
 {
     int64_t rows = batch * TEXT_ENCODER_ROWS, d = c->hidden_size;
-    s->heads = shard_units(c->num_attention_heads, kern_ranks(k)) * c->head_dim;
-    s->kv = shard_units(c->num_key_value_heads, kern_ranks(k)) * c->head_dim;
-    s->mlp = shard_units(c->intermediate_size, kern_ranks(k));
+    s->heads = shard_units(c->num_attention_heads, kern_shares(k)) * c->head_dim;
+    s->kv = shard_units(c->num_key_value_heads, kern_shares(k)) * c->head_dim;
+    s->mlp = shard_units(c->intermediate_size, kern_shares(k));
     s->hidden = kern_temp(k, dtype, 2, (int64_t[]){rows, d});
     s->normed = kern_temp(k, dtype, 2, (int64_t[]){rows, d});
     s->qkv = kern_temp(k, dtype, 3, (int64_t[]){batch, TEXT_ENCODER_ROWS, s->heads + 2 * s->kv});

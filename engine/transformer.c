@@ -219,7 +219,7 @@ void transformer_rope(const struct transformer_config *c, float *cos_table, floa
 
 struct transformer_kv transformer_kv_temp(struct kern *k, const struct transformer_config *c, enum tensor_dtype dtype, int64_t rows)
 {
-    int64_t heads = shard_units(c->num_attention_heads, kern_ranks(k));
+    int64_t heads = shard_units(c->num_attention_heads, kern_shares(k));
     int64_t shape[4] = {c->num_layers + c->num_single_layers, rows, heads, c->attention_head_dim};
     struct tensor keys = kern_temp(k, dtype, 4, shape);
     return (struct transformer_kv){keys, kern_temp(k, dtype, 4, shape)};
@@ -616,8 +616,8 @@ static struct transformer_state state_of(struct kern *k, const struct transforme
         .text_rows = in->context ? TEXT : 0,
         .image_rows = tokens + (in->references ? in->references[0].shape[0] : 0),
         .kv_rows = in->kv ? in->kv[0]->k.shape[1] : 0,
-        .heads = shard_units(c->num_attention_heads, kern_ranks(k)),
-        .mlp = shard_units(c->mlp_hidden, kern_ranks(k)),
+        .heads = shard_units(c->num_attention_heads, kern_shares(k)),
+        .mlp = shard_units(c->mlp_hidden, kern_shares(k)),
     };
     s.attention = s.heads * c->attention_head_dim;
     assert(in->cos.shape[0] == key_rows(&s) && !(in->keep && batch > 1));

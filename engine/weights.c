@@ -361,7 +361,7 @@ const struct kern_weight *weights_linear(struct weights *w, int64_t n, int64_t k
 
 struct shard weights_shard(const struct weights *w, enum shard_axis axis, const struct shard_piece *pieces, int count)
 {
-    return shard_of(axis, pieces, count, kern_rank(w->kern), kern_ranks(w->kern));
+    return shard_of(axis, pieces, count, kern_share(w->kern), kern_shares(w->kern));
 }
 
 const struct kern_weight *weights_linear_rows(struct weights *w, const struct shard_piece *pieces, int count, int64_t k,

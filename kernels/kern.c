@@ -56,6 +56,21 @@ int kern_ranks(const struct kern *k)
     return k->ranks;
 }
 
+void kern_hold_whole(struct kern *k, bool is_whole)
+{
+    k->is_whole = is_whole;
+}
+
+int kern_share(const struct kern *k)
+{
+    return k->is_whole ? 0 : k->rank;
+}
+
+int kern_shares(const struct kern *k)
+{
+    return k->is_whole ? 1 : k->ranks;
+}
+
 bool kern_join(struct kern *k)
 {
     if (k->failed)
@@ -98,26 +113,37 @@ void kern_agree(struct kern *k, int64_t number, const char *what)
             kern_ops_fail(k, "device failed: %s differs between ranks of the team: one of them computes wrongly", what);
 }
 
-void kern_sum_begin(struct kern *k, struct tensor x)
+/* Of so many ranks; of one there is none. */
+static void begin_sum(struct kern *k, struct tensor x, int ranks)
 {
     int slot = (int)(k->sums_begun % KERN_SUMS_MAX);
     assert(tensor_is_contiguous(x) && is_float(x));
     assert(k->sums_begun - k->sums_ended < KERN_SUMS_MAX);
     k->sums[slot] = x.data;
     k->sums_begun++;
-    if (!k->failed && k->ranks > 1)
+    if (!k->failed && ranks > 1)
         k->ops->sum_ranks(k, x, slot);
 }
 
-void kern_sum_end(struct kern *k, struct tensor x)
+static void end_sum(struct kern *k, struct tensor x, int ranks)
 {
     int slot = (int)(k->sums_ended % KERN_SUMS_MAX);
     assert(k->sums_begun != k->sums_ended);
     assert(k->sums[slot] == x.data);
     (void)x;
     k->sums_ended++;
-    if (!k->failed && k->ranks > 1 && k->ops->sum_end)
+    if (!k->failed && ranks > 1 && k->ops->sum_end)
         k->ops->sum_end(k, slot);
+}
+
+void kern_sum_begin(struct kern *k, struct tensor x)
+{
+    begin_sum(k, x, kern_shares(k));
+}
+
+void kern_sum_end(struct kern *k, struct tensor x)
+{
+    end_sum(k, x, kern_shares(k));
 }
 
 void kern_sum_ranks(struct kern *k, struct tensor x)
@@ -128,7 +154,20 @@ void kern_sum_ranks(struct kern *k, struct tensor x)
 
 int kern_sum_parts(const struct kern *k)
 {
-    return k->ranks > 1 && k->ops->sum_end ? 2 : 1;
+    return kern_shares(k) > 1 && k->ops->sum_end ? 2 : 1;
+}
+
+void kern_exchange_ranks(struct kern *k, struct tensor x, struct tensor minus_zero)
+{
+    assert(tensor_is_contiguous(x) && is_float(x) && x.shape[0] % k->ranks == 0);
+    int64_t part = x.shape[0] / k->ranks;
+    for (int rank = 0; rank < k->ranks; rank++) {
+        struct tensor theirs = tensor_slice(x, 0, rank * part, part);
+        if (rank != k->rank)
+            kern_copy(k, theirs, tensor_repeat(minus_zero, theirs.rank, theirs.shape));
+    }
+    begin_sum(k, x, k->ranks);
+    end_sum(k, x, k->ranks);
 }
 
 void kern_checksum(struct kern *k, struct tensor out, struct tensor x)
@@ -231,7 +270,7 @@ void kern_graph(struct kern *k, void (*work)(void *context), void *context)
 {
     if (k->failed)
         return;
-    if (k->ops->graph && k->ranks == 1) /* sums of a team are looked after one by one */
+    if (k->ops->graph && kern_shares(k) == 1) /* sums of a team are looked after one by one */
         k->ops->graph(k, work, context);
     else
         work(context);

@@ -55,7 +55,8 @@ void kern_reserve(struct kern *k, size_t bytes);
 /* kern_graph calls work(context), which asks k for operations (the last four parts of this page: linear algebra and what
  * follows, but kern_gather, kern_timestep_embedding and kern_has_nan; and kern_copy), takes arena memory and returns it. It may be
  * called several times and must ask the same each time. A backend may keep what is asked in the form of one launch: the same
- * work on the same tensors, that is, at the same addresses, is then begun at once (not in a team). Values are the same either way. */
+ * work on the same tensors, that is, at the same addresses, is then begun at once (not where ranks hold shares). Values are the
+ * same either way. */
 void kern_graph(struct kern *k, void (*work)(void *context), void *context);
 
 /* kern_write and kern_read move values between host memory and the backend's, converting dtype when
@@ -110,6 +111,11 @@ void kern_layer_use(struct kern *k, struct kern_layer *l);
  * and what is told is heard. */
 int kern_rank(const struct kern *k);
 int kern_ranks(const struct kern *k);
+/* kern_hold_whole, before weights are made: from now on every rank holds all of each matrix, or its share again. Of one that is
+ * held whole there is share 0 of 1, and no sum: ranks may be asked different products. */
+void kern_hold_whole(struct kern *k, bool is_whole);
+int kern_share(const struct kern *k);
+int kern_shares(const struct kern *k);
 /* kern_join waits for all ranks and makes a team whole that was broken. It comes before each piece of work, as a failure of
  * one rank ends that of all. False: kern_error says why. */
 bool kern_join(struct kern *k);
@@ -121,7 +127,8 @@ void kern_beat(struct kern *k);
 int64_t kern_most(struct kern *k, int64_t number);
 /* kern_agree: an error if a number differs between ranks. */
 void kern_agree(struct kern *k, int64_t number, const char *what);
-/* kern_sum_ranks: x = sum of x over all ranks, from rank 0 on in f32, one rounding; the same bits on all. x: contiguous
+/* kern_sum_ranks: x = sum over all ranks of what each made with its shares, from rank 0 on in f32, one rounding; the same bits on
+ * all. x: contiguous
  *
  * kern_sum_begin and kern_sum_end are that in two: what is asked between them may run meanwhile and leaves x alone. Sums end in the order
  * in which they began, up to KERN_SUMS_MAX are under way. kern_sum_parts: into how many parts a sum is best cut, so that one is under
@@ -131,6 +138,9 @@ void kern_sum_ranks(struct kern *k, struct tensor x);
 void kern_sum_begin(struct kern *k, struct tensor x);
 void kern_sum_end(struct kern *k, struct tensor x);
 int kern_sum_parts(const struct kern *k);
+/* kern_exchange_ranks: x [ranks * n, ..], contiguous, of which each rank made part kern_rank: then all have all, to the bit. It moves
+ * what a sum of x does. minus_zero [width of x]: of -0, which added to a value leaves its bits. */
+void kern_exchange_ranks(struct kern *k, struct tensor x, struct tensor minus_zero);
 /* kern_checksum: out[r] = sum over c of (2c + 1) * bits of x[r,c], modulo 2^32: with kern_agree it shows whether what should
  * be the same on all ranks is.   x [rows, width] any strides, out [rows] i32, contiguous */
 void kern_checksum(struct kern *k, struct tensor out, struct tensor x);

@@ -72,6 +72,7 @@ struct kern {
     bool failed, is_dry, has_fp8;
     struct kern_team *team; /* NULL: works alone, or counts for a team that is not there */
     int rank, ranks;
+    bool is_whole;          /* every rank holds all of each matrix */
     const void *sums[KERN_SUMS_MAX]; /* what is summed, by slot */
     unsigned sums_begun, sums_ended;
     char name[96];

@@ -338,7 +338,7 @@ static bool first_sum(struct team_nccl *t)
     struct kern *k = t->kern;
     struct tensor none = tensor_1d(cuda_alloc(k, sizeof(float)), TENSOR_F32, 1);
     if (none.data && cuda_check(k, cudaMemsetAsync(none.data, 0, sizeof(float), cuda_stream(k)), "the first sum of a team"))
-        kern_sum_ranks(k, none);
+        team_nccl_sum(k, none, 0), team_nccl_sum_end(k, 0);
     bool ok = kern_sync(k);
     cuda_free(k, none.data);
     return ok;

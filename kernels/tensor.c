@@ -76,6 +76,16 @@ struct tensor tensor_rows(struct tensor t)
     return r;
 }
 
+struct tensor tensor_repeat(struct tensor row, int rank, const int64_t *shape)
+{
+    struct tensor t = tensor_of(row.data, row.dtype, rank, shape);
+    assert(row.rank == 1);
+    assert(row.shape[0] == shape[rank - 1]);
+    for (int a = 0; a < rank - 1; a++)
+        t.stride[a] = 0;
+    return t;
+}
+
 struct tensor tensor_shape(struct tensor t, int rank, const int64_t *shape)
 {
     assert(tensor_is_contiguous(t));

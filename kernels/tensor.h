@@ -47,6 +47,9 @@ struct tensor tensor_split(struct tensor t, int64_t inner);
  * dense relative to each other (equal row stride). */
 struct tensor tensor_rows(struct tensor t);
 
+/* tensor_repeat sees a row [width] as every row of a tensor of this shape [.., width], to be read. */
+struct tensor tensor_repeat(struct tensor row, int rank, const int64_t *shape);
+
 /* tensor_shape sees a contiguous tensor under another shape with the same count. */
 struct tensor tensor_shape(struct tensor t, int rank, const int64_t *shape);
 

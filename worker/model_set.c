@@ -93,6 +93,8 @@ static bool open_engine(struct model_set *s, struct model *m, const struct engin
     if (engine_precision_has_fp8(options.precision) && !m->info.has_fp8_units)
         log_event(LOG_INFO, "model_without_fp8_units", "model=%s precision=%s device=%s: the same numbers are multiplied in wider units",
                   log_quote(m->name), engine_precision_name(options.precision), log_quote(m->info.device));
+    if (*m->info.split)
+        log_event(LOG_INFO, "model_split", "model=%s split=%s", log_quote(m->name), log_quote(m->info.split));
     if (m->info.device_bytes)
         log_placement(m);
     return true;

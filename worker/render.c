@@ -74,6 +74,9 @@ static const char usage_text[] =
     "                       prompts are encoded); streamed (blocks of the transformer, too, at each step); auto (default): the\n"
     "                       first of these that fits, streamed with no more blocks than must. The pictures are the same. On\n"
     "                       the CPU: auto, resident\n"
+    "  --split S            what a team splits: weights (each rank has its share of every matrix); passes (of two ranks each has\n"
+    "                       the whole model and computes one of the two passes of guidance: base models; the picture is that\n"
+    "                       of one device, to the bit); auto (default): passes, where each rank can hold the model\n"
     "  --trace FILE         with --device dry:NAME: a line of JSON for each launch, copy, allocation and wait\n"
     "  --precision P        bf16 (default); f32; fp8: as bf16, but linears whose weights are FP8 in their file multiply in FP8, which changes\n"
     "                       pictures a little and is faster on GPUs that have units for it; fp8-f32: its reference\n"
@@ -101,6 +104,7 @@ struct options {
     const char *images[ENGINE_REFERENCES_MAX];
     int image_count;
     enum engine_placement placement;
+    enum engine_split split;
     const char *mask;
     double strength; /* 0: not given */
 };
@@ -212,7 +216,7 @@ static bool parse_lora(char *text, struct lora *ret, char *why, size_t why_bytes
 
 enum option_id { OPT_MODEL = DAEMON_OPTIONS_OWN, OPT_TRANSFORMER, OPT_TEXT_ENCODER, OPT_VAE, OPT_TOKENIZER, OPT_DISTILLED, OPT_BASE, OPT_LORA, OPT_PROMPT, OPT_PROMPT_FILE, OPT_NEGATIVE, OPT_SEED, OPT_SIZE, OPT_IMAGE, OPT_MASK, OPT_STRENGTH,
                  OPT_STEPS, OPT_GUIDANCE,
-                 OPT_TRUNCATE, OPT_BATCH, OPT_OUT, OPT_DUMP, OPT_DEVICE, OPT_PLACEMENT, OPT_TRACE, OPT_PRECISION, OPT_THREADS, OPT_JSON };
+                 OPT_TRUNCATE, OPT_BATCH, OPT_OUT, OPT_DUMP, OPT_DEVICE, OPT_PLACEMENT, OPT_SPLIT, OPT_TRACE, OPT_PRECISION, OPT_THREADS, OPT_JSON };
 
 static const struct option long_options[] = {
     {"model", required_argument, NULL, OPT_MODEL},         {"prompt", required_argument, NULL, OPT_PROMPT},
@@ -227,6 +231,7 @@ static const struct option long_options[] = {
     {"lora", required_argument, NULL, OPT_LORA},
     {"device", required_argument, NULL, OPT_DEVICE},       {"trace", required_argument, NULL, OPT_TRACE},
     {"precision", required_argument, NULL, OPT_PRECISION}, {"placement", required_argument, NULL, OPT_PLACEMENT},
+    {"split", required_argument, NULL, OPT_SPLIT},
     {"threads", required_argument, NULL, OPT_THREADS},     {"json", no_argument, NULL, OPT_JSON},
     {"image", required_argument, NULL, OPT_IMAGE},         {"mask", required_argument, NULL, OPT_MASK},
     {"strength", required_argument, NULL, OPT_STRENGTH},
@@ -307,6 +312,10 @@ static int take_option(struct options *o, int option, char *value)
     case OPT_PLACEMENT:
         if (!engine_placement_of(value, &o->placement))
             return refuse("--placement '%s': accepted: auto, resident, phases, streamed", value);
+        break;
+    case OPT_SPLIT:
+        if (!engine_placement_split_of(value, &o->split))
+            return refuse("--split '%s': accepted: " ENGINE_SPLIT_WORDS, value);
         break;
     case OPT_DEVICE:
         if (!device_list_read(&devices, value, why, sizeof why))
@@ -762,11 +771,13 @@ static int render_all(struct run *r)
     return code;
 }
 
-/* On the CPU there is nothing to place. */
+/* On the CPU there is nothing to place, and alone nothing to split. */
 static void show_placement(const struct engine_info *info)
 {
     char figures[ENGINE_PLACEMENT_FIGURES_MAX];
     engine_placement_figures(info, figures);
+    if (*info->split)
+        fprintf(stderr, "kiln-worker render: split=%s\n", info->split);
     if (info->device_bytes)
         fprintf(stderr, "kiln-worker render: %s\n", figures);
 }
@@ -799,7 +810,7 @@ static int open_model(struct run *r)
                                      .sha256 = weights_digest_file, .adapters = r->adapters,
                                      .adapter_count = o->lora_count, .threads = o->threads, .device = o->device,
                                      .precision = o->precision,
-                                     .placement = o->placement, .plan_width = o->width, .plan_height = o->height,
+                                     .placement = o->placement, .split = o->split, .plan_width = o->width, .plan_height = o->height,
                                      .plan_count = smaller(o->batch, r->prompts.count),
                                      .plan_references = planned.references, .plan_reference_count = planned.reference_count};
     if (dry_is(o->device) && !dry_open(&r->dry, o->trace, text, sizeof text))

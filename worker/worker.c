@@ -100,7 +100,7 @@ static bool worker_open(struct worker *w, const struct worker_options *o, char *
         return false;
     struct painter_options painting = {
         .sources = o->models, .source_count = o->model_count, .batch_max = o->batch_max,
-        .engine = {.precision = o->precision, .threads = o->threads, .device = o->device, .placement = o->placement,
+        .engine = {.precision = o->precision, .threads = o->threads, .device = o->device, .placement = o->placement, .split = o->split,
                    .plan_count = o->batch_max},
         .outcomes = &w->outcomes, .writer = w->writer};
     return painter_open(&w->painter, &painting, why, why_bytes);

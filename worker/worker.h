@@ -22,6 +22,7 @@ struct worker_options {
     int threads;                       /* 0: all */
     const char *device;                /* see engine.h; NULL: the CPU */
     enum engine_placement placement;
+    enum engine_split split;
     int batch_max;                     /* images rendered at once, 1 .. ENGINE_BATCH_MAX */
     int credit;                        /* un-acknowledged images at most; 0: twice batch_max */
     int metrics_port;                  /* -1: none; 0: any */

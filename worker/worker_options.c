@@ -25,6 +25,7 @@ static const char help[] =
     "  --device D           what it renders on: cpu (default), cuda or cuda:N; a team that shares each model: cuda:0,1 (two GPUs),\n"
     "                       cpu:0,1 (two memory nodes), which also bind it to their cores\n"
     "  --placement P        of weights on a GPU: auto (default), resident, phases, streamed; see render --help\n"
+    "  --split S            what a team splits: auto (default), weights, passes; see render --help\n"
     "  --threads N          default: all cores\n"
     "  --precision P        bf16 (default), f32, fp8, fp8-f32; see render --help\n"
     "  --batch N            images rendered at once, 1 to 64; default 4\n"
@@ -42,6 +43,7 @@ enum option_word {
     OPTION_MODEL,
     OPTION_DEVICE,
     OPTION_PLACEMENT,
+    OPTION_SPLIT,
     OPTION_THREADS,
     OPTION_PRECISION,
     OPTION_BATCH,
@@ -55,6 +57,7 @@ static const struct option words[] = {
     {"model", required_argument, NULL, OPTION_MODEL},
     {"device", required_argument, NULL, OPTION_DEVICE},
     {"placement", required_argument, NULL, OPTION_PLACEMENT},
+    {"split", required_argument, NULL, OPTION_SPLIT},
     {"threads", required_argument, NULL, OPTION_THREADS},
     {"precision", required_argument, NULL, OPTION_PRECISION},
     {"batch", required_argument, NULL, OPTION_BATCH},
@@ -140,6 +143,11 @@ static bool read_word(void *context, int word, const char *text, char *why, size
         if (engine_placement_of(text, &w->placement))
             return true;
         snprintf(why, why_bytes, "--placement '%s', accepted: auto, resident, phases, streamed", text);
+        return false;
+    case OPTION_SPLIT:
+        if (engine_placement_split_of(text, &w->split))
+            return true;
+        snprintf(why, why_bytes, "--split '%s', accepted: " ENGINE_SPLIT_WORDS, text);
         return false;
     case OPTION_THREADS: return daemon_options_number("--threads", text, 1, 4096, &w->threads, why, why_bytes);
     case OPTION_PRECISION:

@@ -21,14 +21,20 @@
 /* Of this model, in bf16 at 64x64. */
 enum { DOUBLES = 2, SINGLES = 3, WIDTH = 64, ROWS = 512 + 16, TEXT_LAYERS = 27, TEXT_WIDTH = 32, RANKS = 2, BF16 = 2 };
 
-static struct engine_team *open_team(void)
+static struct engine_team *open_as(enum engine_variant variant)
 {
     struct engine_team *t;
     struct engine_error why;
-    struct engine_options o = {.model_dir = MODEL, .precision = ENGINE_BF16, .device = "cuda:0,1", .plan_width = 64, .plan_height = 64};
+    struct engine_options o = {.model_dir = MODEL, .precision = ENGINE_BF16, .device = "cuda:0,1", .plan_width = 64, .plan_height = 64,
+                               .transformer = MODEL "/transformer", .variant = variant};
     if (!engine_team_open(&t, &o, &why))
         fail_msg("%s", why.text);
     return t;
+}
+
+static struct engine_team *open_team(void)
+{
+    return open_as(ENGINE_DISTILLED);
 }
 
 static void close_team(struct engine_team *t)
@@ -86,6 +92,19 @@ static void a_step_moves_what_the_plan_says(void **state)
     close_team(t);
 }
 
+/* With a pass of guidance on each rank it is the velocities, both of them, in one sum, and no byte for a prompt. The steps are graphs. */
+static void passes_move_velocities_only(void **state)
+{
+    (void)state;
+    struct engine_team *t = open_as(ENGINE_BASE);
+    struct cudasim_counters first = counted(t, 1), one = counted(t, 1), three = counted(t, 3);
+    assert_int_equal(first.collectives, RANKS);
+    assert_int_equal(one.collectives, RANKS);
+    assert_int_equal(one.collective_bytes, RANKS * 2 * 16 * 128 * BF16);
+    assert_int_equal(three.collective_bytes, 3 * one.collective_bytes);
+    close_team(t);
+}
+
 /* What a reference needs is loaded by all ranks when it is checked, or by none: then a picture without is as ever. */
 static void a_reference_is_checked_by_all(void **state)
 {
@@ -119,9 +138,9 @@ static bool paint_again(struct engine_team *t, struct engine_error *why)
 
 /* The fault comes in a piece of work behind the first picture. The team must end in time, tell of a failed device, stay so and leave
  * nothing. */
-static void ends_in(bool (*work)(struct engine_team *, struct engine_error *), const char *fault, const char *says)
+static void ends_in(enum engine_variant variant, bool (*work)(struct engine_team *, struct engine_error *), const char *fault, const char *says)
 {
-    struct engine_team *t = open_team();
+    struct engine_team *t = open_as(variant);
     struct engine_error why = {0};
     struct timespec begun, ended;
     must_paint(t, 1, NULL);
@@ -138,28 +157,30 @@ static void ends_in(bool (*work)(struct engine_team *, struct engine_error *), c
     close_team(t);
 }
 
-static void ends_the_team(const char *fault, const char *says)
+static void ends_the_team(enum engine_variant variant, const char *fault, const char *says)
 {
-    ends_in(paint_again, fault, says);
+    ends_in(variant, paint_again, fault, says);
 }
 
 static void a_dead_rank_ends_the_team(void **state)
 {
     (void)state;
-    ends_the_team("dead:3@1", "a sum of the team does not end");
+    ends_the_team(ENGINE_DISTILLED, "dead:3@1", "a sum of the team does not end");
 }
 
 static void a_wrong_rank_ends_the_team(void **state)
 {
     (void)state;
-    ends_the_team("wrong:3@1", "differs between ranks"); /* a row of the text, which no picture shows */
-    ends_the_team("wrong:7@0", "differs between ranks");
+    ends_the_team(ENGINE_DISTILLED, "wrong:3@1", "differs between ranks"); /* a row of the text, which no picture shows */
+    ends_the_team(ENGINE_DISTILLED, "wrong:7@0", "differs between ranks");
+    ends_the_team(ENGINE_BASE, "wrong:1@1", "differs between ranks"); /* a velocity on its way */
 }
 
 static void a_lost_device_ends_the_team(void **state)
 {
     (void)state;
-    ends_the_team("lost:40@1", "device lost");
+    ends_the_team(ENGINE_DISTILLED, "lost:40@1", "device lost");
+    ends_the_team(ENGINE_BASE, "lost:40@1", "device lost");
 }
 
 static bool adapt(struct engine_team *t, struct engine_error *why)
@@ -181,8 +202,8 @@ static bool check(struct engine_team *t, struct engine_error *why)
 static void a_rank_that_hangs_ends_the_team_whatever_it_does(void **state)
 {
     (void)state;
-    ends_in(adapt, "hang:2=8000@1", "no sign of life for 7.0 s");
-    ends_in(check, "hang:2=8000@1", "no sign of life for 7.0 s");
+    ends_in(ENGINE_DISTILLED, adapt, "hang:2=8000@1", "no sign of life for 7.0 s");
+    ends_in(ENGINE_DISTILLED, check, "hang:2=8000@1", "no sign of life for 7.0 s");
 }
 
 static void a_rank_that_hangs_or_never_comes_ends_the_opening(void **state)
@@ -263,6 +284,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_step_moves_what_the_plan_says),
+        cmocka_unit_test(passes_move_velocities_only),
         cmocka_unit_test(a_reference_is_checked_by_all),
         cmocka_unit_test(a_slow_rank_is_waited_for),
         cmocka_unit_test(what_does_not_fit_one_device_is_refused_and_the_next_is_whole),

@@ -303,6 +303,22 @@ class FullSize(unittest.TestCase):
             self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"])
         self.assertEqual(phases["prompt"]["rank_sum_bytes"], 226492416)
 
+    def test_a_base_model_has_a_pass_on_each_of_two_cards_that_hold_it(self):
+        """Then the two velocities are all that is moved, 2 MiB a step; else the weights are split, and both passes are summed."""
+        for family, memory, split in (("klein-4b", 12, "passes"), ("klein-9b", 24, "passes"), ("klein-9b", 12, "weights")):
+            folder = pathlib.Path(self.folder.name, family)
+            code, report, said, _ = self.look(f"rtx4090:{memory},rtx4090:{memory}", family, "1024x1024", "--base", "--transformer",
+                                              folder / "transformer", "--steps", "3")
+            self.assertEqual(code, 0, said)
+            self.assertIn(f"split={split}, because all of the model", said)
+            step = next(p for p in report["phases"] if p["phase"] == "step")
+            self.assertEqual(report["placement"], "phases")
+            self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"])
+            self.assertEqual((step["allocations"], report["step_late_stalls"]), (0, 0))
+            self.assertEqual(step["rank_sum_bytes"], 3 * (2 * 4096 * 128 * 2 if split == "passes" else 2 * 1509949440))
+            if split == "passes":
+                self.assertEqual((step["rank_sums"], step["tensor_core_flops"]), (3, 3 * step_flops(folder, 1024 * 1024)))
+
     def test_a_batch_is_planned_as_well(self):
         for placement in ("resident", "phases", "streamed"):
             report = self.look("h100", "klein-4b", "1024x1024", "--placement", placement, "--batch", "8")[1]

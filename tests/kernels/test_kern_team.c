@@ -3,6 +3,7 @@
  * fail in a thread. */
 #include "kernel_check.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -98,6 +99,40 @@ static void all_ranks_get_the_same_sum(struct kernel_check *c)
             }
             free(want);
         }
+}
+
+static void exchange(struct rank *r, struct kern *k)
+{
+    float minus_zero[3] = {-0.0f, -0.0f, -0.0f};
+    int64_t width = 3;
+    kern_hold_whole(k, true);
+    kern_join(k);
+    struct tensor row = kern_temp(k, r->check->dtype, 1, &width);
+    kern_write(k, row, tensor_1d(minus_zero, TENSOR_F32, width));
+    kern_sum_ranks(k, r->x); /* nothing: there are no shares */
+    kern_exchange_ranks(k, r->x, row);
+}
+
+/* What each made is not changed by a bit on its way: the sign of zero, infinities, NaN. Else a picture would depend on the team. */
+static void each_part_is_had_by_all(struct kernel_check *c)
+{
+    static const float values[] = {-0.0f, 0.0f, INFINITY, -INFINITY, NAN, -1.5f, 1e-40f, 3e38f, -1e-45f};
+    for (int ranks = 1; ranks <= RANKS_MAX; ranks++) {
+        struct rank r[RANKS_MAX] = {0};
+        struct tensor want = kernel_check_tensor(c, c->dtype, 3, (int64_t[]){ranks, 3, 3});
+        for (int i = 0; i < ranks; i++)
+            for (int64_t at = 0; at < 9; at++)
+                kernel_check_set(want, 9 * i + at, (double)values[(at + i) % 9]);
+        for (int i = 0; i < ranks; i++) {
+            r[i].x = kernel_check_random(c, 3, want.shape, (uint32_t)i, 3);
+            tensor_convert(tensor_slice(r[i].x, 0, i, 1), tensor_slice(want, 0, i, 1));
+        }
+        run(c, r, ranks, exchange);
+        for (int i = 0; i < ranks; i++) {
+            assert_true(r[i].ok);
+            kernel_check_same_bits(r[i].x, want);
+        }
+    }
 }
 
 static void tell(struct rank *r, struct kern *k)
@@ -260,6 +295,7 @@ int main(void)
 {
     const struct kernel_check_test tests[] = {
         KERNEL_CHECK_TEST(all_ranks_get_the_same_sum),
+        KERNEL_CHECK_TEST(each_part_is_had_by_all),
         KERNEL_CHECK_TEST(numbers_are_heard_by_all),
         KERNEL_CHECK_TEST(alone_there_is_nothing_to_do),
         KERNEL_CHECK_TEST(a_checksum_is_of_its_row_alone),

@@ -18,6 +18,7 @@
 
 #define MODEL "tests/golden/models/pocket"
 #define KV "tests/golden/models/kv"
+#define BASE "tests/golden/models/base"
 #define IMAGES 3
 
 /* f32, the latents at the end, of size 1: sums in another order. Measured 4.3e-6 (test_golden.c allows 1e-4 against diffusers, ten times
@@ -29,6 +30,7 @@ static const char *team = "cpu:0,0", *alone = "cpu";
 /* base with guidance, distilled, or KV with a reference */
 enum model { GUIDED, DISTILLED, WITH_KV };
 static int model_count = 3, image_count = IMAGES; /* fewer where a GPU is simulated */
+static bool is_simulated;
 
 static uint8_t reference_rgb[64 * 64 * 3];
 
@@ -37,8 +39,8 @@ static struct engine_team *open_model(enum model model, enum engine_precision pr
     struct engine_team *t;
     struct engine_error why;
     struct engine_options o = {.model_dir = model == WITH_KV ? KV : MODEL, .precision = precision, .device = device};
-    if (model == GUIDED)
-        o.transformer = MODEL "/transformer", o.variant = ENGINE_BASE;
+    if (model == GUIDED) /* in a team with shares, although two ranks could take a pass each */
+        o.transformer = MODEL "/transformer", o.variant = ENGINE_BASE, o.split = ENGINE_SPLIT_WEIGHTS;
     if (!engine_team_open(&t, &o, &why))
         fail_msg("%s", why.text);
     return t;
@@ -123,6 +125,58 @@ static void neither_the_batch_nor_the_run_changes_a_bit(void **state)
         for (int i = 0; i < image_count; i++)
             engine_image_done(&batch[i]);
         engine_team_close(t);
+    }
+}
+
+/* --- a pass of guidance on each rank ---------------------------------------------------------------------------- */
+
+/* What guidance may come with: other prompts, a negative one, a reference, a mask, none (then both ranks compute the one pass). */
+static struct engine_request guided_request(int i)
+{
+    static const struct engine_reference reference = {64, 64, reference_rgb};
+    struct engine_request r = {.prompt = i ? "a fox" : "an owl", .negative = i ? "blurry, dark" : NULL, .width = 64, .height = 64,
+                               .steps = i == 3 ? 4 : 2, .seed = (uint64_t)i, .guidance = i < 4 ? 3 : 1};
+    if (i == 2 || i == 3)
+        r.references = &reference, r.reference_count = 1;
+    if (i == 3)
+        r.mask = &reference, r.strength = is_simulated ? 0.25 : 0.5;
+    if (i == 4)
+        r.negative = NULL, r.steps = is_simulated ? 1 : 2;
+    return r;
+}
+
+/* Of a batch of two, then one at a time. Simulated: one with a mask, one without guidance, both of a step. */
+static void paint_guided(const char *device, enum engine_precision precision, struct engine_image ret[5])
+{
+    struct engine_request r[5];
+    struct engine_team *t;
+    struct engine_error why;
+    struct engine_options o = {.model_dir = BASE, .precision = precision, .device = device};
+    if (!engine_team_open(&t, &o, &why))
+        fail_msg("%s", why.text);
+    assert_true(device == team ? strncmp(engine_team_info(t)->split, "passes, because all of the model", 32) == 0 : !*engine_team_info(t)->split);
+    for (int i = 0; i < 5; i++)
+        r[i] = guided_request(i);
+    if (!is_simulated)
+        paint(t, r, 2, ret, NULL);
+    for (int i = is_simulated ? 3 : 2; i < 5; i++)
+        paint(t, &r[i], 1, &ret[i], NULL);
+    engine_team_close(t);
+}
+
+/* To the bit: nothing is summed, and guidance adds the same two velocities in the same order. One head: no share could be had. */
+static void a_pass_on_each_of_two_ranks_is_the_picture_of_one(void **state)
+{
+    (void)state;
+    for (int precision = is_simulated ? ENGINE_BF16 : ENGINE_F32; precision <= ENGINE_BF16; precision++) {
+        struct engine_image one[5], two[5];
+        paint_guided(alone, (enum engine_precision)precision, one);
+        paint_guided(team, (enum engine_precision)precision, two);
+        for (int i = is_simulated ? 3 : 0; i < 5; i++) {
+            same_picture(&one[i], &two[i], "with a pass on each rank");
+            engine_image_done(&one[i]);
+            engine_image_done(&two[i]);
+        }
     }
 }
 
@@ -333,7 +387,10 @@ static void what_cannot_be_shared_is_refused(void **state)
 {
     (void)state;
     refused((struct engine_options){.device = "cpu:0,0,0"}, "a team of 3: 2 heads of the transformer");
-    refused((struct engine_options){.device = "cpu:0,0", .model_dir = "tests/golden/models/base"}, "a team of 2: 1 heads of the transformer");
+    refused((struct engine_options){.device = "cpu:0,0", .model_dir = BASE, .split = ENGINE_SPLIT_WEIGHTS}, "a team of 2: 1 heads of the transformer");
+    refused((struct engine_options){.device = "cpu:0,0", .split = ENGINE_SPLIT_PASSES}, "split passes: a distilled model on 2 ranks");
+    refused((struct engine_options){.device = "cpu", .model_dir = BASE, .split = ENGINE_SPLIT_PASSES}, "split passes: a base model on 1 rank;");
+    refused((struct engine_options){.device = "cpu:0,0,0", .model_dir = BASE, .split = ENGINE_SPLIT_PASSES}, "split passes: a base model on 3 ranks");
     refused((struct engine_options){.device = "cpu:0,0", .threads = 1}, "1 threads for a team of 2");
     refused((struct engine_options){.device = "cpu:0,63"}, "no memory node 63");
     static const char *const forms[] = {"cpu:", "cpu:0,", "cpu:,0", "cpu:a", "cpu:100", "cuda:0,0", "cuda:0,x", "cuda:", "gpu", "", "dry:",
@@ -347,6 +404,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(two_ranks_draw_the_picture_of_one),
         cmocka_unit_test(neither_the_batch_nor_the_run_changes_a_bit),
+        cmocka_unit_test(a_pass_on_each_of_two_ranks_is_the_picture_of_one),
         cmocka_unit_test(a_rank_holds_its_share),
         cmocka_unit_test(a_cancelled_batch_ends_on_all_ranks_and_the_next_is_whole),
         cmocka_unit_test(adapters_are_changed_on_all_ranks_or_on_none),
@@ -355,6 +413,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_rank_that_hangs_ends_the_team_within_ten_seconds),
     };
     if (argc > 1)
-        team = argv[1], alone = "cuda", model_count = 1, image_count = 2;
+        team = argv[1], alone = "cuda", model_count = 1, image_count = 2, is_simulated = true;
     return cmocka_run_group_tests_name("engine_team", tests, NULL, NULL);
 }
