@@ -53,6 +53,11 @@ bool engine_open(struct engine **ret, const struct engine_options *options, stru
     return true;
 }
 
+bool engine_fits(const struct engine_options *options, int ranks, size_t memory, bool *ret, size_t *ret_bytes, struct engine_error *why)
+{
+    return engine_model_fits(options, ranks, memory, ret, ret_bytes, why);
+}
+
 void engine_close(struct engine *e)
 {
     if (!e)

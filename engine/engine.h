@@ -107,6 +107,11 @@ struct engine;
 bool engine_open(struct engine **ret, const struct engine_options *options, struct engine_error *why);
 void engine_close(struct engine *e); /* accepts NULL */
 
+/* engine_fits, of no engine: has a device with so much memory room for this model (options: files, precision; resident if that is the
+ * placement, else in phases), for the share of one of `ranks`, and one picture of 1024x1024? *ret_bytes is what that takes, 0 where so
+ * many cannot share it evenly. Neither batches nor what else is in memory change the answer. Nothing is loaded. */
+bool engine_fits(const struct engine_options *options, int ranks, size_t memory, bool *ret, size_t *ret_bytes, struct engine_error *why);
+
 /* engine_adapt: from now on the engine renders with these adapters and no others, as if it had been opened with them, to the
  * bit. Those that run beside the weights (adapters.h: plain LoRA) come and go in no time; where others come or go, the transformer is loaded
  * anew from the files that were there when the engine was opened. False: the engine renders nothing until it succeeds. */

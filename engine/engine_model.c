@@ -15,6 +15,7 @@
 #include "engine_plan.h"
 #include "kern_cpu.h"
 #include "kern_module.h"
+#include "kern_plan.h"
 #include "list_hash.h"
 #include "model_parts.h"
 
@@ -410,6 +411,28 @@ bool engine_model_open(struct engine_model *ret, const struct engine_options *o,
     m.load_s = engine_model_now_s() - start;
     *ret = m;
     return true;
+}
+
+/* On a backend that only counts. */
+bool engine_model_fits(const struct engine_options *o, int ranks, size_t memory, bool *ret, size_t *ret_bytes, struct engine_error *why)
+{
+    struct engine_model m = {.precision = o->precision, .dtype = engine_precision_dtype(o->precision)};
+    struct model_parts parts = {0};
+    struct engine_plan *plan = NULL;
+    struct engine_error uneven;
+    bool ok = model_parts_open(&parts, o, why);
+    m.config = parts.config;
+    m.kern = kern_plan_open(0, ranks, false);
+    ok = ok && (m.kern || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the plan of a model"));
+    *ret = ok && check_shares(&m, &uneven);
+    *ret_bytes = 0;
+    if (*ret)
+        ok = open_tokenizer(&m, parts.tokenizer_dir, why) && engine_plan_open(&plan, &m, &parts, NULL, why) &&
+             engine_plan_fits(plan, o->placement == ENGINE_RESIDENT, memory, ret, ret_bytes, why);
+    engine_plan_close(plan);
+    model_parts_close(&parts);
+    engine_model_close(&m);
+    return ok || engine_error_at(why, "model %s", o->model_dir ? o->model_dir : "of parts");
 }
 
 void engine_model_close(struct engine_model *m)

@@ -55,6 +55,8 @@ struct engine_model {
 bool engine_model_open(struct engine_model *ret, const struct engine_options *options, struct engine_error *why);
 void engine_model_close(struct engine_model *m);
 
+bool engine_model_fits(const struct engine_options *o, int ranks, size_t memory, bool *ret, size_t *ret_bytes, struct engine_error *why); /* engine_fits */
+
 /* engine_model_adapt puts adapters in the place of those that are there. What runs beside weights is exchanged; when files of
  * another kind come or go, the transformer is loaded anew, from the files that were there when the model was opened. After a
  * failure the model renders nothing until it succeeds. */

@@ -438,6 +438,8 @@ static void report(struct up *u)
     for (int i = 0; i < c->workers && i < u->plan->device_count; i++)
         fprintf(u->out, "%s%s", i ? ", " : "", u->plan->devices[i]);
     fprintf(u->out, ", %d thread%s each\n", c->threads, c->threads == 1 ? "" : "s");
+    if (*u->plan->device_why)
+        fprintf(u->out, "  device    %s\n", u->plan->device_why);
     for (int i = 0; i < c->model_count; i++)
         fprintf(u->out, "  model     %s (%s)\n", c->models[i].name, c->models[i].dir);
     fprintf(u->out, "  home      %s\n  logs      %s/log\n  database  %s\n  endpoint  %s\n  metrics   http://127.0.0.1:%d/metrics\n",
@@ -594,6 +596,8 @@ static int supervise(struct up *u)
     if (!take_terminal(u, why, sizeof why))
         return command_refuse(u->call, "%s", why);
     log_event(LOG_INFO, "begin", "version=%s home=%s", KILN_VERSION, log_quote(u->home->dir));
+    if (*u->plan->device_why)
+        log_event(LOG_INFO, "device", "choice=%s", log_quote(u->plan->device_why));
     int code = start(u);
     if (code == COMMAND_DONE) {
         report(u);
@@ -674,9 +678,9 @@ static int steps(struct up *u)
     u->server.user = (struct up_user){.uid = (unsigned)-1, .gid = (unsigned)-1};
     if (u->plan->is_private && !up_postgres_find(&u->server, u->home, why, sizeof why))
         return command_refuse(u->call, "%s", why);
-    code = up_plan_devices(u->plan, u->call);
+    code = up_plan_models(u->plan, u->call);
     if (code == COMMAND_DONE)
-        code = up_plan_models(u->plan, u->call);
+        code = up_plan_devices(u->plan, u->call);
     if (code != COMMAND_DONE)
         return code;
     if (!home_create(u->home, u->server.user.uid, u->server.user.gid, why, sizeof why))

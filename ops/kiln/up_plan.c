@@ -24,9 +24,11 @@ const char up_plan_usage[] =
     "  --model NAME=DIR    a model in diffusers layout (parts may be files or links: transformer.gguf) and the name campaigns use\n"
     "                      for it; may be given many times\n"
     "                      (those of the last `kiln up` here; the bundled pocket model when there was none)\n"
-    "  --workers N         1 to 256 (1; with --device cuda one for each GPU)\n"
+    "  --workers N         1 to 256 (1; with --device cuda one for each GPU or pair)\n"
     "  --device D          what workers render on: cpu (default), cuda (every GPU, in turn), cuda:N,\n"
     "                      or cuda:I,J: one worker whose models are shared by these GPUs\n"
+    "  --prefer P          with --device cuda: throughput (default): a worker on each GPU, on each pair only where a model fits no\n"
+    "                      GPU and a share of it does; latency: on each pair wherever two can share the models\n"
     "  --placement P       of weights on a GPU: auto, resident, phases or streamed (auto; kiln-worker render --help says what these are)\n"
     "  --threads N         of each worker (cores / workers)\n"
     "  --batch N           images rendered at once, 1 to 64 (the worker's own choice)\n"
@@ -41,7 +43,7 @@ const char up_plan_usage[] =
 
 struct options { /* as given */
     struct command_list models;
-    const char *device, *placement, *precision, *bind, *log_level;
+    const char *device, *placement, *prefer, *precision, *bind, *log_level;
     int64_t workers, threads, batch, metrics_port;
     bool is_detached;
 };
@@ -145,6 +147,7 @@ static bool is_one_of(const char *text, const char *const *words)
 static int take_device(struct up_plan *p, struct command_call *call, const struct options *o)
 {
     static const char *const precisions[] = {"bf16", "f32", "fp8", "fp8-f32", NULL}, *const placements[] = {"auto", "resident", "phases", "streamed", NULL};
+    static const char *const preferences[] = {"throughput", "latency", NULL};
     p->placement = o->placement ? o->placement : "auto";
     if (!is_one_of(p->placement, placements))
         return command_refuse(call, "--placement '%s': accepted are auto, resident, phases, streamed", p->placement);
@@ -153,6 +156,9 @@ static int take_device(struct up_plan *p, struct command_call *call, const struc
     const char *device = o->device ? o->device : "cpu"; /* cuda..: kiln-worker says what it takes */
     if ((strcmp(device, "cpu") != 0 && strncmp(device, "cuda", 4) != 0) || strlen(device) >= sizeof p->config.device)
         return command_refuse(call, "--device '%.80s': accepted are cpu, cuda, cuda:N, cuda:I,J", device);
+    if (o->prefer && (!is_one_of(o->prefer, preferences) || strcmp(device, "cuda") != 0))
+        return command_refuse(call, "--prefer '%s' with --device %s: accepted are throughput, latency, with --device cuda", o->prefer, device);
+    p->prefer = o->prefer ? o->prefer : "throughput";
     snprintf(p->config.device, sizeof p->config.device, "%s", device);
     snprintf(p->config.precision, sizeof p->config.precision, "%s", o->precision ? o->precision : "bf16");
     return COMMAND_DONE;
@@ -167,14 +173,16 @@ static int core_count(void)
     return online > 0 ? (int)online : 1;
 }
 
-/* One line of what kiln-worker lists, {"device":"cuda:0",..}. */
+/* One line of what kiln-worker lists, {"device":"cuda:0",..}; with models it has "why". */
 static bool take_listed(struct up_plan *p, const char *line)
 {
     json_t *root = json_loads(line, 0, NULL);
-    const char *device = json_string_value(json_object_get(root, "device"));
+    const char *device = json_string_value(json_object_get(root, "device")), *reason = json_string_value(json_object_get(root, "why"));
     bool ok = device && p->device_count < UP_PLAN_DEVICES_MAX && strlen(device) < sizeof p->devices[0];
     if (ok)
         snprintf(p->devices[p->device_count++], sizeof p->devices[0], "%s", device);
+    if (ok && reason)
+        snprintf(p->device_why, sizeof p->device_why, "%s", reason);
     json_decref(root);
     return ok;
 }
@@ -189,11 +197,30 @@ static int read_devices(struct up_plan *p, struct command_call *call, char *list
     return p->device_count ? COMMAND_DONE : command_refuse(call, "--device %s: kiln-worker devices lists none", p->config.device);
 }
 
+/* Who names no GPU leaves it to kiln-worker how the models are laid over them. */
+static int ask_devices(struct up_plan *p, char *listing, size_t listing_bytes, char *why, size_t why_bytes)
+{
+    char *argv[2 * HOME_MODELS_MAX + 12] = {p->worker, "devices", "--json", p->config.device, "--prefer", (char *)(uintptr_t)p->prefer,
+                                            "--placement", (char *)(uintptr_t)p->placement, "--precision", p->config.precision};
+    int count = 10, asked = strcmp(p->config.device, "cuda") == 0 ? p->config.model_count : 0, status = -1;
+    bool ok = true;
+    for (int i = 0; i < asked && ok; i++) {
+        argv[count++] = "--model";
+        ok = asprintf(&argv[count++], "%s=%s", p->config.models[i].name, p->config.models[i].dir) >= 0;
+    }
+    if (ok)
+        status = process_run(argv, NULL, NULL, listing, listing_bytes, why, why_bytes);
+    else
+        snprintf(why, why_bytes, "out of memory"), argv[--count] = NULL;
+    for (int i = 11; i < count; i += 2)
+        free(argv[i]);
+    return status;
+}
+
 static int look_at_devices(struct up_plan *p, struct command_call *call)
 {
-    char listing[UP_PLAN_DEVICES_MAX * 256], why[PATH_MAX + 256];
-    char *const argv[] = {p->worker, "devices", "--json", p->config.device, NULL};
-    int status = process_run(argv, NULL, NULL, listing, sizeof listing, why, sizeof why);
+    char listing[UP_PLAN_DEVICES_MAX * 512], why[PATH_MAX + 256];
+    int status = ask_devices(p, listing, sizeof listing, why, sizeof why);
     if (status == -1)
         return command_refuse(call, "%s", why);
     if (lifecycle_stop_count() > 0)
@@ -312,6 +339,7 @@ int up_plan_read(struct up_plan *p, struct command_call *call)
         {"workers", COMMAND_NUMBER, &o.workers, 1, UP_PLAN_WORKERS_MAX},
         {"device", COMMAND_TEXT, &o.device, 0, 0},
         {"placement", COMMAND_TEXT, &o.placement, 0, 0},
+        {"prefer", COMMAND_TEXT, &o.prefer, 0, 0},
         {"threads", COMMAND_NUMBER, &o.threads, 1, THREADS_MAX},
         {"batch", COMMAND_NUMBER, &o.batch, 1, BATCH_MAX},
         {"precision", COMMAND_TEXT, &o.precision, 0, 0},

@@ -19,7 +19,8 @@ struct up_plan { /* large: keep it off the stack */
     struct home_config config; /* device: as asked for; endpoint, database, device, precision, workers, threads, batch, models */
     char devices[UP_PLAN_DEVICES_MAX][64]; /* worker i renders on devices[i % device_count]; a team is one */
     int device_count;
-    const char *placement;
+    char device_why[600];      /* --device cuda: so many renderers or teams, because ..; else empty */
+    const char *placement, *prefer;
     bool is_private;           /* config.database is this home's own PostgreSQL */
     bool is_detached;
     int64_t metrics_port;      /* 0: any that is free */
@@ -35,8 +36,8 @@ extern const char up_plan_usage[];
  * call->is_help). */
 int up_plan_read(struct up_plan *ret, struct command_call *call);
 
-/* up_plan_devices finds the devices, by the program that will render on them, and decides what was not said: how many workers,
- * how many threads each. Returns as up_plan_read. */
+/* up_plan_devices finds the devices, by the program that will render on them, which also says whether the models need two GPUs a
+ * worker; and decides what was not said: how many workers, how many threads each. Returns as up_plan_read. */
 int up_plan_devices(struct up_plan *plan, struct command_call *call);
 
 /* up_plan_models opens every model once, by the program that will load it: a wrong folder is refused here. */

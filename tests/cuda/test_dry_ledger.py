@@ -303,6 +303,20 @@ class FullSize(unittest.TestCase):
             self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"])
         self.assertEqual(phases["prompt"]["rank_sum_bytes"], 226492416)
 
+    def test_two_cards_are_two_renderers_where_the_model_fits_one_and_a_team_where_its_share_does(self):
+        laid = {}
+        for family in ("klein-4b", "klein-9b", "klein-9b-fp8"):
+            for memory in (8, 12, 16, 24):
+                done = subprocess.run([worker, "devices", "--json", f"dry:rtx4090:{memory},rtx4090:{memory}", "--model",
+                                       f"{family}={pathlib.Path(self.folder.name, family)}"], capture_output=True, text=True)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                why = json.loads(done.stdout.splitlines()[0])["why"]
+                self.assertRegex(why, f"because {family} needs [0-9.]+ GB of {memory * 1.073741824:.1f}")
+                laid[family, memory] = "team" if "team" in why else "streamed" if "bring" in why else "renderers"
+        self.assertEqual([[laid[family, memory] for memory in (8, 12, 16, 24)] for family in ("klein-4b", "klein-9b", "klein-9b-fp8")],
+                         [["team", "renderers", "renderers", "renderers"], ["streamed", "team", "team", "renderers"],
+                          ["team", "renderers", "renderers", "renderers"]])
+
     def test_a_base_model_has_a_pass_on_each_of_two_cards_that_hold_it(self):
         """Then the two velocities are all that is moved, 2 MiB a step; else the weights are split, and both passes are summed."""
         for family, memory, split in (("klein-4b", 12, "passes"), ("klein-9b", 24, "passes"), ("klein-9b", 12, "weights")):

@@ -84,7 +84,8 @@ def test_a_campaign_over_two_gpus_survives_kill_9_and_a_device_that_is_lost(gpus
     farm = gpus
     farm.variables["CUDASIM_FAULT"] = f"kernel:{kernels_before_loss(farm)}=cudaErrorECCUncorrectable@1"
     up = farm.up("--device", "cuda", "--batch", "2", "--placement", "resident")
-    assert "2 workers on cuda:0, cuda:1" in up.stdout
+    assert "2 workers on cuda:0, cuda:1" in up.stdout and "  device    2 renderers, because " in up.stdout
+    assert ' device choice="2 renderers, because ' in farm.log("kiln")
     assert sorted(w["device"].split()[0] for w in farm.lines("workers")) == ["cuda:0", "cuda:1"]
     farm.submit("gpus", "prompt,seed\n" + "".join(f"{prompt},{seed}\n" for prompt, seed in rows()), suffix="csv")
     for done in (1, 8):
@@ -99,12 +100,40 @@ def test_a_campaign_over_two_gpus_survives_kill_9_and_a_device_that_is_lost(gpus
     assert [pixels(i["path"]) for i in images] == rendered_alone(farm)
 
 
+def test_two_gpus_are_two_renderers_or_a_team_and_it_says_why(gpus):
+    """A renderer each where the model fits one; a team where only its share does, or where latency is preferred."""
+    farm = gpus
+    farm.model = f"pocket={POCKET}"
+
+    def laid(*words, **variables):
+        run = subprocess.run([BIN / "kiln-worker", "devices", "--json", "--model", farm.model, *words], capture_output=True, text=True,
+                             env=environment(farm.home) | farm.variables | variables)
+        lines = [json.loads(line) for line in run.stdout.splitlines()]
+        assert run.returncode == 0 and len({line["why"] for line in lines}) == 1, run.stderr
+        return [line["device"] for line in lines], lines[0]["why"]
+
+    def gb(text):
+        return float(text.split(" GB")[0].split()[-1])
+
+    devices, why = laid()
+    assert devices == ["cuda:0", "cuda:1"] and why.startswith("2 renderers, because pocket needs ")
+    assert laid("--prefer", "latency") == (["cuda:0,1"], "1 team of two, because latency is preferred")
+    assert laid("--prefer", "latency", CUDASIM_DEVICES="1") == (["cuda:0"], "1 renderer, because 1 GPU is no pair")
+    for memory in range(int(gb(why) * 16 / 15 * 1000), int(gb(why) * 400), -10): # 1/16 is left to the driver
+        devices, short = laid(CUDASIM_VRAM_MB=str(memory))
+        if devices != ["cuda:0", "cuda:1"]:
+            break
+    assert devices == ["cuda:0,1"] and short.startswith(f"1 team of two, because pocket needs {gb(why):.1f} GB of"), short
+    assert "accepted are throughput, latency, with --device cuda" in farm.up("--prefer", "latency", code=2).stderr
+
+
 def test_two_gpus_share_a_model_and_kill_9_loses_nothing(gpus):
     """One worker, its process is killed once. A picture of a team is that of a team, whoever renders it."""
     farm = gpus
     farm.model = f"pocket={POCKET}"
-    up = farm.up("--device", "cuda:0,1", "--batch", "1")
+    up = farm.up("--device", "cuda", "--prefer", "latency", "--batch", "1")
     assert "1 worker on cuda:0,1" in up.stdout
+    assert ' device choice="1 team of two, because latency is preferred"' in farm.log("kiln")
     farm.submit("team", "prompt,seed\nfox,1\nowl,2\nfire,3\n", "--model", "pocket", suffix="csv")
     farm.wait_some_done("team")
     farm.wait_back("worker-1", farm.kill("worker-1"))
