@@ -5,8 +5,9 @@
  *
  * A sum whose other rank never comes occupies the stream for ever, and with it whoever waits for the stream. So a thread looks at
  * the team and at NCCL ten times a second and aborts the communicator when the team is broken, which ends what is queued; the
- * backend's own thread then finds the reason at its next sync. It breaks the team itself when NCCL tells of an error, or when sums
- * are queued and for as long as the team's patience none of them ends: an event behind each sum tells.
+ * backend's own thread then finds the reason at its next sync. It breaks the team itself when NCCL tells of an error, or when a sum was
+ * begun and for as long as the team's patience none ends: events before and behind each sum tell. What is computed before a sum may take
+ * longer: a rank that hangs there is found by the other, whose sum does not end.
  *
  * After an abort there is no communicator until all ranks join again.
  *
@@ -60,7 +61,7 @@ struct team_nccl {
     bool is_closing;
     ncclComm_t comm;      /* NULL: none, or aborted; may still be joining */
     uint64_t breaks;      /* of the team, when comm was made */
-    cudaEvent_t ended[SUMS_MAX]; /* for the thread that looks */
+    cudaEvent_t begun[SUMS_MAX], ended[SUMS_MAX]; /* for the thread that looks */
     uint64_t queued, done; /* sums with an event, modulo SUMS_MAX where that is */
 };
 
@@ -174,9 +175,15 @@ static uint64_t count_done(struct team_nccl *t)
     return t->done;
 }
 
+/* Under the lock: does the device still compute what the next sum is of? */
+static bool is_computing(struct team_nccl *t)
+{
+    return t->done < t->queued && cudaEventQuery(t->begun[t->done % SUMS_MAX]) == cudaErrorNotReady;
+}
+
 struct look {
     uint64_t done;
-    int64_t since_ms; /* since then no sum has ended though some were queued */
+    int64_t since_ms; /* since then no sum has ended though one was begun */
 };
 
 static void look(struct team_nccl *t, struct look *l)
@@ -185,14 +192,14 @@ static void look(struct team_nccl *t, struct look *l)
     char why[96];
     pthread_mutex_lock(&t->lock);
     uint64_t done = count_done(t);
-    bool is_idle = done == t->queued, has_comm = t->comm != NULL;
+    bool is_idle = done == t->queued, is_busy = is_computing(t), has_comm = t->comm != NULL;
     bool is_stale = has_comm && t->breaks != breaks_of(t->kern);
     if (has_comm && !is_stale)
         t->nccl.async_error(t->comm, &error);
     pthread_mutex_unlock(&t->lock);
-    if (done != l->done)
+    if (is_busy || done != l->done)
         kern_ops_beat(t->kern);
-    if (is_idle || done != l->done)
+    if (is_idle || is_busy || done != l->done)
         l->since_ms = now_ms();
     l->done = done;
     if (is_stale) {
@@ -264,7 +271,7 @@ struct team_nccl *team_nccl_open(struct kern *k)
     pthread_cond_init(&t->closing, NULL);
     cuda_stream(k);
     bool ok = find_calls(t) && make_stream(t) && make_events(t, t->ready, KERN_SUMS_MAX) && make_events(t, t->summed, KERN_SUMS_MAX) &&
-              make_events(t, t->ended, SUMS_MAX);
+              make_events(t, t->begun, SUMS_MAX) && make_events(t, t->ended, SUMS_MAX);
     if (ok && !k->team)
         return t;
     if (ok) {
@@ -304,6 +311,7 @@ void team_nccl_close(struct team_nccl *t)
         cudaStreamDestroy(t->stream);
     drop_events(t->ready, KERN_SUMS_MAX);
     drop_events(t->summed, KERN_SUMS_MAX);
+    drop_events(t->begun, SUMS_MAX);
     drop_events(t->ended, SUMS_MAX);
     if (t->library)
         dlclose(t->library);
@@ -376,12 +384,18 @@ bool team_nccl_join(struct kern *k)
     return share_id(t, &id) && settle(t, begin_to_join(t, id), "making a team") && first_sum(t);
 }
 
-/* An event behind the sum, if one is free: all of them may be in flight. */
-static void mark_sum(struct team_nccl *t)
+/* Under the lock: an event before the sum, if two are free for it: all of them may be in flight. */
+static bool mark_begin(struct team_nccl *t)
+{
+    return t->queued - count_done(t) < SUMS_MAX &&
+           cuda_check(t->kern, cudaEventRecord(t->begun[t->queued % SUMS_MAX], t->stream), "a sum of the team");
+}
+
+/* And one behind it. */
+static void mark_end(struct team_nccl *t)
 {
     pthread_mutex_lock(&t->lock);
-    if (t->queued - count_done(t) < SUMS_MAX &&
-        cuda_check(t->kern, cudaEventRecord(t->ended[t->queued % SUMS_MAX], t->stream), "a sum of the team"))
+    if (cuda_check(t->kern, cudaEventRecord(t->ended[t->queued % SUMS_MAX], t->stream), "a sum of the team"))
         t->queued++;
     pthread_mutex_unlock(&t->lock);
 }
@@ -392,14 +406,14 @@ static void add(struct team_nccl *t, struct tensor x)
     ncclDataType_t type = x.dtype == TENSOR_F32 ? ncclFloat32 : ncclBfloat16;
     ncclResult_t result = ncclSuccess;
     pthread_mutex_lock(&t->lock);
-    bool is_whole = t->comm && t->breaks == breaks_of(t->kern);
+    bool is_whole = t->comm && t->breaks == breaks_of(t->kern), is_marked = is_whole && mark_begin(t);
     if (is_whole)
         result = t->nccl.all_reduce(x.data, x.data, (size_t)tensor_count(x), type, ncclSum, t->comm, t->stream);
     pthread_mutex_unlock(&t->lock);
     if (!is_whole)
         fail_with_team(t);
-    else if (settle(t, result, "a sum of the team"))
-        mark_sum(t);
+    else if (settle(t, result, "a sum of the team") && is_marked)
+        mark_end(t);
 }
 
 void team_nccl_sum(struct kern *k, struct tensor x, int slot)
