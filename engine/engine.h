@@ -154,6 +154,7 @@ struct engine_info {
     enum engine_placement placement;
     int waiting_blocks;    /* of the transformer, in host memory: streamed */
     char split[160];       /* of a team: what is split and why, "passes, because .."; else empty */
+    enum engine_passes passes; /* of guidance: as the last batch ran them; before it, where that is planned, the one that is expected */
     /* Bytes of the device's memory, all 0 where that is the host's: weights that stay there; what a batch as expected takes
      * besides; what was gone before, to the driver or other programs; all. */
     size_t model_bytes, arena_bytes, other_bytes, device_bytes;

@@ -15,7 +15,7 @@
 enum {
     ENCODE_GROUP = 4,         /* prompts encoded in one pass: a pass over one prompt already fills the machine */
     ENCODE_GROUP_STREAMED = 16, /* when its layers must come to the device for each pass */
-    ROWS_PER_PASS = 8192,     /* transformer rows in one pass, more only if one image has more */
+    ROWS_PER_PASS = 8192,     /* transformer rows in one call, more only if one image has more */
     ROWS_PER_PASS_STREAMED = 16384,
     DECODE_PIXELS = 1 << 20,  /* picture pixels decoded in one pass, likewise */
     CHANNELS = 128,           /* of a latent token */
@@ -108,13 +108,9 @@ static void dump_schedule(struct engine_batch *b)
     b->watch->dump(b->watch->context, "timesteps", tensor_1d(s->timestep, TENSOR_F32, s->steps));
 }
 
-/* Of two ranks that hold all weights each computes one of two passes; all else, prompts, noise, guidance, is done by both. */
-static void plan_passes(struct engine_batch *b)
+static int64_t rows_of_image(const struct engine_batch *b)
 {
-    struct kern *k = b->model->kern;
-    bool is_split = b->passes == 2 && kern_ranks(k) == 2 && kern_shares(k) == 1;
-    b->own_passes = is_split ? 1 : b->passes;
-    b->first_pass = is_split ? kern_rank(k) : 0;
+    return TRANSFORMER_TEXT_ROWS + b->tokens + b->edit.rows;
 }
 
 static bool splits_passes(const struct engine_batch *b)
@@ -127,6 +123,22 @@ static bool has_shares(const struct engine_batch *b)
     return kern_shares(b->model->kern) > 1;
 }
 
+/* The one place where it is decided how passes are run. Of two ranks that hold all weights each computes one; all else, prompts, noise,
+ * guidance, is done by both. Else, on a device, the batch's plan has said what fits. In the host's memory nothing is planned: more rows
+ * than a call should have would only take more memory, as products of half of them are already as fast. */
+static void plan_passes(struct engine_batch *b)
+{
+    struct engine_model *m = b->model;
+    bool has_two = !m->info.is_distilled && b->requests[0].guidance > 1, is_large = 2 * rows_of_image(b) > ROWS_PER_PASS;
+    bool is_split = has_two && kern_ranks(m->kern) == 2 && !has_shares(b);
+    enum engine_passes planned = m->passes ? m->passes : is_large ? ENGINE_PASSES_IN_TURN : ENGINE_PASSES_TOGETHER;
+    m->info.passes = !has_two ? ENGINE_PASSES_ONE : is_split ? ENGINE_PASSES_SPLIT : planned;
+    b->passes = has_two ? 2 : 1;
+    b->own_passes = is_split ? 1 : b->passes;
+    b->first_pass = is_split ? kern_rank(m->kern) : 0;
+    b->passes_at_once = m->info.passes == ENGINE_PASSES_TOGETHER ? 2 : 1;
+}
+
 bool engine_batch_begin(struct engine_batch *b, struct engine_model *m, const struct engine_request *requests, int count,
                         const struct engine_watch *watch, struct engine_error *why)
 {
@@ -136,8 +148,6 @@ bool engine_batch_begin(struct engine_batch *b, struct engine_model *m, const st
     b->watch = watch;
     b->requests = requests;
     b->count = count;
-    b->passes = !m->info.is_distilled && requests[0].guidance > 1 ? 2 : 1;
-    plan_passes(b);
     b->grid_h = requests[0].height / ENGINE_SIDE_MULTIPLE;
     b->grid_w = requests[0].width / ENGINE_SIDE_MULTIPLE;
     b->tokens = (int64_t)b->grid_h * b->grid_w;
@@ -145,6 +155,7 @@ bool engine_batch_begin(struct engine_batch *b, struct engine_model *m, const st
     b->prompt_count = 0;
     b->drawn = 0;
     engine_edit_plan(&b->edit, requests, count);
+    plan_passes(b);
     b->has_kv = b->edit.count && engine_model_has_kv(m);
     b->first_step = engine_edit_first_step(&requests[0]);
     scheduler_plan(&b->schedule, requests[0].steps, (int)b->tokens);
@@ -318,11 +329,11 @@ static bool draw_until(struct engine_batch *b, int end, struct engine_error *why
     return true;
 }
 
-/* Images in one step. */
+/* Images in one step. As many with passes in turn, which then take half the memory. */
 static int step_size(const struct engine_batch *b)
 {
     int64_t rows = b->model->transformer.is_streamed ? ROWS_PER_PASS_STREAMED : ROWS_PER_PASS;
-    return is_dumping(b) ? b->count : group_size(rows, b->own_passes * (TRANSFORMER_TEXT_ROWS + b->tokens + b->edit.rows));
+    return is_dumping(b) ? b->count : group_size(rows, b->own_passes * rows_of_image(b));
 }
 
 static void plan_times(struct engine_batch *b)
@@ -436,38 +447,53 @@ struct group {
     struct engine_batch *b;
     int first, count;          /* images */
     struct tensor velocities;  /* [passes * count, N, 128], pass after pass */
-    struct tensor checksums;   /* of the transformer's rows; or data NULL */
+    struct tensor checksums;   /* [2 * passes * count * S], pass after pass; or data NULL */
 };
 
-/* Every pass of this rank over the same latents: the same at every step, but for the values in b->now. */
-static void predict(void *context)
+/* What belongs to passes first .. first + passes_at_once of a list of as much for each pass. */
+static struct tensor of_passes(const struct engine_batch *b, struct tensor all, int first)
 {
-    struct group *g = context;
+    int64_t each = all.shape[0] / b->passes;
+    return all.data ? tensor_slice(all, 0, first * each, b->passes_at_once * each) : all;
+}
+
+/* Passes first .. first + passes_at_once over the same latents, in one call. */
+static void run_passes(struct group *g, int first)
+{
     struct engine_batch *b = g->b;
     struct engine_model *m = b->model;
     struct kern *k = m->kern;
     struct tensor latents = tensor_slice(b->latents, 0, g->first, g->count), model_latents = latents;
     struct tensor contexts[ENGINE_BATCH_PROMPTS_MAX], references[ENGINE_BATCH_PROMPTS_MAX];
     const struct transformer_kv *kv[ENGINE_BATCH_PROMPTS_MAX];
-    struct tensor velocities = tensor_slice(g->velocities, 0, b->first_pass * g->count, b->own_passes * g->count);
+    struct tensor velocities = of_passes(b, g->velocities, first);
     size_t mark = kern_mark(k);
-    if (b->own_passes > 1)
+    if (b->passes_at_once > 1)
         model_latents = kern_temp(k, m->dtype, 3, velocities.shape);
-    for (int pass = 0; pass < b->own_passes; pass++) {
-        if (b->own_passes > 1)
+    for (int pass = 0; pass < b->passes_at_once; pass++) {
+        if (b->passes_at_once > 1)
             kern_copy(k, tensor_slice(model_latents, 0, pass * g->count, g->count), latents);
         for (int i = 0; i < g->count; i++) {
             int list = b->edit.list_of[g->first + i], at = pass * g->count + i;
-            contexts[at] = context_of(b, b->first_pass + pass, g->first + i);
+            contexts[at] = context_of(b, first + pass, g->first + i);
             references[at] = b->edit.tokens[list];
             kv[at] = &b->edit.kv[list];
         }
     }
     struct transformer_input in = {.latents = model_latents, .context = contexts, .cos = b->cos, .sin = b->sin,
                                    .references = b->edit.count && !b->has_kv ? references : NULL, .kv = b->has_kv ? kv : NULL,
-                                   .times = b->now, .checksums = g->checksums};
+                                   .times = b->now, .checksums = of_passes(b, g->checksums, first)};
     transformer_run(k, &m->config.transformer, &m->transformer, velocities, &in);
     kern_rewind(k, mark);
+}
+
+/* Every pass of this rank: the same at every step, but for the values in b->now. */
+static void predict(void *context)
+{
+    struct group *g = context;
+    const struct engine_batch *b = g->b;
+    for (int pass = 0; pass < b->own_passes; pass += b->passes_at_once)
+        run_passes(g, b->first_pass + pass);
 }
 
 /* From the velocities of this rank's passes: latents at the next sigma. */

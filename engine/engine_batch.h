@@ -23,6 +23,7 @@ struct engine_batch {
     const struct engine_watch *watch;       /* or NULL */
     const struct engine_request *requests;  /* [count], of one shape */
     int count, passes;                      /* passes: 1, or 2 with guidance */
+    int passes_at_once;                     /* in one call of the transformer: all, or 1 */
     int grid_h, grid_w;                     /* latent tokens */
     int64_t tokens;                         /* N = grid_h * grid_w */
     struct engine_edit edit;                /* the references */

@@ -351,6 +351,7 @@ static bool place(struct engine_model *m, const struct engine_options *o, const 
         return false;
     m->info.placement = need.placement;
     m->info.waiting_blocks = need.waiting;
+    m->info.passes = need.passes;
     m->info.model_bytes = need.weights;
     m->info.arena_bytes = need.arena;
     m->info.other_bytes = space.all - space.available;

@@ -47,6 +47,7 @@ struct engine_model {
     struct context_cache *contexts;
     struct engine_plan *plan;           /* NULL: the backend works in the host's memory */
     bool may_move;                      /* nobody asked for this placement */
+    enum engine_passes passes;          /* of guidance, if the next batch has two: what its plan says. OPEN: nothing is planned */
     struct engine_rope rope;
     double load_s;
 };

@@ -151,38 +151,63 @@ static bool rehearse(struct engine_plan *p, const struct engine_request *request
            engine_batch_decode(b, nowhere, why);
 }
 
-/* Placements from the one that takes most to the one that takes least: resident, phases, streamed with 1, 2 .. all blocks waiting. */
+/* What is tried one after the other, from what takes most to what takes least. With one pass a stage in turn is the one before it.
+ *
+ *   0, 1                resident, passes together and in turn
+ *   2, 3                phases, likewise
+ *   4 .. 3 + blocks     streamed with 1, 2 .. all blocks waiting, passes together
+ *   4 + blocks          streamed with all blocks waiting, passes in turn */
 static int stage_of(enum engine_placement placement, int waiting)
 {
-    return placement == ENGINE_STREAMED ? 1 + waiting : placement == ENGINE_PHASES;
+    return placement == ENGINE_STREAMED ? 3 + waiting : placement == ENGINE_PHASES ? 2 : 0;
 }
 
 static int last_stage(const struct engine_plan *p)
 {
-    return 1 + p->block_count;
+    return 4 + p->block_count;
 }
 
-static int waiting_in(int stage)
+/* With the same weights on the device. */
+static int last_stage_there(const struct engine_plan *p, int stage)
 {
-    return stage > 1 ? stage - 1 : 0;
+    return stage < 4 ? stage | 1 : stage + 1 == last_stage(p) ? stage + 1 : stage;
+}
+
+static enum engine_placement placement_in(int stage)
+{
+    return stage < 2 ? ENGINE_RESIDENT : stage < 4 ? ENGINE_PHASES : ENGINE_STREAMED;
+}
+
+static int waiting_in(const struct engine_plan *p, int stage)
+{
+    int waiting = stage < 4 ? 0 : stage - 3;
+    return waiting > p->block_count ? p->block_count : waiting;
+}
+
+static bool is_in_turn(const struct engine_plan *p, int stage)
+{
+    return stage == 1 || stage == 3 || stage == last_stage(p);
 }
 
 /* Weights on the device in a stage. */
 static size_t weights_in(const struct engine_plan *p, int stage)
 {
-    size_t bytes = p->rest + p->once + p->beside + (stage == 0 ? p->text : 0);
+    size_t bytes = p->rest + p->once + p->beside + (placement_in(stage) == ENGINE_RESIDENT ? p->text : 0);
+    int waiting = waiting_in(p, stage);
     for (int i = 0; i < p->block_count; i++)
-        bytes += !p->blocks[i] || layer_stream_waits(i, p->block_count, waiting_in(stage)) ? 0 : kern_layer_bytes(p->blocks[i]);
+        bytes += !p->blocks[i] || layer_stream_waits(i, p->block_count, waiting) ? 0 : kern_layer_bytes(p->blocks[i]);
     return bytes;
 }
 
 static void set_stage(struct engine_plan *p, int stage)
 {
     struct engine_model *m = &p->model;
-    m->text.is_streamed = stage > 0;
-    m->transformer.is_streamed = waiting_in(stage) > 0;
+    int waiting = waiting_in(p, stage);
+    m->passes = is_in_turn(p, stage) ? ENGINE_PASSES_IN_TURN : ENGINE_PASSES_TOGETHER;
+    m->text.is_streamed = placement_in(stage) != ENGINE_RESIDENT;
+    m->transformer.is_streamed = waiting > 0;
     for (int i = 0; i < p->block_count; i++)
-        m->transformer.streamed[i] = layer_stream_waits(i, p->block_count, waiting_in(stage)) ? p->blocks[i] : NULL;
+        m->transformer.streamed[i] = layer_stream_waits(i, p->block_count, waiting) ? p->blocks[i] : NULL;
 }
 
 static bool need(struct engine_plan *p, int stage, const struct engine_request *requests, int count, struct engine_plan_need *ret,
@@ -192,8 +217,9 @@ static bool need(struct engine_plan *p, int stage, const struct engine_request *
     set_stage(p, stage);
     bool ok = rehearse(p, requests, count, why);
     kern_rewind(k, 0);
-    ret->placement = stage > 1 ? ENGINE_STREAMED : stage ? ENGINE_PHASES : ENGINE_RESIDENT;
-    ret->waiting = waiting_in(stage);
+    ret->placement = placement_in(stage);
+    ret->waiting = waiting_in(p, stage);
+    ret->passes = p->model.info.passes;
     ret->arena = kern_plan_arena(k);
     ret->weights = weights_in(p, stage) + (requests[0].reference_count ? p->encoder : 0);
     return ok;
@@ -243,7 +269,7 @@ bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engi
 {
     char figures[256] = "";
     struct kern_space space;
-    int first = stage_of(o->placement, p->block_count), last = first;
+    int first = stage_of(o->placement, p->block_count), last = last_stage_there(p, first);
     expect(p, o);
     if (!kern_memory(k, &space))
         return engine_error_set(why, ENGINE_DEVICE, "%s", kern_error(k));
@@ -256,7 +282,7 @@ bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engi
         bool fits = WITH_MARGIN(ret->weights + ret->arena) <= space.available;
         if (!kern_most(k, !fits)) /* on all ranks of a team */
             return true;
-        if (stage <= 1 || stage == last)
+        if (is_in_turn(p, stage)) /* the least of its placement */
             snprintf(figures + used, sizeof figures - used, "%s%s %.2f GB (%.2f of weights)", used ? ", " : "",
                      engine_placement_name(ret->placement), gb(ret->weights + ret->arena), gb(ret->weights));
     }
@@ -272,20 +298,23 @@ static bool has_room(struct kern *k, const struct kern_space *s, const struct en
     return !kern_most(k, n->arena + coming > s->available + s->arena + given_up);
 }
 
-/* Moves weights to host memory, as few as make room, if that may be done; *n and *space follow. */
+/* Runs passes in turn or moves weights to host memory, as few as make room, if that may be done; *n and *space follow. */
 static bool make_room(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count, size_t coming,
                       struct engine_plan_need *n, struct kern_space *space, struct engine_error *why)
 {
-    struct engine_plan_need moved;
-    int stage = stage_of(m->info.placement, m->info.waiting_blocks), last = m->may_move ? last_stage(p) : stage;
-    if (has_room(m->kern, space, n, coming, 0))
-        return true;
-    do {
+    struct engine_plan_need moved = *n;
+    int stage = stage_of(m->info.placement, m->info.waiting_blocks), there = last_stage_there(p, stage);
+    int last = m->may_move ? last_stage(p) : there;
+    while (!has_room(m->kern, space, &moved, coming, n->weights - moved.weights)) {
         if (++stage > last)
             return true; /* no stage has */
         if (!need(p, stage, requests, count, &moved, why))
             return false;
-    } while (!has_room(m->kern, space, &moved, coming, n->weights - moved.weights));
+        if (stage <= there)
+            *n = moved;
+    }
+    if (stage <= there)
+        return true;
     if (!engine_model_wait(m, moved.waiting, why))
         return false;
     m->info.model_bytes -= n->weights - moved.weights;
@@ -312,6 +341,7 @@ static bool reserve(struct engine_plan *p, struct engine_model *m, const struct 
                                 "no memory: a batch of %d at %dx%d needs %.2f GB beside the weights%s; %s has %.2f left for it of %.2f, "
                                 "with placement %s", count, requests[0].width, requests[0].height, gb(n.arena), adapters, kern_name(m->kern),
                                 gb(space.available + space.arena), gb(space.all), engine_placement_name(m->info.placement));
+    m->passes = n.passes;
     m->info.arena_bytes = n.arena > m->info.arena_bytes ? n.arena : m->info.arena_bytes;
     kern_reserve(m->kern, n.arena);
     return engine_model_sync(m, why);

@@ -7,6 +7,9 @@
  *   streamed     VAE, what the transformer has once,        text encoder; blocks of the transformer, at each pass of each step
  *                those of its blocks that fit
  *
+ * Passes of guidance are run in turn (engine_passes) before anything else is given up, but for streamed: there each pass would bring
+ * the blocks, so that blocks are given up first.
+ *
  * Seats of the layers are arena memory, so those of the text encoder are where the transformer's activations are later. */
 #ifndef KILN_ENGINE_PLAN_H
 #define KILN_ENGINE_PLAN_H
@@ -18,6 +21,7 @@ struct engine_plan;
 struct engine_plan_need {
     enum engine_placement placement;
     int waiting;           /* blocks of the transformer, in host memory */
+    enum engine_passes passes; /* of guidance, as the rehearsed batch ran them */
     size_t weights, arena; /* bytes of the device */
 };
 
@@ -43,7 +47,8 @@ bool engine_plan_adapt(struct engine_plan *p, struct engine_model *m, const stru
 bool engine_plan_encoder(struct engine_plan *p, struct engine_model *m, struct engine_error *why);
 
 /* engine_plan_reserve makes the arena of a loaded model as large as this batch needs, if need be by moving the text encoder
- * and then blocks of a model whose placement was left open; or refuses the batch with the figures. */
+ * and then blocks of a model whose placement was left open; or refuses the batch with the figures. It tells the model how the
+ * batch is to run its passes. */
 bool engine_plan_reserve(struct engine_plan *p, struct engine_model *m, const struct engine_request *requests, int count,
                          struct engine_error *why);
 

@@ -179,10 +179,11 @@ static void print_json(const struct dry *d, const struct figures *f, const struc
     json_t *phases = json_array();
     for (int i = DRY_LOAD; i < DRY_IDLE; i++)
         json_array_append_new(phases, phase_json(&d->totals[i], phase_names[i]));
-    json_t *report = json_pack("{s:s,s:s,s:f,s:f,s:f,s:s,s:I,s:I,s:s,s:I,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:I,s:o}", "kind", "computed, not measured",
+    json_t *report = json_pack("{s:s,s:s,s:f,s:f,s:f,s:s,s:I,s:I,s:s,s:s,s:I,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:I,s:o}", "kind", "computed, not measured",
                                "device", device->full_name, "bf16_flops", device->bf16_flops, "f32_flops", device->f32_flops, "memory_bytes_s",
                                device->memory_bytes_s, "family", info->family, "memory_bytes", (json_int_t)device->memory_bytes,
-                               "context_bytes", (json_int_t)device->context_bytes, "placement", engine_placement_name(info->placement), "other_bytes",
+                               "context_bytes", (json_int_t)device->context_bytes, "placement", engine_placement_name(info->placement),
+                               "passes", engine_placement_passes(info->passes), "other_bytes",
                                (json_int_t)info->other_bytes, "plan_bytes", (json_int_t)plan_bytes(info), "peak_bytes", (json_int_t)f->peak, "fits", f->fits,
                                "computed_s", f->seconds, "tensor_core_share", f->tensor_core_share, "step_bytes_outside_products",
                                f->step_outside, "step_bytes_outside_products_least", f->step_least, "step_bytes_recoding", f->step_recoding, "step_launches_min",
@@ -231,9 +232,9 @@ static void print_page(const struct dry *d, const struct figures *f, const struc
         printf("\nteam        %.6g sums a step over the ranks, %.3f GB, %.1f ms on the link, %.1f of them with nothing to compute meanwhile;\n"
                "            what follows is one rank's", (double)step->rank_sums / n, step->rank_sum_bytes / n / 1e9, 1e3 * step->rank_sum_s / n,
                1e3 * step->rank_sum_wait_s / n);
-    printf("\nmemory      peak %.2f GB with %.2f GB for the driver; planned %.2f GB, placement %s; the device has %.2f GB: %s\n",
+    printf("\nmemory      peak %.2f GB with %.2f GB for the driver; planned %.2f GB, placement %s, passes of guidance %s; the device has %.2f GB: %s\n",
            (double)f->peak / 1e9, (double)device->context_bytes / 1e9, (double)plan_bytes(info) / 1e9,
-           engine_placement_name(info->placement), (double)device->memory_bytes / 1e9, f->fits ? "fits" : "does not fit");
+           engine_placement_name(info->placement), engine_placement_passes(info->passes), (double)device->memory_bytes / 1e9, f->fits ? "fits" : "does not fit");
     printf("time        %.3f s without loading, at best: each launch as long as its FLOPs at the peak, its bytes at the bandwidth, or\n"
            "            %.1f us (%.1f in a graph), whichever is longest; or what comes from the host meanwhile over the link, if that takes\n"
            "            longer\n", f->seconds, 1e6 * device->launch_s, 1e6 * device->graph_launch_s);
@@ -252,7 +253,7 @@ static bool least_of(double *ret, const struct engine_options *model, const stru
         return true;
     if (!model_parts_open(&parts, model, why))
         return false;
-    int passes = !info->is_distilled && r->guidance > 1 ? 2 : 1;
+    int passes = info->passes == ENGINE_PASSES_ONE ? 1 : 2;
     *ret = least_bytes(&parts.config.transformer, r, pictures, passes, tensor_dtype_bytes(engine_precision_dtype(model->precision)));
     model_parts_close(&parts);
     return true;

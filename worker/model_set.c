@@ -62,6 +62,7 @@ void model_set_look(struct model *m)
         return;
     m->info.placement = now->placement; /* other threads may read the rest */
     m->info.waiting_blocks = now->waiting_blocks;
+    m->info.passes = now->passes;
     m->info.model_bytes = now->model_bytes;
     m->info.arena_bytes = now->arena_bytes;
     log_placement(m);

@@ -2,7 +2,10 @@
  * campaign of larger pictures fails on a card that could render it, or a picture that does not fit takes the next with it.
  *
  * The simulated device has 36 MiB, 32 of them the library's: 4.2 MB are left (CMakeLists.txt). The model's weights are 1.9 MB, 0.6 of
- * them the text encoder's; a picture takes 0.1 KB a pixel. */
+ * them the text encoder's; a picture takes 0.1 KB a pixel.
+ *
+ * test_cuda_room base: of 40 MiB 8.4 MB are left; the base model's weights are 2.6 MB, a picture of 64x64 takes 4.6, or 2.6 with its
+ * passes in turn. */
 #include <dlfcn.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -236,8 +239,53 @@ static void without_a_transformer_there_is_less_to_send_away(void **state)
     rmdir(folder);
 }
 
-int main(void)
+static void paint_guided(struct engine *e, int count, float guidance, struct engine_image *images)
 {
+    struct engine_request r[2];
+    struct engine_error why;
+    for (int i = 0; i < count; i++)
+        r[i] = (struct engine_request){.prompt = "a fox", .width = AS_PLANNED, .height = AS_PLANNED, .steps = 1, .seed = (uint64_t)i,
+                                       .guidance = guidance};
+    if (!engine_generate(e, r, count, images, NULL, &why))
+        fail_msg("%d pictures: %s", count, why.text);
+    assert_int_equal(engine_info(e)->placement, ENGINE_RESIDENT);
+}
+
+static void passes_run_in_turn_before_weights_move(void **state)
+{
+    struct engine_options o = {.model_dir = "tests/golden/models/base", .precision = ENGINE_BF16, .device = "cuda", .plan_width = AS_PLANNED,
+                               .plan_height = AS_PLANNED, .plan_count = 2};
+    struct engine_error why;
+    struct engine_image one, two[2], unguided;
+    struct engine *e;
+    (void)state;
+    assert_true(engine_open(&e, &o, &why));
+    assert_int_equal(engine_info(e)->placement, ENGINE_RESIDENT);
+    assert_int_equal(engine_info(e)->passes, ENGINE_PASSES_IN_TURN);
+    engine_close(e);
+
+    o.plan_count = 1;
+    assert_true(engine_open(&e, &o, &why));
+    assert_int_equal(engine_info(e)->passes, ENGINE_PASSES_TOGETHER);
+    paint_guided(e, 1, 4, &one);
+    assert_int_equal(engine_info(e)->passes, ENGINE_PASSES_TOGETHER);
+    paint_guided(e, 2, 4, two);
+    assert_int_equal(engine_info(e)->passes, ENGINE_PASSES_IN_TURN);
+    assert_same(&one, &two[0]);
+    paint_guided(e, 1, 1, &unguided);
+    assert_int_equal(engine_info(e)->passes, ENGINE_PASSES_ONE);
+    engine_close(e);
+    engine_image_done(&one);
+    engine_image_done(&two[0]);
+    engine_image_done(&two[1]);
+    engine_image_done(&unguided);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest guided[] = {cmocka_unit_test(passes_run_in_turn_before_weights_move)};
+    if (argc > 1 && strcmp(argv[1], "base") == 0)
+        return cmocka_run_group_tests_name("cuda_room_base", guided, cuda_simulator_find, NULL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_larger_picture_sends_the_text_encoder_away),
         cmocka_unit_test(a_still_larger_picture_sends_blocks_after_it),

@@ -397,6 +397,25 @@ class FullSize(unittest.TestCase):
         coded = self.look("h100", "klein-9b-fp8", "1024x1024", "--placement", "streamed")[1]
         self.assertEqual(next(p for p in coded["phases"] if p["phase"] == "step")["host_bytes"], 4 * self.block_values("klein-9b"))
 
+    def test_passes_of_guidance_run_in_turn_where_they_do_not_fit_together(self):
+        distilled, base = (pathlib.Path(self.folder.name, name) for name in ("klein-4b", "klein-4b-base"))
+        base.mkdir()
+        for part in distilled.iterdir():
+            (base / part.name).symlink_to(part)
+        (base / "model_index.json").unlink()
+        (base / "model_index.json").write_text((distilled / "model_index.json").read_text().replace('"is_distilled": true', '"is_distilled": false'))
+        reports = [render("rtx4090", base, "--size", "1024x1024", "--steps", "4", "--placement", "streamed", CUDASIM_VRAM_MB=mb)[1]
+                   for mb in ("4000", "2650")]
+        self.assertEqual([(r["placement"], r["passes"]) for r in reports], [("streamed", "together"), ("streamed", "in_turn")])
+        steps = [next(p for p in r["phases"] if p["phase"] == "step") for r in reports]
+        self.assertEqual([s["host_bytes"] for s in steps], [4 * 2 * self.block_values("klein-4b"), 2 * 4 * 2 * self.block_values("klein-4b")])
+        for report, step in zip(reports, steps):
+            self.assertEqual(step["tensor_core_flops"], 2 * 4 * step_flops(distilled, 1024 * 1024))
+            self.assertEqual((step["allocations"], report["step_late_stalls"]), (0, 0))
+            self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"])
+        self.assertLess(reports[1]["plan_bytes"], reports[0]["plan_bytes"])
+        self.assertEqual(self.look("h100", "klein-4b")[1]["passes"], "one")
+
     def test_blocks_that_fit_stay_on_the_device(self):
         bytes_of_all, came = 2 * self.block_values("klein-9b"), []
         for device in ("rtx4090:8", "rtx4090:12", "rtx4090:16"):

@@ -159,8 +159,11 @@ static void paint_guided(const char *device, enum engine_precision precision, st
         r[i] = guided_request(i);
     if (!is_simulated)
         paint(t, r, 2, ret, NULL);
-    for (int i = is_simulated ? 3 : 2; i < 5; i++)
+    for (int i = is_simulated ? 3 : 2; i < 5; i++) {
         paint(t, &r[i], 1, &ret[i], NULL);
+        if (i == 3)
+            assert_int_equal(engine_team_info(t)->passes, device == team ? ENGINE_PASSES_SPLIT : ENGINE_PASSES_TOGETHER);
+    }
     engine_team_close(t);
 }
 
