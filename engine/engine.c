@@ -108,6 +108,11 @@ const struct engine_info *engine_info(const struct engine *e)
     return &e->model.info;
 }
 
+bool engine_needs(struct engine_needs *ret, const struct engine_options *options, struct engine_error *why)
+{
+    return engine_model_needs(ret, options, why);
+}
+
 void engine_request_defaults(const struct engine *e, struct engine_request *r)
 {
     bool is_distilled = e->model.info.is_distilled;

@@ -161,4 +161,12 @@ struct engine_info {
 };
 const struct engine_info *engine_info(const struct engine *e);
 
+/* engine_needs: by placement, the bytes that a GPU must have beside its driver's for one picture of 1024x1024, and for an edit of a
+ * reference of that size, 0 where the model has no encoder. Counted from the headers of the files: nothing is loaded and no device is
+ * asked. */
+struct engine_needs {
+    size_t image[ENGINE_STREAMED + 1], edit[ENGINE_STREAMED + 1];
+};
+bool engine_needs(struct engine_needs *ret, const struct engine_options *options, struct engine_error *why);
+
 #endif

@@ -14,6 +14,7 @@
 
 #include "engine_plan.h"
 #include "kern_cpu.h"
+#include "kern_plan.h"
 #include "kern_module.h"
 #include "kern_plan.h"
 #include "list_hash.h"
@@ -475,6 +476,20 @@ bool engine_model_ids(const struct engine_model *m, const char *prompt, bool tru
         ids[i] = tokenizer_pad_id(m->tokenizer);
     free(all);
     return true;
+}
+
+bool engine_model_needs(struct engine_needs *ret, const struct engine_options *o, struct engine_error *why)
+{
+    struct engine_model m = {.precision = o->precision, .dtype = engine_precision_dtype(o->precision),
+                             .kern = kern_plan_open(0, 1, false)};
+    struct model_parts parts = {0};
+    bool ok = (m.kern || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the plan of a model")) && model_parts_open(&parts, o, why);
+    m.config = parts.config;
+    ok = ok && open_tokenizer(&m, parts.tokenizer_dir, why) && engine_plan_open(&m.plan, &m, &parts, NULL, why) &&
+         engine_plan_least(m.plan, false, ret->image, why) && engine_plan_least(m.plan, true, ret->edit, why);
+    model_parts_close(&parts);
+    engine_model_close(&m);
+    return ok;
 }
 
 static bool is_rope_of(const struct engine_rope *r, const struct transformer_grid *grids, int count)

@@ -58,6 +58,9 @@ void engine_model_close(struct engine_model *m);
 
 bool engine_model_fits(const struct engine_options *o, int ranks, size_t memory, bool *ret, size_t *ret_bytes, struct engine_error *why); /* engine_fits */
 
+/* engine_model_needs is engine_needs. */
+bool engine_model_needs(struct engine_needs *ret, const struct engine_options *o, struct engine_error *why);
+
 /* engine_model_adapt puts adapters in the place of those that are there. What runs beside weights is exchanged; when files of
  * another kind come or go, the transformer is loaded anew, from the files that were there when the model was opened. After a
  * failure the model renders nothing until it succeeds. */

@@ -291,6 +291,20 @@ bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engi
                             p->expected_count, p->expected[0].width, p->expected[0].height, figures, kern_name(k), gb(space.available), gb(space.all));
 }
 
+/* With passes in turn and all blocks waiting, where these are the placement's to choose. */
+bool engine_plan_least(struct engine_plan *p, bool has_reference, size_t ret[ENGINE_STREAMED + 1], struct engine_error *why)
+{
+    const struct engine_reference reference = {.width = EXPECTED_SIDE, .height = EXPECTED_SIDE};
+    struct engine_plan_need n;
+    expect(p, &(struct engine_options){.plan_references = &reference, .plan_reference_count = has_reference});
+    for (enum engine_placement placement = ENGINE_RESIDENT; placement <= ENGINE_STREAMED; placement++) {
+        if (!need(p, last_stage_there(p, stage_of(placement, p->block_count)), p->expected, 1, &n, why))
+            return false;
+        ret[placement] = has_reference && !p->has_encoder ? 0 : WITH_MARGIN(n.weights + n.arena);
+    }
+    return true;
+}
+
 /* Is there room on the device for the arena and for weights that are coming, with what would be given up for it? On those of all
  * ranks of a team. */
 static bool has_room(struct kern *k, const struct kern_space *s, const struct engine_plan_need *n, size_t coming, size_t given_up)

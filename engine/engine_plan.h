@@ -39,6 +39,9 @@ bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engi
  * 1024x1024? *ret_bytes is what that takes. Neither the batch that is expected nor what else is in memory changes the answer. */
 bool engine_plan_fits(struct engine_plan *p, bool is_resident, size_t all, bool *ret, size_t *ret_bytes, struct engine_error *why);
 
+/* engine_plan_least is one half of engine_needs. */
+bool engine_plan_least(struct engine_plan *p, bool has_reference, size_t ret[ENGINE_STREAMED + 1], struct engine_error *why);
+
 /* engine_plan_adapt counts these adapters from now on, and makes the room that they and the batch that was expected need on the
  * device of a loaded model that has none, as engine_plan_reserve does; or refuses them with the figures. */
 bool engine_plan_adapt(struct engine_plan *p, struct engine_model *m, const struct adapters *a, struct engine_error *why);

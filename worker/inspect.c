@@ -20,7 +20,8 @@ static const char usage_text[] =
     "usage: kiln-worker inspect DIR|FILE [--quick] [--json]\n"
     "       kiln-worker inspect [--model DIR] [--transformer F] [--text-encoder F] [--vae F] [--tokenizer DIR] ..\n"
     "\n"
-    "Tells what a model folder (diffusers layout), a single weight file (.safetensors, .gguf) or a model of several files is.\n"
+    "Tells what a model folder (diffusers layout), a single weight file (.safetensors, .gguf) or a model of several files is. Of a model,\n"
+    "also what a GPU must have beside its driver's memory for a picture, and for an edit of one reference, under each --placement.\n"
     "\n"
     "  --model DIR|FILE     the same as DIR|FILE\n"
     "  --transformer F, --text-encoder F, --vae F, --tokenizer DIR\n"
@@ -35,7 +36,7 @@ static const char usage_text[] =
 struct part {
     const char *name;
     uint64_t tensors, parameters, bytes;
-    uint64_t kept_bytes, converted, used; /* of a render: quantised, parameters that are not, all parameters */
+    uint64_t kept_bytes, converted; /* of a render: quantised, parameters that are not */
     json_t *formats; /* parameters of each */
 };
 
@@ -54,7 +55,6 @@ static struct part sum_of(const char *name, const struct weight_files *f)
         p.tensors++;
         p.bytes += line.bytes;
         p.parameters += line.parameters;
-        p.used += line.is_used ? line.parameters : 0;
         p.kept_bytes += line.is_used ? line.kept_bytes : 0;
         p.converted += line.is_used && !line.kept_bytes ? line.parameters : 0;
         if (line.parameters)
@@ -69,11 +69,36 @@ static json_t *part_json(const struct part *p)
                      (json_int_t)p->parameters, "bytes", (json_int_t)p->bytes, "dtypes", p->formats);
 }
 
-/* Quantised weights stay what they are, on the CPU; all others are held in the compute precision. */
+/* Quantised weights stay what they are; all others are held in the compute precision. */
 static json_t *memory_json(const struct part *p)
 {
-    return json_pack("{s:I,s:I,s:I}", "bf16", (json_int_t)(p->kept_bytes + 2 * p->converted), "f32",
-                     (json_int_t)(p->kept_bytes + 4 * p->converted), "cuda_bf16", (json_int_t)(2 * p->used));
+    return json_pack("{s:I,s:I}", "bf16", (json_int_t)(p->kept_bytes + 2 * p->converted), "f32",
+                     (json_int_t)(p->kept_bytes + 4 * p->converted));
+}
+
+static json_t *placements_json(const size_t bytes[ENGINE_STREAMED + 1])
+{
+    json_t *ret = json_object();
+    for (enum engine_placement p = ENGINE_RESIDENT; p <= ENGINE_STREAMED; p++)
+        json_object_set_new(ret, engine_placement_name(p), json_integer((json_int_t)bytes[p]));
+    return ret;
+}
+
+/* A model whose plan cannot be made cannot be rendered: the note says why. */
+static void tell_gpu(json_t *report, const struct engine_options *o)
+{
+    struct engine_needs needs;
+    struct engine_options bf16 = *o;
+    struct engine_error why;
+    bf16.precision = ENGINE_BF16;
+    if (!engine_needs(&needs, &bf16, &why)) {
+        json_object_set_new(report, "note", json_string(why.text));
+        return;
+    }
+    json_t *modes = json_pack("{s:o}", "image", placements_json(needs.image));
+    if (needs.edit[ENGINE_RESIDENT])
+        json_object_set_new(modes, "edit", placements_json(needs.edit));
+    json_object_set_new(report, "gpu_bytes", modes);
 }
 
 /* --- a single file ---------------------------------------------------------------------------------------- */
@@ -170,7 +195,7 @@ static json_t *look_at_model(const struct engine_options *o, struct engine_error
     for (int i = 0; i < 3; i++) {
         struct part p = sum_of(model_parts_name(order[i]), parts.files[order[i]]);
         parameters += p.parameters;
-        sum.used += p.used, sum.kept_bytes += p.kept_bytes, sum.converted += p.converted;
+        sum.kept_bytes += p.kept_bytes, sum.converted += p.converted;
         json_array_append_new(list, part_json(&p));
     }
     json_t *report = json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:o,s:o}", "kind", "folder", "family", model_config_family(c), "variant",
@@ -178,6 +203,7 @@ static json_t *look_at_model(const struct engine_options *o, struct engine_error
                                model_config_licence(c), "parameters", (json_int_t)parameters, "weight_bytes_in_memory",
                                memory_json(&sum), "parts", list);
     model_parts_close(&parts);
+    tell_gpu(report, o);
     return report;
 }
 
@@ -191,6 +217,19 @@ static void print_value(const char *name, json_t *value)
         printf("%-22s %lld\n", name, (long long)json_integer_value(value));
 }
 
+static void print_gpu(json_t *modes)
+{
+    const char *mode, *placement;
+    json_t *placements, *bytes;
+    json_object_foreach(modes, mode, placements)
+    {
+        printf("%-22s 1024x1024 %s in bf16:", "on a GPU", mode);
+        json_object_foreach(placements, placement, bytes)
+            printf(" %s %.2f GB", placement, (double)json_integer_value(bytes) / 1e9);
+        putchar('\n');
+    }
+}
+
 static void print_plain(json_t *report)
 {
     static const char *const names[] = {"family", "variant", "pipeline", "licence", "parameters", "sha256", "note"};
@@ -198,10 +237,10 @@ static void print_plain(json_t *report)
         print_value(names[i], json_object_get(report, names[i]));
     json_t *memory = json_object_get(report, "weight_bytes_in_memory"), *part, *count;
     if (memory)
-        printf("%-22s %.2f GB in bf16, %.2f GB in f32; on a GPU %.2f GB in bf16\n", "weights in memory",
+        printf("%-22s %.2f GB in bf16, %.2f GB in f32\n", "weights in memory",
                (double)json_integer_value(json_object_get(memory, "bf16")) / 1e9,
-               (double)json_integer_value(json_object_get(memory, "f32")) / 1e9,
-               (double)json_integer_value(json_object_get(memory, "cuda_bf16")) / 1e9);
+               (double)json_integer_value(json_object_get(memory, "f32")) / 1e9);
+    print_gpu(json_object_get(report, "gpu_bytes"));
     size_t i;
     const char *dtype;
     json_array_foreach(json_object_get(report, "parts"), i, part)

@@ -262,6 +262,15 @@ class FullSize(unittest.TestCase):
                 self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"], (name, placement, device, precision))
                 self.assertGreaterEqual(report["peak_bytes"], report["plan_bytes"] / MARGIN, (name, placement, device, precision))
 
+    def test_inspect_tells_what_the_plan_needs(self):
+        for name in ("klein-4b", "klein-9b-fp8"):
+            told = json.loads(subprocess.run([worker, "inspect", "--quick", "--json", pathlib.Path(self.folder.name, name)], capture_output=True,
+                                             text=True, check=True).stdout)["gpu_bytes"]
+            for placement in ("resident", "phases", "streamed"):
+                report = self.look("h100", name, "1024x1024", "--placement", placement)[1]
+                self.assertAlmostEqual(told["image"][placement], MARGIN * (report["plan_bytes"] - report["other_bytes"]), delta=2)
+                self.assertGreater(told["edit"][placement], told["image"][placement])
+
     def test_decoding_reads_each_code_once_a_step_and_writes_bf16(self):
         reports = [self.look("h100", name, "1024x1024")[1] for name in ("klein-9b", "klein-9b-fp8")]
         self.assertEqual([r["step_bytes_recoding"] for r in reports], [0, (1 + 2) * self.block_values("klein-9b")])
