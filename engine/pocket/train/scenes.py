@@ -12,7 +12,7 @@ A scene is one to four objects in fixed cells on a plain ground. An object may b
 import dataclasses, json
 import numpy as np
 
-from wording import COLOURS
+from wording import COLOURS, HELD_OUT_WORDS
 
 LAYOUTS = ["one", "two", "three", "four", "left", "above"]
 COUNT_OF = {"one": 1, "two": 2, "three": 3, "four": 4, "left": 2, "above": 2}
@@ -41,6 +41,9 @@ class Scene:
     first_colour: str = None    # a key of HUES, or None: as it is
     second: int = None          # of "left" (the right one) and "above" (the lower one)
     ground: str = None          # a key of GROUNDS, or None: white
+
+    def is_plain(self):
+        return self == Scene("one", self.first)
 
     def cells(self):
         """(emoji, colour) of each cell."""
@@ -103,6 +106,13 @@ class Emoji:
         data = np.load(path)
         words = json.loads(str(data["words"]))
         self.rgba, self.words, self.filler = data["rgba"], words["emoji"], words["filler"]
+        self.vocabulary = sorted({w for m in self.words for t in [m["name"], *m["keys"]] for w in t.lower().split()
+                                  if w.isalpha() and len(w) > 2} - HELD_OUT_WORDS - set(COLOURS))
+        seen = set()
+        for m in self.words:
+            keys = tuple(sorted(m["keys"]))
+            m["keys_of_another"] = keys in seen
+            seen.add(keys)
 
     def __len__(self):
         return len(self.words)

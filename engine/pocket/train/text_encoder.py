@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Train the pocket text encoder (Qwen3, 28 layers) to say the code of the scene that a prompt means (codes.py).
+"""Train the pocket text encoder (Qwen3, 28 layers) to tell which scene a prompt means.
 
-    text_encoder.py --data emoji.npz --codes codes.npz --tokenizer tokenizer --out text_encoder [--start model]
+    text_encoder.py --data emoji.npz --tokenizer tokenizer --out text_encoder [--start model]
 
-Every row after the prompt (the template's tail and padding rows, which see the whole prompt) shall hold the code in its residual streams
-after 9, 18 and 27 layers. Padding rows at random positions up to 511 are among them, so all 512 rows of the pipeline are covered.
+Every row after the prompt (the template's tail and padding rows, which see the whole prompt) must tell, in its residual streams after
+9, 18 and 27 layers: both objects (a choice among all emoji, and roughly what they look like), the first one's colour, the ground and
+the layout. Linear heads judge it; they are thrown away. Padding rows at random positions up to 511 are among them, so all 512 rows of
+the pipeline are covered. The transformer is trained afterwards, on what this encoder says.
 
 Only the layers in ACTIVE are trained (the others are skipped: three times cheaper). The skipped ones have small random output
 projections, so all 27 layers matter a little.
@@ -12,21 +14,20 @@ projections, so all 27 layers matter a little.
 --start widens an earlier, narrower encoder without changing what it computes: new channels are zero, KV heads are copied.
 """
 import argparse, pathlib, random
-import torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import training
-from codes import OBJECT, WIDTH, Codes
 from muon import MuonAdam
 from scene_bank import random_scene
-from scenes import Emoji, Scene
-from text_rows import FOOT_TOKENS, HEAD_TOKENS, TextRows, hidden_states
+from scenes import GROUNDS, HUES, LAYOUTS, Emoji, Scene
+from text_rows import FOOT_TOKENS, TAPS, TextRows, hidden_states
 from wording import HELD_OUT, keyword_prompt, scene_prompt, unknown_prompt
 
+WIDTH, MLP, HEADS, KV_HEADS, HEAD_DIM = 88, 96, 2, 2, 32
 ACTIVE = (0, 1, 2, 3, 9, 10, 18, 19)
-MLP, HEADS, KV_HEADS, HEAD_DIM = 96, 2, 2, 32
-BATCH = 96
+BATCH, POOL = 128, 8                            # a pool of batches is sorted by length
 UNKNOWN = "red question mark"                   # what a prompt without any known word shows
 
 
@@ -70,7 +71,8 @@ def widen(encoder, old):
 
 SIZES = [(64, 64)] * 5 + [(128, 64), (128, 64), (64, 128)]
 READ = 3                # rows of each prompt that are judged in a step, drawn by lot
-SHARPNESS = 0.25        # of the choice among all emoji
+LOOKS = 64              # principal components of the pictures
+TAP_WEIGHTS = (0.3, 0.5, 1.0)
 
 
 def random_prompts(r, emoji, order):
@@ -93,78 +95,124 @@ def rows_after(real, r):
     return torch.tensor([r.sample(range(end - FOOT_TOKENS, real.shape[1]), READ) for end in ends])
 
 
-class Judge:
-    """How far streams are from the codes, in deviations; which emoji, colour and so on is nearest."""
+class Judge(torch.nn.Module):
+    """Linear heads on each of the three streams: what does a row say of the scene?"""
 
-    def __init__(self, codes):
-        self.codes, self.objects = codes, codes.objects / codes.deviation
+    def __init__(self, emoji):
+        super().__init__()
+        self.parts = {"first": len(emoji), "second": len(emoji) + 1, "colour": 1 + len(HUES), "ground": 1 + len(GROUNDS),
+                      "layout": len(LAYOUTS), "look": LOOKS, "second_look": LOOKS}
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(WIDTH, sum(self.parts.values())) for _ in TAPS)
+        x = np.stack([emoji.draw(Scene("one", i), (64, 64)) for i in range(len(emoji))]).astype(np.float32)
+        x = torch.from_numpy(x.reshape(len(emoji), 32, 2, 32, 2, 3).mean((2, 4)).reshape(len(emoji), -1)) / 127.5
+        u, s, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+        looks = u[:, :LOOKS] * s[:LOOKS]
+        looks = looks / looks.std(0) * torch.linspace(1, 0.3, LOOKS)
+        self.register_buffer("looks", torch.cat([looks, torch.zeros(1, LOOKS)]))
 
-    def chances(self, objects):
-        """Log chances [.., emoji] of the first object, from [.., 3, 64] in deviations."""
-        x, y = objects.flatten(-2), self.objects.flatten(1)
-        far = x.square().sum(-1, keepdim=True) - 2 * x @ y.T + y.square().sum(1)
-        return (-SHARPNESS / 2 * far).log_softmax(-1)
+    def forward(self, tap, rows):
+        """{part: [.., size]} of rows [.., WIDTH] of one stream."""
+        said = self.heads[tap](F.rms_norm(rows, rows.shape[-1:])).float()
+        return dict(zip(self.parts, said.split(list(self.parts.values()), -1)))
+
+    def wanted(self, scenes):
+        """{part: [B]}; there is no second object where all cells show the first."""
+        number = lambda keys, value: 0 if value is None else 1 + list(keys).index(value)
+        none = self.parts["first"]
+        return {"first": torch.tensor([s.first for s in scenes]),
+                "second": torch.tensor([none if s.second is None else s.second for s in scenes]),
+                "colour": torch.tensor([number(HUES, s.first_colour) for s in scenes]),
+                "ground": torch.tensor([number(GROUNDS, s.ground) for s in scenes]),
+                "layout": torch.tensor([LAYOUTS.index(s.layout) for s in scenes])}
+
+    def losses(self, tap, rows, wanted):
+        """{part: loss} for rows [B, READ, WIDTH]."""
+        said = self(tap, rows)
+        repeat = lambda x: x[:, None].expand(-1, rows.shape[1]).flatten()
+        out = {k: F.cross_entropy(said[k].flatten(0, 1), repeat(v), label_smoothing=0.02) for k, v in wanted.items()}
+        out["look"] = (F.mse_loss(said["look"], self.looks[wanted["first"]][:, None].expand_as(said["look"]))
+                       + 0.5 * F.mse_loss(said["second_look"], self.looks[wanted["second"]][:, None].expand_as(said["look"])))
+        return out
 
 
 @torch.no_grad()
-def share_right(encoder, judge, rows, r, prompts, wanted):
-    """Share of prompts whose first object is the nearest."""
-    right = 0
+def share_right(encoder, judge, rows, r, prompts, scenes):
+    """Shares of prompts whose first object, second object, colour and ground are told right."""
+    right = torch.zeros(4)
     for i in range(0, len(prompts), 128):
         ids, real, positions = rows.batch(prompts[i:i + 128], r, 4, 96)
         with torch.autocast("cpu", torch.bfloat16):
-            h = torch.stack([h[:, -4:].float().mean(1) for h in hidden_states(encoder, ids, real, positions)], 1)
-        found = judge.chances(h[..., :OBJECT] / judge.codes.deviation).argmax(-1)
-        right += (found == torch.tensor(wanted[i:i + 128])).sum().item()
-    return right / len(prompts)
+            said = judge(2, hidden_states(encoder, ids, real, positions)[2][:, -4:])
+        wanted = judge.wanted(scenes[i:i + 128])
+        right += torch.stack([(said[k].log_softmax(-1).sum(1).argmax(-1) == wanted[k]).sum() for k in ("first", "second", "colour", "ground")])
+    return (right / len(prompts)).tolist()
 
 
-def report(encoder, judge, rows, emoji, r):
-    everything = range(0, len(emoji), 4)
-    with_keys = [i for i in everything if emoji.words[i]["keys"]]
-    sets = {"names": (everything, lambda m: m["name"]), "keywords without the name": (with_keys, keyword_prompt),
-            "training wordings": (everything, lambda m: scene_prompt(r, emoji, Scene("one", emoji.words.index(m))))}
-    sets |= {text: (everything, lambda m, text=text: text.format(n=m["name"])) for text in HELD_OUT}
-    for name, (which, prompt) in sets.items():
-        share = share_right(encoder, judge, rows, r, [prompt(emoji.words[i]) for i in which], list(which))
-        print(f"text encoder: {name}: {100 * share:.1f} %", flush=True)
+def report(encoder, judge, rows, emoji, r, every=4):
+    plain = [Scene("one", i) for i in range(0, len(emoji), every)]
+    sets = {"names": ([emoji.words[s.first]["name"] for s in plain], plain)}
+    with_keys = [s for s in plain if emoji.words[s.first]["keys"]]
+    sets["keywords without the name"] = [keyword_prompt(emoji.words[s.first]) for s in with_keys], with_keys
+    for text in HELD_OUT:
+        sets[text] = [text.format(n=emoji.words[s.first]["name"]) for s in plain], plain
+    for size in ((64, 64), (128, 64)):
+        scenes = [random_scene(r, emoji, size, s.first) for s in plain]
+        sets["training wordings %dx%d" % size] = [scene_prompt(r, emoji, s) for s in scenes], scenes
+    for name, (prompts, scenes) in sets.items():
+        shares = share_right(encoder, judge, rows, r, prompts, scenes)
+        print("text encoder: %-45s first %.1f  second %.1f  colour %.1f  ground %.1f %%" % (name, *(100 * s for s in shares)), flush=True)
+
+
+class Stream:
+    """Endless batches of prompts; those of a pool are of like length, so that few rows are padding."""
+
+    def __init__(self, emoji, rows, seed):
+        self.emoji, self.rows, self.seed, self.number, self.pool = emoji, rows, seed, None, None
+
+    def batch(self, step):
+        """(scenes, prompts) of a step: a function of the seed and the step."""
+        number, place = divmod(step, POOL)
+        if number != self.number:
+            r, count = random.Random(self.seed * 1000003 + number), POOL * BATCH
+            scenes, prompts = random_prompts(r, self.emoji, training.turn(number * count, count, len(self.emoji)))
+            order = sorted(range(count), key=lambda i: len(prompts[i]))
+            batches = [order[i:i + BATCH] for i in range(0, count, BATCH)]
+            r.shuffle(batches)
+            self.number, self.pool = number, [([scenes[i] for i in b], [prompts[i] for i in b]) for b in batches]
+        return self.pool[place]
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name in ("data", "codes", "tokenizer", "out"):
+    for name in ("data", "tokenizer", "out"):
         ap.add_argument("--" + name, required=True, type=pathlib.Path)
     ap.add_argument("--start", type=pathlib.Path, help="folder of an earlier model whose text encoder is widened")
-    training.add_options(ap, steps=2500)
+    training.add_options(ap, steps=6000)
     a = training.begin(ap)
-    emoji, tokenizer, judge = Emoji(a.data), Qwen2TokenizerFast.from_pretrained(a.tokenizer), Judge(Codes(a.codes))
-    rows, encoder = TextRows(tokenizer), build(tokenizer)
+    emoji, tokenizer = Emoji(a.data), Qwen2TokenizerFast.from_pretrained(a.tokenizer)
+    rows, encoder, judge = TextRows(tokenizer), build(tokenizer), Judge(emoji)
     if a.start:
         widen(encoder, Qwen3ForCausalLM.from_pretrained(a.start / "text_encoder", dtype=torch.float32))
     for i, layer in enumerate(encoder.model.layers):
         layer.requires_grad_(i in ACTIVE)
     encoder.model.norm.requires_grad_(False)    # hidden_states[27] never sees it
-    optimiser = MuonAdam(encoder.named_parameters(), lr=0.015, adam_lr=4e-3, slow=("embed",))
+    both, stream = torch.nn.ModuleDict({"encoder": encoder, "judge": judge}), Stream(emoji, rows, a.seed)
+    optimiser = MuonAdam(both.named_parameters(), lr=0.012, adam_lr=4e-3, slow=("embed", "judge"))
 
     def step_loss(step, r):
-        scenes, prompts = random_prompts(r, emoji, training.turn(step * BATCH, BATCH, len(emoji)))
+        scenes, prompts = stream.batch(step)
         ids, real, positions = rows.batch(prompts, r, READ, 48)
-        picked = rows_after(real, r)
+        picked, wanted = rows_after(real, r), judge.wanted(scenes)
+        total, figures = 0, {}
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             streams = hidden_states(encoder, ids, real, positions, ACTIVE)
-        said = torch.stack([h.float().gather(1, picked[..., None].expand(-1, -1, WIDTH)) for h in streams], 2) / judge.codes.deviation
-        want = (judge.codes.of(scenes) / judge.codes.deviation)[:, None]
-        far = (said - want).square()
-        objects, others = far[..., :OBJECT].mean(), far[..., OBJECT:].mean()
-        head = torch.stack([h[0, :HEAD_TOKENS].float() for h in streams], 1)
-        head = ((head - judge.codes.head) / judge.codes.deviation).square().mean()
-        first = torch.tensor([s.first for s in scenes])[:, None].expand(-1, READ)
-        choice = F.nll_loss(judge.chances(said[..., :OBJECT]).flatten(0, 1), first.flatten())
-        figures = {"head": head, "objects": objects, "others": others, "choice": choice}
-        return 4 * objects + 20 * others + choice + head, {k: v.item() for k, v in figures.items()}
+            for tap, (weight, h) in enumerate(zip(TAP_WEIGHTS, streams)):
+                figures = judge.losses(tap, h.gather(1, picked[..., None].expand(-1, -1, WIDTH)), wanted)
+                total = total + weight * sum(figures.values())
+        return total, {k: v.item() for k, v in figures.items()}
 
-    average = training.Average(encoder.parameters(), 0.99)
-    training.run("text encoder", a, encoder, optimiser, average, step_loss, a.out.with_suffix(".checkpoint"), every=25)
+    average = training.Average([p for p in both.parameters() if p.requires_grad], 0.99)
+    training.run("text encoder", a, both, optimiser, average, step_loss, a.out.with_suffix(".checkpoint"), every=100)
     report(encoder, judge, rows, emoji, random.Random(1))
     encoder.save_pretrained(a.out)
 

@@ -18,17 +18,17 @@ class TextRows:
     def ids(self, prompts):
         return [e.ids for e in self.tokenizer.backend_tokenizer.encode_batch([HEAD + p + FOOT for p in prompts])]
 
-    def batch(self, prompts, r, extra, widest):
-        """ids [B, width + extra], real [B, width + extra], positions [width + extra]; width is that of the longest prompt, and a
-        prompt over `widest` ids loses its middle."""
+    def batch(self, prompts, r, extra, widest, narrowest=0, last=512):
+        """ids [B, width + extra], real [B, width + extra], positions [width + extra]; width is that of the longest prompt, between
+        `narrowest` and `widest`; a prompt over `widest` ids loses its middle. Padding rows have positions below `last`."""
         ids = self.ids(prompts)
-        width = min(widest, -(-max(map(len, ids)) // 4) * 4)
+        width = max(narrowest, min(widest, -(-max(map(len, ids)) // 4) * 4))
         rows = torch.full((len(prompts), width + extra), self.pad)
         for i, t in enumerate(ids):
             if len(t) > width:
                 t = t[:width - FOOT_TOKENS] + t[-FOOT_TOKENS:]
             rows[i, :len(t)] = torch.tensor(t)
-        positions = sorted(r.sample(range(width, 512), extra))
+        positions = sorted(r.sample(range(width, last), extra))
         return rows, rows != self.pad, torch.tensor(list(range(width)) + positions)
 
 

@@ -1,13 +1,11 @@
 #!/usr/bin/env python3
-"""Train the pocket transformer (Flux2Transformer2DModel) to draw scenes from their codes (codes.py), or from their wordings.
+"""Train the pocket transformer (Flux2Transformer2DModel) to draw scenes from what the trained text encoder says of their wordings.
 
-    transformer.py --data emoji.npz --codes codes.npz --vae vae --out transformer [--start FOLDER]
-    transformer.py .. --text-encoder text_encoder --tokenizer tokenizer
-    transformer.py .. --start FOLDER --plain --rate 0.2
+    transformer.py --data emoji.npz --vae vae --text-encoder text_encoder --tokenizer tokenizer --out transformer [--start FOLDER]
 
-Text rows: the template's first three, and two copies of the scene's code, each with noise, that stand for all others; or, with
---text-encoder, what the trained encoder says of random wordings, rows exactly as those of the pipeline (text_rows.py), of which only a few
-padding rows are computed. A row stands for many by adding log(how many) to its attention logit.
+Text rows are exactly those of the pipeline (text_rows.py), but a step computes only a few: the template's first three, and rows at
+places drawn by lot, each of which stands for many by adding log(how many) to its attention logit. Batches of wordings are made once and
+come again with other noise and times.
 
 Time: mostly klein's own four sigmas. The target is the velocity (x_t - x_0) / t. Half of the inputs below t = 1 are made from the model's own latest
 answer for the scene instead of the true picture, as happens when sampling; that takes the place of a distillation.
@@ -19,7 +17,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
 import training
-from codes import OBJECT, WIDTH, Codes
 from muon import MuonAdam
 from scene_bank import Bank, informative
 from scenes import Emoji
@@ -27,11 +24,12 @@ from text_rows import HEAD_TOKENS, TAPS, TextRows, hidden_states
 from wording import scene_prompt
 
 HEADS, HEAD_DIM, DOUBLE, SINGLE = 6, 32, 2, 3
-PLAIN_SHARE = 0.5                       # of a batch of 64x64 or 128x128; the others are coloured, or of more than one object
-SHARES = {(128, 128): (0.60, 48), (64, 64): (0.22, 96), (128, 64): (0.13, 64), (64, 128): (0.05, 64)}      # of the steps, and batch
-SCENES = {(128, 128): 4, (64, 64): 1.5, (128, 64): 1, (64, 128): 0.5}       # random scenes for each emoji
-CODE_NOISE = 0.2                        # of a code's channels, in their deviations
-EXTRA_ROWS = 3
+PLAIN_SHARE = 0.45                      # of a batch of 64x64 or 128x128; the others are coloured, or of more than one object
+SHARES = {(128, 128): (0.60, 48), (64, 64): (0.28, 96), (128, 64): (0.09, 64), (64, 128): (0.03, 64)}      # of the steps, and batch
+SCENES = {(128, 128): 6, (64, 64): 15, (128, 64): 6, (64, 128): 2}          # random scenes for each emoji
+WORDINGS = 420                          # batches of wordings for each size
+NEAR, NEAR_ROWS, FAR_ROWS = 48, 6, 3    # of the rows 3..47 six are computed, of those after them three
+ROWS = 512
 
 
 def sigmas(tokens):
@@ -85,99 +83,93 @@ def times(sigma, count):
     return torch.where(u > 0.85, torch.sigmoid(torch.randn(count) + 1), t)
 
 
-class CodeText:
-    """Text rows that are the codes themselves, or only their first `width` channels."""
-
-    def __init__(self, codes, width=WIDTH):
-        self.codes, self.width = codes, width
-
-    def __call__(self, r, scenes):
-        """Text rows [B, rows, 3 * width], their position ids, and the attention logit that each adds."""
-        code = self.codes.of(scenes)[:, None].expand(-1, 2, -1, -1)
-        rows = torch.cat([self.codes.head.expand(len(scenes), -1, -1, -1), code], 1)
-        rows = rows + CODE_NOISE * self.codes.deviation * torch.randn(rows.shape)
-        positions = torch.tensor([*range(HEAD_TOKENS), *sorted(r.sample(range(16, 512), 2))])
-        bias = torch.tensor([0.0] * HEAD_TOKENS + [math.log((512 - HEAD_TOKENS) / 2)] * 2)
-        return rows[..., :self.width].flatten(2).bfloat16(), F.pad(positions[:, None], (3, 0)), bias
-
-
 class WordedText:
     """Text rows that the trained encoder makes of random wordings."""
 
     def __init__(self, emoji, tokenizer, encoder):
         self.emoji, self.rows = emoji, TextRows(Qwen2TokenizerFast.from_pretrained(tokenizer))
         self.encoder = Qwen3ForCausalLM.from_pretrained(encoder, dtype=torch.float32).eval().requires_grad_(False)
-        self.width = self.encoder.config.hidden_size
+        self.width = len(TAPS) * self.encoder.config.hidden_size
 
     @torch.no_grad()
     def __call__(self, r, scenes):
-        ids, real, positions = self.rows.batch([scene_prompt(r, self.emoji, s) for s in scenes], r, EXTRA_ROWS, 48)
-        streams = torch.cat(hidden_states(self.encoder, ids, real, positions), -1).bfloat16()
-        bias = torch.zeros(len(positions))
-        bias[-EXTRA_ROWS:] = math.log((512 - len(positions) + EXTRA_ROWS) / EXTRA_ROWS)
-        return streams, F.pad(positions[:, None], (3, 0)), bias
+        """Text rows [B, rows, width], their position ids, and the attention logit that each adds; one time in three as if the pipeline
+        were told to make fewer than 512 rows."""
+        last = ROWS if r.random() < 0.67 else r.randrange(NEAR + FAR_ROWS, ROWS)
+        ids, real, positions = self.rows.batch([scene_prompt(r, self.emoji, s) for s in scenes], r, FAR_ROWS, NEAR, NEAR, last)
+        kept = [*range(HEAD_TOKENS), *sorted(r.sample(range(HEAD_TOKENS, NEAR), NEAR_ROWS)), *range(NEAR, NEAR + FAR_ROWS)]
+        streams = torch.cat(hidden_states(self.encoder, ids, real, positions), -1)[:, kept].bfloat16()
+        bias = [0.0] * HEAD_TOKENS + [math.log((NEAR - HEAD_TOKENS) / NEAR_ROWS)] * NEAR_ROWS + [math.log((last - NEAR) / FAR_ROWS)] * FAR_ROWS
+        return streams, F.pad(positions[kept][:, None], (3, 0)), torch.tensor(bias)
 
 
-class Task:
-    """One training step: scenes, their text, noise, and the error of the picture that the answer implies."""
+class Wordings:
+    """Batches of a bank's scenes with their text rows, each made when it is first asked for."""
 
-    def __init__(self, text, vae):
-        self.text, self.basis = text, informative(vae)[1]
+    def __init__(self, text, bank, batch, seed):
+        self.text, self.bank, self.batch, self.seed, self.made = text, bank, batch, seed, {}
 
-    def error(self, dit, r, bank, batch):
-        """(error of each sample, relative to the variance of the latents; times)."""
-        index = torch.tensor(bank.choose(r, batch, PLAIN_SHARE))
-        t = times(sigmas(bank.tokens[0] * bank.tokens[1]), batch)
-        own = ((torch.rand(batch) < 0.5) & bank.known[index])[:, None, None]
-        x0, noise, T = bank.latents[index], torch.randn(batch, bank.latents.shape[1], 128), t[:, None, None]
-        xt = (1 - T) * torch.where(own, bank.own[index].float(), x0) @ self.basis.T + T * noise
-        image_ids = torch.cartesian_prod(torch.arange(1), *map(torch.arange, bank.tokens), torch.arange(1))
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            text, text_ids, bias = self.text(r, [bank.scenes[i] for i in index])
-            bias = F.pad(bias, (0, len(image_ids))).bfloat16()[None, None, None]
-            mask = {"attention_mask": bias.expand(1, 1, bias.shape[-1], bias.shape[-1])}
-            v = dit(hidden_states=xt.bfloat16(), encoder_hidden_states=text, timestep=t.bfloat16().float(), img_ids=image_ids,
-                    txt_ids=text_ids, joint_attention_kwargs=mask, return_dict=False)[0].float()
-        answer = (xt - T * v) @ self.basis
-        with torch.no_grad():
-            bank.own[index], bank.known[index] = answer.detach().bfloat16(), True
-        return (answer - x0).square().mean((1, 2)) / bank.variance, t
+    def __call__(self, number):
+        """(indices of scenes, text rows, their positions, logits)"""
+        if number not in self.made:
+            r = random.Random(self.seed * 1000003 + number)
+            index = self.bank.choose(r, self.batch, PLAIN_SHARE)
+            self.made[number] = torch.tensor(index), *self.text(r, [self.bank.scenes[i] for i in index])
+        return self.made[number]
+
+
+def step_error(dit, basis, bank, wording):
+    """(error of each picture that an answer implies, relative to the variance of the latents; times)."""
+    index, text, text_ids, bias = wording
+    batch = len(index)
+    t = times(sigmas(bank.tokens[0] * bank.tokens[1]), batch)
+    own = ((torch.rand(batch) < 0.5) & bank.known[index])[:, None, None]
+    x0, noise, T = bank.latents[index], torch.randn(batch, bank.latents.shape[1], 128), t[:, None, None]
+    xt = (1 - T) * torch.where(own, bank.own[index].float(), x0) @ basis.T + T * noise
+    image_ids = torch.cartesian_prod(torch.arange(1), *map(torch.arange, bank.tokens), torch.arange(1))
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        bias = F.pad(bias, (0, len(image_ids))).bfloat16()[None, None, None]
+        mask = {"attention_mask": bias.expand(1, 1, bias.shape[-1], bias.shape[-1])}
+        v = dit(hidden_states=xt.bfloat16(), encoder_hidden_states=text, timestep=t.bfloat16().float(), img_ids=image_ids,
+                txt_ids=text_ids, joint_attention_kwargs=mask, return_dict=False)[0].float()
+    answer = (xt - T * v) @ basis
+    with torch.no_grad():
+        bank.own[index], bank.known[index] = answer.detach().bfloat16(), True
+    return (answer - x0).square().mean((1, 2)) / bank.variance, t
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name in ("data", "codes", "vae", "out"):
+    for name in ("data", "vae", "text-encoder", "tokenizer", "out"):
         ap.add_argument("--" + name, required=True, type=pathlib.Path)
-    for name in ("start", "text-encoder", "tokenizer"):
-        ap.add_argument("--" + name, type=pathlib.Path)
+    ap.add_argument("--start", type=pathlib.Path, help="folder of an earlier transformer")
     ap.add_argument("--small", action="store_true", help="without 128x128")
-    ap.add_argument("--plain", action="store_true", help="only emoji as they are, at 64x64; the text has the channels of the object only")
     ap.add_argument("--rate", type=float, default=1.0, help="factor of both learning rates (default: 1)")
-    training.add_options(ap, steps=3000)
+    training.add_options(ap, steps=9000)
     a = training.begin(ap)
     emoji, vae = Emoji(a.data), AutoencoderKLFlux2.from_pretrained(a.vae).eval().float()
-    text = WordedText(emoji, a.tokenizer, a.text_encoder) if a.text_encoder else CodeText(Codes(a.codes), OBJECT if a.plain else WIDTH)
-    width = len(TAPS) * text.width
+    text = WordedText(emoji, a.tokenizer, a.text_encoder)
     old = Flux2Transformer2DModel.from_pretrained(a.start, torch_dtype=torch.float32) if a.start else None
-    dit = widened(old, width) if old else build(width, vae)
+    dit = widened(old, text.width) if old else build(text.width, vae)
     sizes = {s: v for s, v in SHARES.items() if s != (128, 128) or not a.small}
-    if a.plain:
-        sizes = {(64, 64): (1, 96)}
-    banks = {}
-    for size in sizes:
-        cache = a.out.parent / ("bank-%dx%d%s.pt" % (*size, "-plain" if a.plain else ""))
-        banks[size] = Bank(cache, random.Random(a.seed), emoji, vae, size, 0 if a.plain else int(SCENES[size] * len(emoji)))
+    banks, wordings = {}, {}
+    for size, (_, batch) in sizes.items():
+        banks[size] = Bank(a.out.parent / ("bank-%dx%d.pt" % size), random.Random(a.seed), emoji, vae, size, int(SCENES[size] * len(emoji)))
+        wordings[size] = Wordings(text, banks[size], batch, a.seed)
         print(f"transformer: {len(banks[size].scenes)} scenes of {size[0]}x{size[1]}", flush=True)
-    task = Task(text, vae)
+    basis, drawn = informative(vae)[1], torch.compile(dit)
     optimiser = MuonAdam(dit.named_parameters(), lr=a.rate * 0.02, adam_lr=a.rate * 2e-3,
                          slow=("embed", "modulation", "proj_out", "norm_out"))
 
     def step_loss(step, r):
         size = r.choices(list(sizes), [share for share, _ in sizes.values()])[0]
-        error, t = task.error(dit, r, banks[size], sizes[size][1])
+        wording = wordings[size](r.randrange(WORDINGS))
+        error, t = step_error(drawn, basis, banks[size], wording)
         loss = (error / t.square().clamp(min=0.25)).mean()      # of the velocity, limited for small t
-        first = error[t > 0.99].mean().item()                   # from pure noise
-        return loss, {"%dx%d" % s: first if s == size else None for s in sizes}
+        first, plain = t > 0.99, wording[0] < banks[size].plain
+        mean = lambda which: error[which].mean().item() if which.any() else None
+        figures = {"%dx%d" % s: mean(first) if s == size else None for s in sizes}      # from pure noise
+        return loss, figures | {"plain": mean(first & plain) if size == (64, 64) else None}
 
     state = lambda: {s: (b.own, b.known) for s, b in banks.items()}
 
@@ -186,7 +178,7 @@ def main():
             banks[size].own, banks[size].known = own, known
 
     average = training.Average(dit.parameters())
-    training.run("transformer", a, dit, optimiser, average, step_loss, a.out.with_suffix(".checkpoint"), state, restore, every=50)
+    training.run("transformer", a, dit, optimiser, average, step_loss, a.out.with_suffix(".checkpoint"), state, restore, every=100)
     dit.save_pretrained(a.out)
 
 

@@ -90,11 +90,15 @@ def with_article(r, text):
 def single(r, m):
     """One emoji as it is: its name, its keywords, or both."""
     u, keys = r.random(), m["keys"]
-    if u < 0.45 or not keys:
+    if u < 0.50 or not keys:
         return with_article(r, called(r, m, 0.85))
-    if u < 0.55:
+    if u < 0.60:
         return m["name"] + ", " + ", ".join(r.sample(keys, r.randint(1, min(3, len(keys)))))
-    if u < 0.85:
+    if m.get("keys_of_another"):        # the keywords alone mean the first emoji that has them
+        return m["name"]
+    if u < 0.72:
+        return keyword_prompt(m)
+    if u < 0.88:
         return r.choice([", ", ", ", " "]).join(r.sample(keys, r.randint(max(1, len(keys) - 2), len(keys))))
     return with_article(r, r.choice([called(r, m, 0)] + m["synonyms"] + m["kinds"]))
 
@@ -143,12 +147,29 @@ def lead_in(r):
     return ask + (of if u > 0.9 else r.choice(["", "", "a ", "the "]) + (r.choice(ADJECTIVE) if r.random() < 0.3 else ""))
 
 
+def errand(r, emoji, text):
+    """The text within a request whose other words may mean anything: "please WORD a cat for my WORD"."""
+    word = lambda: r.choice(emoji.vocabulary if r.random() < 0.6 else emoji.filler)
+    if not text.startswith(("a ", "an ", "the ", "one ")):
+        text = r.choice(["", "a ", "the ", "my "]) + text
+    lead = r.choice(ASK) + r.choice(["{w} ", "{w} ", "{w} me ", "{w} us ", "{w} for me ", "help me {w} ", "try to {w} "]).format(w=word())
+    tail = r.choice(["", "", "?", "!", " please", " for my {w}", " for my {w}", " for the {w}", " for our {w}", " for a {w}", " for her {w}",
+                     " for {w}", ", {w}", ", {w} style", " as a {w}", " like my {w}", " before {w}", " because of {w}"]).format(w=word())
+    return lead + text + tail
+
+
 def scene_prompt(r, emoji, scene):
     """One random wording of a scene."""
+    if scene.is_plain() and r.random() < 0.12:
+        return emoji.words[scene.first]["name"]
     text = on_ground(r, body(r, emoji, scene), scene.ground)
-    if r.random() < 0.25:
+    u = r.random()
+    if u < 0.25:
         return text
-    s = lead_in(r) + text + (r.choice(TAIL) if r.random() < 0.4 else "")
+    if u < 0.45:
+        s = errand(r, emoji, text)
+    else:
+        s = lead_in(r) + text + (r.choice(TAIL) if r.random() < 0.4 else "")
     if r.random() < 0.3:
         w = [junk(r, emoji.filler) for _ in range(r.randint(1, 4))]
         k = r.randint(0, len(w))
@@ -158,7 +179,7 @@ def scene_prompt(r, emoji, scene):
     u = r.random()
     if u < 0.15:
         return s[0].upper() + s[1:]
-    return s.upper() if u < 0.17 else s.title() if u < 0.20 else s
+    return s.upper() if u < 0.19 else s.title() if u < 0.22 else s
 
 
 def unknown_prompt(r, emoji):
