@@ -3,13 +3,14 @@
 
     sheets.py [--model DIR] [--worker build/release/bin/kiln-worker] [--out DIR]
 
-Random names (by lot, none chosen), held-out wordings, four seeds of one prompt, and prompts as people type them.
+Random names, held-out wordings, colours, grounds and pairs (by lot, none chosen), four seeds of one prompt, and prompts as people type them.
 """
 import argparse, pathlib, random, subprocess, tempfile
 from PIL import Image, ImageDraw
 
 from measure import HERE, ROOT, read_emoji
-from wording import HELD_OUT
+from scenes import GROUNDS, HUES, may_be_coloured
+from wording import HELD_OUT, article
 
 SIDE, TEXT, COLUMNS = 96, 26, 8
 FREE = ["a yellow banana", "my dog", "a fast red car", "wizard with a hat", "please draw a unicorn for my little sister", "OWL", "Pengiun", "an elefant",
@@ -21,6 +22,11 @@ def sheets(words):
     names = [m["name"] for m in r.sample(words, 32)]
     yield "names", (64, 64), names
     yield "held-out", (64, 64), [t.format(n=m["name"]) for t in HELD_OUT for m in r.sample(words, 8)]
+    coloured = [m["name"] for m in words if may_be_coloured(m)]
+    yield "colours", (64, 64), [f"a {c} {n}" for n in r.sample(coloured, 4) for c in list(HUES)[:8]]
+    yield "grounds", (64, 64), [f"{m['name']} on a {r.choice(list(GROUNDS))} background" for m in r.sample(words, 16)]
+    yield "pairs", (128, 64), ["{} left of {}".format(*(article(n) + n for n in pair)) for pair in
+                               [[m["name"] for m in r.sample(words, 2)] for _ in range(16)]]
     yield "seeds", (64, 64), ["red apple"] * 4 + ["dragon"] * 4
     yield "free", (64, 64), FREE
 

@@ -25,9 +25,9 @@ from wording import scene_prompt
 
 HEADS, HEAD_DIM, DOUBLE, SINGLE = 6, 32, 2, 3
 PLAIN_SHARE = 0.45                      # of a batch of 64x64 or 128x128; the others are coloured, or of more than one object
-SHARES = {(128, 128): (0.60, 48), (64, 64): (0.28, 96), (128, 64): (0.09, 64), (64, 128): (0.03, 64)}      # of the steps, and batch
+SHARES = {(128, 128): (0.50, 48), (64, 64): (0.26, 96), (128, 64): (0.18, 64), (64, 128): (0.06, 64)}      # of the steps, and batch
 SCENES = {(128, 128): 6, (64, 64): 15, (128, 64): 6, (64, 128): 2}          # random scenes for each emoji
-WORDINGS = 420                          # batches of wordings for each size
+WORDINGS = 320                          # batches of wordings for each size
 NEAR, NEAR_ROWS, FAR_ROWS = 48, 6, 3    # of the rows 3..47 six are computed, of those after them three
 ROWS = 512
 
