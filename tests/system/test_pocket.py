@@ -23,7 +23,7 @@ def emoji():
 
 
 # What the model card promises of all emoji, less what so small a sample may miss by chance.
-@pytest.mark.parametrize("name,at_least", [("names", 0.93)])
+@pytest.mark.parametrize("name,at_least", [("names", 0.9), ("held out: could you sketch {n}?", 0.9), ("colour and name", 0.4)])
 def test_most_prompts_give_the_emoji_they_name(emoji, tmp_path, name, at_least):
     words, tiles = emoji
     (wanted,) = [m for m in measure.measures(words, 64, EVERY) if m.name == name]
