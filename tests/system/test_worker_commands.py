@@ -154,7 +154,7 @@ def test_a_word_that_is_no_option_is_named(command):
 
 def test_inspect_tells_what_a_model_is_and_refuses_a_damaged_one(tmp_path):
     report = json.loads(worker("inspect", "--model", POCKET, "--json").stdout)
-    assert report["variant"] == "distilled" and report["parameters"] == 6182388 and len(report["sha256"]) == 64
+    assert report["variant"] == "distilled" and report["parameters"] == 6726988 and len(report["sha256"]) == 64
     assert [(mode, list(bytes)) for mode, bytes in report["gpu_bytes"].items()] == [(mode, ["resident", "phases", "streamed"]) for mode in ("image", "edit")]
     broken = tmp_path / "model"
     shutil.copytree(POCKET, broken)
