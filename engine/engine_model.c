@@ -14,7 +14,6 @@
 
 #include "engine_plan.h"
 #include "kern_cpu.h"
-#include "kern_plan.h"
 #include "kern_module.h"
 #include "kern_plan.h"
 #include "list_hash.h"
@@ -276,12 +275,9 @@ bool engine_model_wait(struct engine_model *m, int blocks, struct engine_error *
     return (weights_done(&text, why) && weights_done(&transformer, why)) || engine_error_at(why, "moving weights to host memory");
 }
 
-/* What a rank may have in all: of its device, or of this machine's memory, which its ranks have together. */
-static size_t memory_of_rank(struct engine_model *m)
+/* Of this machine's memory, which the ranks have together. */
+static size_t host_memory_of_rank(const struct engine_model *m)
 {
-    struct kern_space space;
-    if (kern_memory(m->kern, &space))
-        return space.all;
     return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / (size_t)kern_ranks(m->kern);
 }
 
@@ -296,9 +292,8 @@ static bool split_as_fits(struct engine_model *m, const struct engine_options *o
 {
     struct kern_space space;
     struct engine_plan *plan = NULL;
-    bool is_resident = o->placement == ENGINE_RESIDENT || !kern_memory(m->kern, &space);
-    size_t all = memory_of_rank(m), bytes = 0;
-    bool fits = false;
+    bool has_own = kern_memory(m->kern, &space), is_resident = o->placement == ENGINE_RESIDENT || !has_own, fits = false;
+    size_t all = has_own ? space.all : host_memory_of_rank(m), bytes = 0;
     kern_hold_whole(m->kern, true);
     bool ok = engine_plan_open(&plan, m, parts, NULL, why) && engine_plan_fits(plan, is_resident, all, &fits, &bytes, why);
     engine_plan_close(plan);
@@ -415,27 +410,57 @@ bool engine_model_open(struct engine_model *ret, const struct engine_options *o,
     return true;
 }
 
-/* On a backend that only counts. */
+/* --- counting ----------------------------------------------------------------------------------------------- */
+
+/* One rank's share of a model, on a backend that only counts. Whatever comes of it, end_count follows. */
+static bool begin_count(struct engine_model *m, struct model_parts *parts, const struct engine_options *o, int ranks, struct engine_error *why)
+{
+    *m = (struct engine_model){.precision = o->precision, .dtype = engine_precision_dtype(o->precision), .kern = kern_plan_open(0, ranks, false)};
+    *parts = (struct model_parts){0};
+    if (!m->kern)
+        return engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the plan of a model");
+    if (!model_parts_open(parts, o, why))
+        return false;
+    m->config = parts->config;
+    return true;
+}
+
+static bool plan_count(struct engine_model *m, const struct model_parts *parts, struct engine_error *why)
+{
+    return open_tokenizer(m, parts->tokenizer_dir, why) && engine_plan_open(&m->plan, m, parts, NULL, why);
+}
+
+static void end_count(struct engine_model *m, struct model_parts *parts)
+{
+    model_parts_close(parts);
+    engine_model_close(m);
+}
+
 bool engine_model_fits(const struct engine_options *o, int ranks, size_t memory, bool *ret, size_t *ret_bytes, struct engine_error *why)
 {
-    struct engine_model m = {.precision = o->precision, .dtype = engine_precision_dtype(o->precision)};
-    struct model_parts parts = {0};
-    struct engine_plan *plan = NULL;
+    struct engine_model m;
+    struct model_parts parts;
     struct engine_error uneven;
-    bool ok = model_parts_open(&parts, o, why);
-    m.config = parts.config;
-    m.kern = kern_plan_open(0, ranks, false);
-    ok = ok && (m.kern || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the plan of a model"));
+    bool ok = begin_count(&m, &parts, o, ranks, why);
     *ret = ok && check_shares(&m, &uneven);
     *ret_bytes = 0;
     if (*ret)
-        ok = open_tokenizer(&m, parts.tokenizer_dir, why) && engine_plan_open(&plan, &m, &parts, NULL, why) &&
-             engine_plan_fits(plan, o->placement == ENGINE_RESIDENT, memory, ret, ret_bytes, why);
-    engine_plan_close(plan);
-    model_parts_close(&parts);
-    engine_model_close(&m);
+        ok = plan_count(&m, &parts, why) && engine_plan_fits(m.plan, o->placement == ENGINE_RESIDENT, memory, ret, ret_bytes, why);
+    end_count(&m, &parts);
     return ok || engine_error_at(why, "model %s", o->model_dir ? o->model_dir : "of parts");
 }
+
+bool engine_model_needs(struct engine_needs *ret, const struct engine_options *o, struct engine_error *why)
+{
+    struct engine_model m;
+    struct model_parts parts;
+    bool ok = begin_count(&m, &parts, o, 1, why) && plan_count(&m, &parts, why) && engine_plan_least(m.plan, false, ret->image, why) &&
+              engine_plan_least(m.plan, true, ret->edit, why);
+    end_count(&m, &parts);
+    return ok;
+}
+
+/* --- life --------------------------------------------------------------------------------------------------- */
 
 void engine_model_close(struct engine_model *m)
 {
@@ -476,20 +501,6 @@ bool engine_model_ids(const struct engine_model *m, const char *prompt, bool tru
         ids[i] = tokenizer_pad_id(m->tokenizer);
     free(all);
     return true;
-}
-
-bool engine_model_needs(struct engine_needs *ret, const struct engine_options *o, struct engine_error *why)
-{
-    struct engine_model m = {.precision = o->precision, .dtype = engine_precision_dtype(o->precision),
-                             .kern = kern_plan_open(0, 1, false)};
-    struct model_parts parts = {0};
-    bool ok = (m.kern || engine_error_set(why, ENGINE_NO_MEMORY, "no memory for the plan of a model")) && model_parts_open(&parts, o, why);
-    m.config = parts.config;
-    ok = ok && open_tokenizer(&m, parts.tokenizer_dir, why) && engine_plan_open(&m.plan, &m, &parts, NULL, why) &&
-         engine_plan_least(m.plan, false, ret->image, why) && engine_plan_least(m.plan, true, ret->edit, why);
-    model_parts_close(&parts);
-    engine_model_close(&m);
-    return ok;
 }
 
 static bool is_rope_of(const struct engine_rope *r, const struct transformer_grid *grids, int count)
