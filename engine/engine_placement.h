@@ -11,6 +11,7 @@ enum engine_placement {
     ENGINE_PHASES,
     ENGINE_STREAMED,
 };
+#define ENGINE_PLACEMENT_WORDS "auto, resident, phases, streamed"
 const char *engine_placement_name(enum engine_placement placement); /* "auto", "resident", "phases", "streamed" */
 bool engine_placement_of(const char *name, enum engine_placement *ret);
 

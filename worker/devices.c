@@ -13,8 +13,8 @@
 #include "engine.h"
 #include "kern_module.h"
 #include "lifecycle.h"
+#include "msg.h"
 
-#define MODELS_MAX 64
 #define DEVICES_MAX 64
 #define MODEL_NAME_MAX 104
 
@@ -56,7 +56,7 @@ static void print(const char *device, const char *name, const struct kern_space 
 /* What was asked for, and the devices as they are looked at. */
 struct devices {
     bool is_json, prefers_latency;
-    const char *models[MODELS_MAX]; /* NAME=DIR */
+    const char *models[MSG_MODELS_MAX]; /* NAME=DIR */
     int model_count;
     struct engine_options engine;   /* what they will be opened with */
     char names[DEVICES_MAX][64];
@@ -160,8 +160,8 @@ static void print_workers(const struct devices *d, bool is_teams, const char *wh
 
 static int lay_over(const struct devices *d)
 {
-    struct device_share_model models[MODELS_MAX];
-    static char names[MODELS_MAX][MODEL_NAME_MAX];
+    struct device_share_model models[MSG_MODELS_MAX];
+    static char names[MSG_MODELS_MAX][MODEL_NAME_MAX];
     char why[600];
     for (int i = 0; i < d->model_count; i++)
         if (!weigh(d, d->models[i], names[i], &models[i], why, sizeof why))
@@ -179,8 +179,8 @@ static bool read_word(struct devices *d, int word, const char *text, char *why, 
 {
     switch (word) {
     case MODEL:
-        if (d->model_count == MODELS_MAX) {
-            snprintf(why, why_bytes, "--model: at most %d", MODELS_MAX);
+        if (d->model_count == MSG_MODELS_MAX) {
+            snprintf(why, why_bytes, "--model: at most %d", MSG_MODELS_MAX);
             return false;
         }
         d->models[d->model_count++] = text;
@@ -194,7 +194,7 @@ static bool read_word(struct devices *d, int word, const char *text, char *why, 
     case PLACEMENT:
         if (engine_placement_of(text, &d->engine.placement))
             return true;
-        snprintf(why, why_bytes, "--placement '%.200s', accepted: auto, resident, phases, streamed", text);
+        snprintf(why, why_bytes, "--placement '%.200s', accepted: " ENGINE_PLACEMENT_WORDS, text);
         return false;
     default:
         if (engine_precision_of(text, &d->engine.precision))

@@ -312,7 +312,7 @@ static int take_option(struct options *o, int option, char *value)
         break;
     case OPT_PLACEMENT:
         if (!engine_placement_of(value, &o->placement))
-            return refuse("--placement '%s': accepted: auto, resident, phases, streamed", value);
+            return refuse("--placement '%s': accepted: " ENGINE_PLACEMENT_WORDS, value);
         break;
     case OPT_SPLIT:
         if (!engine_placement_split_of(value, &o->split))

@@ -142,7 +142,7 @@ static bool read_word(void *context, int word, const char *text, char *why, size
     case OPTION_PLACEMENT:
         if (engine_placement_of(text, &w->placement))
             return true;
-        snprintf(why, why_bytes, "--placement '%s', accepted: auto, resident, phases, streamed", text);
+        snprintf(why, why_bytes, "--placement '%s', accepted: " ENGINE_PLACEMENT_WORDS, text);
         return false;
     case OPTION_SPLIT:
         if (engine_placement_split_of(text, &w->split))
