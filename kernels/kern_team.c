@@ -38,7 +38,7 @@ struct kern_team {
     struct heart hearts[KERN_TEAM_MAX];
 };
 
-static int64_t now_ms(void)
+int64_t kern_team_now_ms(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -86,12 +86,12 @@ int kern_team_patience_ms(const struct kern_team *t)
 
 void kern_team_beat(struct kern_team *t, int rank)
 {
-    atomic_store_explicit(&t->hearts[rank].last_ms, now_ms(), memory_order_relaxed);
+    atomic_store_explicit(&t->hearts[rank].last_ms, kern_team_now_ms(), memory_order_relaxed);
 }
 
 int64_t kern_team_silent_ms(const struct kern_team *t, int rank)
 {
-    return now_ms() - atomic_load_explicit(&t->hearts[rank].last_ms, memory_order_relaxed);
+    return kern_team_now_ms() - atomic_load_explicit(&t->hearts[rank].last_ms, memory_order_relaxed);
 }
 
 /* --- breaking ---------------------------------------------------------------------------------------------- */
@@ -184,14 +184,14 @@ static int64_t silent_ms(const struct kern_team *t, const struct meeting *m, int
 static bool wait_locked(struct kern_team *t, struct meeting *m, uint64_t round)
 {
     int missing = 0;
-    int64_t begun_ms = now_ms();
+    int64_t begun_ms = kern_team_now_ms();
     while (atomic_load(&m->round) == round) {
         if (m == &t->work && kern_team_is_broken(t))
             return false;
         sleep_locked(t);
         if (atomic_load(&m->round) != round)
             break;
-        bool is_long = now_ms() - begun_ms > t->patience_ms;
+        bool is_long = kern_team_now_ms() - begun_ms > t->patience_ms;
         if (is_long && silent_ms(t, m, &missing) > t->patience_ms) {
             break_silent_locked(t, missing);
             return false;

@@ -43,6 +43,7 @@ bool kern_team_mend(struct kern_team *t, int rank);
 void kern_team_beat(struct kern_team *t, int rank);
 int64_t kern_team_silent_ms(const struct kern_team *t, int rank);
 int kern_team_patience_ms(const struct kern_team *t);
+int64_t kern_team_now_ms(void); /* the clock that patience is measured by: it only goes forward */
 
 /* kern_team_break_silent breaks the team because of a rank that has been silent for as long as the patience lasts. */
 void kern_team_break_silent(struct kern_team *t, int rank);

@@ -75,13 +75,6 @@ static uint64_t breaks_of(const struct kern *k)
     return k->team ? kern_team_breaks(k->team) : 0;
 }
 
-static int64_t now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
 /* A dry device's other rank never fails. */
 static int patience_ms(const struct team_nccl *t)
 {
@@ -138,9 +131,9 @@ static ncclResult_t ask(struct team_nccl *t)
 /* What was begun on the communicator and may be in progress, until it is done. No call but this is made on it before. */
 static bool settle(struct team_nccl *t, ncclResult_t result, const char *what)
 {
-    int64_t begun_ms = now_ms();
+    int64_t begun_ms = kern_team_now_ms();
     while (result == ncclInProgress && t->breaks == breaks_of(t->kern)) {
-        if (now_ms() - begun_ms > patience_ms(t)) {
+        if (kern_team_now_ms() - begun_ms > patience_ms(t)) {
             kern_ops_fail(t->kern, "device failed: NCCL: %s: another rank did not come for %.1f s", what, patience_ms(t) / 1e3);
             return false;
         }
@@ -200,14 +193,14 @@ static void look(struct team_nccl *t, struct look *l)
     if (is_busy || done != l->done)
         kern_ops_beat(t->kern);
     if (is_idle || is_busy || done != l->done)
-        l->since_ms = now_ms();
+        l->since_ms = kern_team_now_ms();
     l->done = done;
     if (is_stale) {
         abort_comm(t);
     } else if (error != ncclSuccess && error != ncclInProgress) {
         snprintf(why, sizeof why, "device failed: NCCL: %s", t->nccl.error_text(error));
         kern_team_break(team_of(t), t->kern->rank, why);
-    } else if (has_comm && now_ms() - l->since_ms > patience_ms(t)) {
+    } else if (has_comm && kern_team_now_ms() - l->since_ms > patience_ms(t)) {
         snprintf(why, sizeof why, "device failed: a sum of the team does not end, for %.1f s", patience_ms(t) / 1e3);
         kern_team_break(team_of(t), t->kern->rank, why);
     }
@@ -216,7 +209,7 @@ static void look(struct team_nccl *t, struct look *l)
 static void *watch_main(void *argument)
 {
     struct team_nccl *t = argument;
-    struct look l = {.since_ms = now_ms()};
+    struct look l = {.since_ms = kern_team_now_ms()};
     bool is_closing = false;
     cuda_stream(t->kern); /* on the backend's device */
     while (!is_closing) {
