@@ -283,10 +283,7 @@ static void command_worker(struct up *u, int index)
         up_child_arg(c, "--batch");
         up_child_arg(c, "%d", o->batch);
     }
-    for (int i = 0; i < o->model_count; i++) {
-        up_child_arg(c, "--model");
-        up_child_arg(c, "%s=%s", o->models[i].name, o->models[i].dir);
-    }
+    up_child_models(c, o);
 }
 
 /* The worker this row of the database is about, or -1. */

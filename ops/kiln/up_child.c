@@ -72,6 +72,14 @@ void up_child_arg(struct up_child *c, const char *format, ...)
     c->is_whole = c->is_whole && ok;
 }
 
+void up_child_models(struct up_child *c, const struct home_config *config)
+{
+    for (int i = 0; i < config->model_count; i++) {
+        up_child_arg(c, "--model");
+        up_child_arg(c, "%s=%s", config->models[i].name, config->models[i].dir);
+    }
+}
+
 void up_child_change(struct up_child *c, const char *option, const char *format, ...)
 {
     char *value = NULL;

@@ -41,6 +41,8 @@ enum up_child_news { UP_CHILD_SAME, UP_CHILD_STARTED, UP_CHILD_DIED };
 void up_child_init(struct up_child *c, const struct home *home, const char *name, int polite_signal);
 void up_child_done(struct up_child *c); /* accepts {0} */
 void up_child_arg(struct up_child *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* up_child_models: --model NAME=DIR for each that is served. */
+void up_child_models(struct up_child *c, const struct home_config *config);
 /* up_child_change gives another value to an option that has one already: it counts from the next start. */
 void up_child_change(struct up_child *c, const char *option, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void up_child_run_as(struct up_child *c, const struct up_user *user);

@@ -15,6 +15,7 @@
 
 #include "lifecycle.h"
 #include "process.h"
+#include "up_child.h"
 
 #define BATCH_MAX 64
 #define THREADS_MAX 4096
@@ -198,22 +199,21 @@ static int read_devices(struct up_plan *p, struct command_call *call, char *list
 }
 
 /* Who names no GPU leaves it to kiln-worker how the models are laid over them. */
-static int ask_devices(struct up_plan *p, char *listing, size_t listing_bytes, char *why, size_t why_bytes)
+static int ask_devices(const struct up_plan *p, char *listing, size_t listing_bytes, char *why, size_t why_bytes)
 {
-    char *argv[2 * HOME_MODELS_MAX + 12] = {p->worker, "devices", "--json", p->config.device, "--prefer", (char *)(uintptr_t)p->prefer,
-                                            "--placement", (char *)(uintptr_t)p->placement, "--precision", p->config.precision};
-    int count = 10, asked = strcmp(p->config.device, "cuda") == 0 ? p->config.model_count : 0, status = -1;
-    bool ok = true;
-    for (int i = 0; i < asked && ok; i++) {
-        argv[count++] = "--model";
-        ok = asprintf(&argv[count++], "%s=%s", p->config.models[i].name, p->config.models[i].dir) >= 0;
-    }
-    if (ok)
-        status = process_run(argv, NULL, NULL, listing, listing_bytes, why, why_bytes);
+    const char *const words[] = {p->worker, "devices", "--json", p->config.device, "--prefer", p->prefer, "--placement", p->placement,
+                                 "--precision", p->config.precision};
+    struct up_child asked = {.is_whole = true};
+    int status = -1;
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        up_child_arg(&asked, "%s", words[i]);
+    if (strcmp(p->config.device, "cuda") == 0)
+        up_child_models(&asked, &p->config);
+    if (asked.is_whole)
+        status = process_run(asked.argv, NULL, NULL, listing, listing_bytes, why, why_bytes);
     else
-        snprintf(why, why_bytes, "out of memory"), argv[--count] = NULL;
-    for (int i = 11; i < count; i += 2)
-        free(argv[i]);
+        snprintf(why, why_bytes, "out of memory");
+    up_child_done(&asked);
     return status;
 }
 
