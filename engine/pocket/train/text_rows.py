@@ -8,6 +8,7 @@ import torch
 
 HEAD, FOOT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 TAPS = (9, 18, 27)
+ROWS = 512                      # of the pipeline
 HEAD_TOKENS, FOOT_TOKENS = 3, 9
 
 
@@ -18,7 +19,7 @@ class TextRows:
     def ids(self, prompts):
         return [e.ids for e in self.tokenizer.backend_tokenizer.encode_batch([HEAD + p + FOOT for p in prompts])]
 
-    def batch(self, prompts, r, extra, widest, narrowest=0, last=512):
+    def batch(self, prompts, r, extra, widest, narrowest=0, last=ROWS):
         """ids [B, width + extra], real [B, width + extra], positions [width + extra]; width is that of the longest prompt, between
         `narrowest` and `widest`; a prompt over `widest` ids loses its middle. Padding rows have positions below `last`."""
         ids = self.ids(prompts)

@@ -20,7 +20,7 @@ import training
 from muon import MuonAdam
 from scene_bank import Bank, informative
 from scenes import Emoji
-from text_rows import HEAD_TOKENS, TAPS, TextRows, hidden_states
+from text_rows import HEAD_TOKENS, ROWS, TAPS, TextRows, hidden_states
 from wording import scene_prompt
 
 HEADS, HEAD_DIM, DOUBLE, SINGLE = 6, 32, 2, 3
@@ -29,7 +29,6 @@ SHARES = {(128, 128): (0.50, 48), (64, 64): (0.26, 96), (128, 64): (0.18, 64), (
 SCENES = {(128, 128): 6, (64, 64): 15, (128, 64): 6, (64, 128): 2}          # random scenes for each emoji
 WORDINGS = 320                          # batches of wordings for each size
 NEAR, NEAR_ROWS, FAR_ROWS = 48, 6, 3    # of the rows 3..47 six are computed, of those after them three
-ROWS = 512
 
 
 def sigmas(tokens):
