@@ -140,12 +140,18 @@ __global__ void misaligned_tile(float *x)
     x[threadIdx.x] = static_cast<float>(r[0]);
 }
 
+/* Small frames, many of them: one large frame would step over the guard page and write to what lies below. */
+__device__ __attribute__((noinline)) int descend(const volatile char *caller, int depth)
+{
+    volatile char frame[512];
+    frame[depth % 512] = static_cast<char>(caller[0] + depth);
+    return depth == 0 ? frame[0] : descend(frame, depth - 1) + frame[depth % 512];
+}
+
 __global__ void stack_overflow(float *x)
 {
-    volatile char big[400000];
-    for (int i = 0; i < 400000; i += 512)
-        big[i] = static_cast<char>(i);
-    x[0] = big[77];
+    volatile char first = 1;
+    x[0] = static_cast<float>(descend(&first, 2000));
 }
 
 __global__ void endless_loop(float *x)
