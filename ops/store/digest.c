@@ -1,7 +1,7 @@
 /* digest.c - SHA-256 over memory, files and model folders.
  *
  * The algorithm is fetched once for the process: fetching per call costs more than hashing a prompt. Files are
- * read with large reads and the kernel is told so; a model of 16 GB must not be slower than its disk. */
+ * read in order and the kernel is told so; a model of 16 GB must not be slower than its disk. */
 #include "digest.h"
 
 #include <dirent.h>
@@ -15,7 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define READ_BYTES (4u << 20)
+#define READ_BYTES (256u << 10) /* stays in a core's cache between the copy and the hash */
 
 struct digest {
     EVP_MD_CTX *context;

@@ -18,13 +18,14 @@
 static struct kern *kern;
 
 /* A header for `fields` and the data behind it, parsed. The memory stays until the end of the test. */
-static uint8_t file[4096];
+static uint8_t file[64 << 10];
 
 static struct weight_files *parse(const char *header, const void *data, size_t bytes)
 {
     struct weight_files *s;
     struct engine_error why;
     size_t length = strlen(header);
+    assert_true(8 + length + bytes <= sizeof file);
     memset(file, 0, 8);
     file[0] = (uint8_t)length, file[1] = (uint8_t)(length >> 8);
     memcpy(file + 8, header, length);
@@ -125,6 +126,33 @@ static void nan_and_infinity_are_reported_in_every_dtype(void **state)
             struct weights w = begin(pool, s, TENSOR_BF16);
             assert_null(weights_linear(&w, 2, 2, "x.weight"));
             expect_failure(&w, "tensor 'x.weight' has NaN or infinite values");
+            weights_pool_free(pool);
+            weight_files_close(s);
+        }
+    }
+}
+
+/* The check reads blocks: the last value of one, the first of the next, those of the short block at the end. */
+static void a_bad_value_is_found_wherever_it_is(void **state)
+{
+    (void)state;
+    static const struct { const char *dtype; size_t bytes; uint32_t largest, bad; } dtypes[] = {
+        {"F32", 4, 0xff7fffff, 0xff800000}, {"BF16", 2, 0xff7f, 0xff80}, {"F16", 2, 0xfbff, 0xfc00}};
+    static const int at[] = {-1, 0, 2047, 2048, 4095, 4096, 8191, 8192, 8999};
+    enum { COUNT = 9000 };
+    static uint8_t values[4 * COUNT];
+    for (size_t d = 0; d < sizeof dtypes / sizeof *dtypes; d++) {
+        for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
+            for (size_t j = 0; j < COUNT; j++)
+                memcpy(values + j * dtypes[d].bytes, (int)j == at[i] ? &dtypes[d].bad : &dtypes[d].largest, dtypes[d].bytes);
+            struct weight_files *s = parse_one(dtypes[d].dtype, "[9000]", values, COUNT * dtypes[d].bytes);
+            struct weights_pool *pool = weights_pool_new(kern);
+            struct weights w = begin(pool, s, TENSOR_F32);
+            struct tensor t = weights_vector(&w, COUNT, "x.weight");
+            if (at[i] < 0)
+                assert_non_null(t.data);
+            else
+                expect_failure(&w, "tensor 'x.weight' has NaN or infinite values");
             weights_pool_free(pool);
             weight_files_close(s);
         }
@@ -263,6 +291,7 @@ int main(void)
         cmocka_unit_test(a_wrong_shape_says_what_was_found_and_what_is_wanted),
         cmocka_unit_test(a_dtype_that_is_no_number_of_a_model_is_refused),
         cmocka_unit_test(nan_and_infinity_are_reported_in_every_dtype),
+        cmocka_unit_test(a_bad_value_is_found_wherever_it_is),
         cmocka_unit_test(values_are_converted_to_the_compute_dtype),
         cmocka_unit_test(stacked_matrices_stand_one_under_the_other),
         cmocka_unit_test(a_quantised_matrix_stays_in_its_file),
