@@ -196,6 +196,20 @@ static void without_cancelled(struct painter *p, const struct group *g, struct g
     }
 }
 
+/* Which images were rendered together, and what they share: an image that looks wrong leads to its neighbours. */
+static void log_rendered(const struct group *g, double render_s)
+{
+    const struct msg_assign *a = g->batch->assign;
+    const struct task_inputs *told = &g->inputs[g->index[0]]->told;
+    char tasks[ENGINE_BATCH_MAX * 21 + 1]; /* 20 digits and a comma */
+    int used = 0;
+    for (uint32_t i = 0; i < g->count; i++)
+        used += snprintf(tasks + used, sizeof tasks - (size_t)used, i ? ",%" PRIu64 : "%" PRIu64, a->tasks[g->index[i]].task);
+    log_event(LOG_INFO, "rendered", "batch=%" PRIu64 " campaign=%s model=%s size=%" PRIu32 "x%" PRIu32 " references=%d adapters=%d count=%" PRIu32
+              " seconds=%.3f tasks=%s", a->batch, log_quote(a->campaign), log_quote(a->model), a->width, a->height, told->image_count,
+              told->lora_count, g->count, render_s, tasks);
+}
+
 static void paint_group(struct painter *p, const struct group *all)
 {
     struct group wanted;
@@ -220,8 +234,7 @@ static void paint_group(struct painter *p, const struct group *all)
     double render_s = clock_s() - start_s;
     metric_observe(worker_metric_all()->batch_size, wanted.count);
     metric_observe(worker_metric_all()->render_seconds, render_s);
-    log_event(LOG_INFO, "rendered", "batch=%" PRIu64 " campaign=%s count=%" PRIu32 " seconds=%.3f", wanted.batch->assign->batch,
-              log_quote(wanted.batch->assign->campaign), wanted.count, render_s);
+    log_rendered(&wanted, render_s);
     hand_over(p, &wanted, images, render_s);
 }
 

@@ -1,4 +1,4 @@
-"""Campaigns whose rows name references, masks and adapters: each image is that of a single `render` with the same files.
+"""Campaigns whose rows name models, references, masks and adapters: each image is that of a single `render` with the same files.
 
 If one of these breaks, an image is made from other files than its row says, or a farm mixes what must not be in one batch."""
 
@@ -6,16 +6,20 @@ import ctypes
 import json
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
 import threading
 
+import numpy as np
 from PIL import Image
 
-from farm import BIN, ROOT, sha256
+import weight_formats as formats
+from farm import BIN, ROOT, metric, sha256, wait_until
 
-TINY = ROOT / "tests/golden/models/pocket"
+MODELS = {"tiny": ROOT / "tests/golden/models/pocket", "base": ROOT / "tests/golden/models/base", "kv": ROOT / "tests/golden/models/kv"}
+TINY = MODELS["tiny"]
 LORAS = ROOT / "tests/golden/files"
 
 
@@ -43,7 +47,8 @@ def render(farm, row):
         words += ["--mask", farm.root / row["mask"], "--strength", row.get("strength", 0.8)]
     if "width" in row:
         words += ["--size", f"{row['width']}x{row['height']}"]
-    subprocess.run([BIN / "kiln-worker", "render", "--model", TINY, *map(str, words)], check=True, capture_output=True)
+    model = MODELS[row.get("model", "tiny")]
+    subprocess.run([BIN / "kiln-worker", "render", "--model", model, *map(str, words)], check=True, capture_output=True)
     return pixels(out)
 
 
@@ -98,6 +103,88 @@ def test_every_row_is_the_image_that_render_makes_from_the_same_files(new_loose_
     assert sha256(farm.root / "mask.png") in json.dumps(record) and str(farm.root) not in json.dumps(record)
     again = json.loads(farm.run("submit", path, "--campaign", "edits", "--model", "tiny", "--steps", "2", "--json").stdout)
     assert (again["added"], again["present"]) == (0, len(ROWS))
+
+
+# What may be in one batch: rows of a line differ in prompt, seed and pixels, lines in model, size, adapters or how their references are seen.
+SMALL, WIDE = {"width": 64, "height": 64}, {"width": 96, "height": 64}
+BFL, PEFT, BASE = "lora-bfl.safetensors", "lora-peft.safetensors", "lora-base.safetensors"
+SHAPES = [
+    {"model": "tiny", **SMALL},
+    {"model": "tiny", **WIDE},
+    {"model": "tiny", **SMALL, "lora": [BFL]},
+    {"model": "tiny", **SMALL, "lora": [BFL + ":0.5", PEFT]},
+    {"model": "tiny", **SMALL, "image": ["0.png"]},
+    {"model": "tiny", **SMALL, "image": ["1.png"], "lora": [BFL]},
+    {"model": "base", **SMALL},
+    {"model": "base", **SMALL, "lora": [BASE]},
+    {"model": "base", **WIDE, "image": ["1.png", "0.png"], "lora": [BASE]},
+    {"model": "kv", **SMALL},
+    {"model": "kv", **SMALL, "image": ["0.png"]},
+]
+OF_WORKER = {"w1": ["tiny", "base"], "w2": ["base", "kv"], "w3": ["tiny", "base", "kv"]}
+
+
+def lora_for_base(path):
+    formats.write_safetensors(path, {
+        f"transformer.transformer_blocks.0.attn.to_q.lora_{half}.weight":
+            formats.as_bf16(formats.random_of(half).normal(0, 0.3, shape).astype(np.float32)) for half, shape in (("A", (4, 128)), ("B", (128, 4)))})
+
+
+def batches_of(log):
+    """What a worker rendered together: (model, "WxH", references, adapters) and the tasks."""
+    line = r" rendered .*model=(\S+) size=(\S+) references=(\d+) adapters=(\d+) count=(\d+) .*tasks=([\d,]+)"
+    found = [((m[1], m[2], int(m[3]), int(m[4])), [int(t) for t in m[6].split(",")], int(m[5])) for m in re.finditer(line, log)]
+    assert all(len(tasks) == count for _, tasks, count in found)
+    return [(shared, tasks) for shared, tasks, _ in found]
+
+
+def test_a_campaign_of_several_models_has_batches_of_one_model_and_one_shape(new_loose_farm):
+    """Model, size, adapters and references change from row to row, and no worker has quite the models of another. Rows that could
+    not be of one batch stand next to each other in the file."""
+    farm = prepared(new_loose_farm)
+    lora_for_base(farm.root / BASE)
+    farm.coordinator()
+    rows = []
+    for turn in range(4):
+        for i, shape in enumerate(SHAPES):
+            row = shape | {"prompt": f"fox {turn}", "seed": 100 * i + turn}
+            if turn % 2 and shape.get("image") == ["0.png"]:
+                row["image"] = ["2.png"]  # other pixels, seen at the same size
+            rows.append(row)
+    for name, models in OF_WORKER.items():
+        words = [w for model in models[1:] for w in ("--model", f"{model}={MODELS[model]}")]
+        farm.model = f"{models[0]}={MODELS[models[0]]}"
+        farm.worker(name, *words, "--metrics-port", "0", env={"KILN_FAULT": "slow-ms:30"}, batch=3)
+    wait_until(lambda: all(" ready " in farm.log(name) for name in OF_WORKER), "the workers are ready")
+    path = farm.file("mixed.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    farm.run("submit", path, "--campaign", "mixed", "--steps", "2", "--wait")
+    images = farm.assert_whole("mixed", len(rows))
+
+    row_of = {image["task"]: image["row"] - 1 for image in images}
+    together = [tasks for name in OF_WORKER for _, tasks in batches_of(farm.log(name))]
+    assert sorted(task for tasks in together for task in tasks) == sorted(row_of), "each image was rendered once"
+    assert sum(len(tasks) > 1 for tasks in together) >= len(SHAPES), f"batches of several: {together}"
+    for name, models in OF_WORKER.items():
+        batches = batches_of(farm.log(name))
+        assert batches, f"{name} rendered nothing"
+        for shared, tasks in batches:
+            shapes = {row_of[task] % len(SHAPES) for task in tasks}
+            assert len(shapes) == 1, f"{name} rendered rows of {[SHAPES[s] for s in shapes]} together"
+            shape = SHAPES[shapes.pop()]
+            assert shape["model"] in models
+            assert shared == (shape["model"], f"{shape['width']}x{shape['height']}", len(shape.get("image", [])), len(shape.get("lora", [])))
+        page = farm.page(farm.metrics_port(name))
+        assert metric(page, "kiln_worker_batch_images_count") == len(batches)
+        assert metric(page, "kiln_worker_batch_images_sum") == sum(len(tasks) for _, tasks in batches)
+        assert farm.log(name).count("model_opening") == len(models), "models stay open"
+
+    seen = {}
+    for image in images:
+        row = rows[image["row"] - 1]
+        assert image["model"] == row["model"] and (image["width"], image["height"]) == (row["width"], row["height"])
+        seen[image["path"]] = pixels(image["path"])
+        assert seen[image["path"]] == render(farm, row), f"row {image['row']}: {row}"
+    assert len(set(seen.values())) == len(rows)
 
 
 def test_options_are_for_rows_that_name_no_file_of_their_own(new_loose_farm):
