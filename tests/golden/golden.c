@@ -92,6 +92,9 @@ bool golden_open(struct golden_case *ret, const char *name, struct engine_error 
     bool is_bf16 = strcmp(json_string_value(json_object_get(c.json, "compute")), "bfloat16") == 0;
     c.precision = json_is_true(json_object_get(c.json, "quantise_inputs")) ? ENGINE_FP8_F32 : is_bf16 ? ENGINE_BF16 : ENGINE_F32;
     c.transformer_file = json_string_value(json_object_get(c.json, "transformer_file"));
+    const char *vae = json_string_value(json_object_get(c.json, "vae"));
+    if (vae)
+        snprintf(c.vae, sizeof c.vae, "%s/files/%s", GOLDEN_FOLDER, strrchr(vae, '/') + 1);
     read_requests(&c);
     read_adapters(&c);
     snprintf(path, sizeof path, "%s/expected.safetensors", c.folder);

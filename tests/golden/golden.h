@@ -20,6 +20,7 @@ struct golden_case {
     struct engine_request requests[GOLDEN_IMAGES_MAX]; /* texts are the JSON's */
     bool one_generator;                         /* the noise of the second image follows that of the first */
     const char *transformer_file;               /* "../files/bfl-fp8.safetensors" instead of the model's; or NULL; the JSON's */
+    char vae[256];                              /* folder instead of the model's; "": none */
     int adapter_count;
     struct engine_adapter adapters[GOLDEN_ADAPTERS_MAX];
     char adapter_files[GOLDEN_ADAPTERS_MAX][256];

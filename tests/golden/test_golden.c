@@ -25,7 +25,7 @@
 #include "noise.h"
 #include "scheduler.h"
 
-#define CASES_EXPECTED 39
+#define CASES_EXPECTED 42
 #define BF16_EMBEDS_SHARE 0.0365 /* other_order rms / scale of distilled-bf16's prompt_embeds */
 
 /* A sanitizer makes the compiler order and fuse operations otherwise: one token of base-cfg, whose error is 1.2e-5 to 1.5e-5 in all plain
@@ -343,6 +343,7 @@ static void golden_case_equals_the_reference(void **state)
         c.adapters[i].file = c.adapter_files[i];
     options.adapters = c.adapters;
     options.adapter_count = c.adapter_count;
+    options.vae = c.vae[0] ? c.vae : NULL;
     if (c.transformer_file) {
         options.transformer = file;
         options.variant = ENGINE_DISTILLED; /* all of them are, and their names do not say so */

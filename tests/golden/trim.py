@@ -10,16 +10,17 @@ digest of its values and their shapes are written to files/like-9b.json). Left o
 measured error to hold them against); attention masks; of prompt embeddings all but the first and last 24 rows; of the trace
 what depends on more than the schedule or the shape, and of its rotary tables all but 32 rows of text. And where other cases show the same: the decoder's floats (the PNG and its input stay), the noise
 (a function of the seed), the last latents (the decoder's input says the same), in cases with reference images the prompt's embeddings,
-and in most of them each reference's latents and what a KV model keeps.
+and in most of them each reference's latents and what a KV model keeps. Of cases with another VAE the velocities, what it gets and what it makes.
 Needs only the standard library."""
 import hashlib, json, os, pathlib, re, shutil, struct, sys
 
 TABLES = ["noise", "schedule", "tokenizer"]
 SCRIPTS = ["make.py", "weights.py", "tables.py", "plan.json"]
 TRANSFORMER_ONLY = ("lora-", "single-")
+VAE_ONLY = ("small-decoder-",)
 LORA = ("peft", "peft-alpha", "bfl", "kohya")
 EDITS = ("edit-", "kv-one", "kv-two", "inpaint-")
-EDIT_INSIDE = ("edit-one", "edit-bf16", "kv-one", "inpaint-f32")
+EDIT_INSIDE = ("edit-one", "edit-bf16", "kv-one", "inpaint-f32", "small-decoder-edit")
 EDITED_MODELS = ("pocket", "base", "kv")
 DRAWN = {"like-9b": {"text_encoder": "text", "transformer": "transformer"}}  # parts, and what their seeds begin with
 WHOLE_ENDS = ("distilled-f32", "distilled-bf16")
@@ -60,7 +61,7 @@ def slim(tensors, steps, case):
     """The tensors of a case that a test reads."""
     kept, whole, whole_ends = {}, case == WHOLE, case in WHOLE_ENDS
     for name, tensor in tensors.items():
-        if case.startswith(EDITS + TRANSFORMER_ONLY) and "prompt_embeds" in name:
+        if case.startswith(EDITS + TRANSFORMER_ONLY + VAE_ONLY) and "prompt_embeds" in name:
             continue
         if case not in EDIT_INSIDE and name.startswith(("ref_latent.", "kv.")):
             continue
@@ -72,7 +73,7 @@ def slim(tensors, steps, case):
             continue
         if name.endswith("attention_mask") or name in ("txt_ids", "ref_ids"):
             continue
-        if not whole_ends and (last_only or name in ("image", "noise")):
+        if not whole_ends and (last_only or name == "noise" or (name == "image" and not case.startswith(VAE_ONLY))):
             continue
         if name.endswith("prompt_embeds"):
             kept[name + "_head"] = rows(tensor, 0, HEAD)
@@ -161,6 +162,7 @@ def main():
     known = {}
     for name in LORA:
         shutil.copyfile(made / "files" / f"lora-{name}.safetensors", dest / "files" / f"lora-{name}.safetensors")
+    shutil.copytree(made / "files/small-decoder", dest / "files/small-decoder", copy_function=shutil.copyfile, dirs_exist_ok=True)
     for case in sorted(made.glob("*/case.json")):
         copy_case(case.parent, dest / case.parent.name, known)
 
