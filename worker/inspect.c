@@ -131,9 +131,11 @@ static void describe_text_encoder(json_t *report, const struct text_encoder_conf
 
 static void describe_vae(json_t *report, const struct vae_config *c)
 {
-    bool is_small = c->decoder_block_out_channels[0] < c->block_out_channels[0];
-    bool is_known = c->decoder_block_out_channels[0] == 128 && c->decoder_block_out_channels[3] == 512;
-    tell(report, "family", is_small ? "flux2-vae-small-decoder" : is_known ? "flux2-vae" : "vae-custom");
+    static const int full[4] = {128, 256, 512, 512}, small[4] = {96, 192, 384, 384};
+    bool is_full = memcmp(c->decoder_block_out_channels, full, sizeof full) == 0;
+    bool is_small = memcmp(c->decoder_block_out_channels, small, sizeof small) == 0;
+    bool is_known = memcmp(c->block_out_channels, full, sizeof full) == 0 && (is_full || is_small);
+    tell(report, "family", !is_known ? "vae-custom" : is_small ? "flux2-vae-small-decoder" : "flux2-vae");
     tell(report, "licence", is_known ? "Apache-2.0" : "unknown");
 }
 

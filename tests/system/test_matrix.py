@@ -169,3 +169,64 @@ def test_a_text_encoder_of_every_format_means_its_values(model, tmp_path, kind):
         pictures.append(render(folder, tmp_path / f"{name}.png"))
     assert isinstance(pictures[0], bytes), pictures[0]
     assert pictures[0] == pictures[1]
+
+
+def test_a_vae_of_every_kind_means_its_values(material, tmp_path):
+    """{full, small decoder} x {F32, BF16, F16} x {names of diffusers, of "ae" files} x {text, edit}, each as one file without a config,
+    beside a folder that says its widths. The small decoder is published with the full encoder."""
+    root, model, _ = material
+    parts = ["tokenizer", "text_encoder", "transformer", "scheduler"]
+    with speck.shapes(LEVELS=(64, 64, 64, 64)) as maker:
+        full = formats.plain(maker.vae())
+    with speck.shapes(LEVELS=(32, 32, 32, 32)) as maker:
+        narrow = formats.plain(maker.vae())
+    seen = set()
+    for decoder in ("full", "small"):
+        state = full if decoder == "full" else full | {name: v for name, v in narrow.items() if name.startswith("decoder.")}
+        config = json.loads((model / "vae/config.json").read_text()) | {"block_out_channels": [64] * 4, "norm_num_groups": 32}
+        for kind in ("f32", "bf16", "f16"):
+            means = linked(model, tmp_path / f"{decoder}-{kind}", parts)
+            decoded = formats.make_safetensors(tmp_path / "diffusers.safetensors", state, kind)
+            formats.write_safetensors(means / "vae/diffusion_pytorch_model.safetensors", {n: formats.as_f32(v) for n, v in decoded.items()})
+            (means / "vae/config.json").write_text(json.dumps(config | ({} if decoder == "full" else {"decoder_block_out_channels": [32] * 4})))
+            formats.make_safetensors(tmp_path / "bfl.safetensors", formats.bfl_vae(state), kind)
+            for mode in ("text", "edit"):
+                wanted = render(means, tmp_path / "x.png", *words_of(mode, root))
+                assert isinstance(wanted, bytes) and np.frombuffer(wanted, np.uint8).std() > 5, wanted
+                for names in ("diffusers", "bfl"):
+                    file = tmp_path / f"{names}.safetensors"
+                    assert render(model, tmp_path / "y.png", "--vae", file, *words_of(mode, root)) == wanted, f"{decoder} {kind} {names} {mode}"
+                    print(f"vae {decoder:5} {kind:5} {names:10} {mode}: ok")
+                seen.add(wanted)
+    assert len(seen) >= 4, "two decoders, two modes"
+
+
+def hollow(path, shapes):
+    """A file of F32 that is a hole behind its header."""
+    head, at = {}, 0
+    for name, shape in shapes.items():
+        dtype, each = ("F32", 4) if shape else ("I64", 8)
+        size = each * int(np.prod(shape))
+        head[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(head).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+    return path
+
+
+def test_published_vaes_are_known_by_their_widths(tmp_path):
+    """The licence is that of the widths; a VAE of other widths is somebody's own."""
+    with speck.shapes(LEVELS=(128, 256, 512, 512)) as maker:
+        full = {name: entry[0] for name, entry in maker.vae().items()}
+    with speck.shapes(LEVELS=(96, 192, 384, 384)) as maker:
+        narrow = {name: entry[0] for name, entry in maker.vae().items()}
+    small = full | {name: shape for name, shape in narrow.items() if name.startswith("decoder.")}
+    for shapes, family, licence, parameters in [(full, "flux2-vae", "Apache-2.0", 84046372), (small, "flux2-vae-small-decoder", "Apache-2.0", 62373348),
+                                                (narrow, "vae-custom", "unknown", None)]:
+        file = hollow(tmp_path / "vae.safetensors", shapes)
+        run = subprocess.run([BIN / "kiln-worker", "inspect", "--quick", "--json", file], capture_output=True, text=True, check=True)
+        report = json.loads(run.stdout)
+        assert (report["family"], report["licence"]) == (family, licence)
+        assert parameters is None or report["parameters"] == parameters, report["parameters"]

@@ -5,6 +5,7 @@ gguf, fp8 and nvfp4 by their definition (engine-spec 2.8). The folder with the d
 
 import json
 import math
+import re
 import struct
 import sys
 import zlib
@@ -20,7 +21,7 @@ from bfl_names import bfl_state  # noqa: E402
 from swizzle import swizzled  # noqa: E402
 
 GGUF = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
-SAFETENSORS = ["f32", "f16", "bf16", "fp8", "nvfp4"]
+SAFETENSORS = ["f32", "f16", "bf16", "fp8", "nvfp4", "mixed"]  # mixed: layer by layer one of the last three, each with its note
 SCALE_AT = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2],
             "Q5_K": [0, 2], "Q6_K": [208]}
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -132,11 +133,20 @@ def as_f16(values):
     return ("F16", values.shape, values.astype(np.float16).tobytes())
 
 
-def make_safetensors(path, state, kind):
+def note(name, text):
+    """What stands behind it keeps its alignment: writers of the format sort by the size of the numbers."""
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return {name.removesuffix("weight") + "comfy_quant": ("U8", (len(text),), text.encode())}
+
+
+def make_safetensors(path, state, kinds):
     """Writes the file and returns the values it means."""
     out, means = {}, {}
     for name, values in state.items():
+        kind = ["bf16", "fp8", "nvfp4"][zlib.crc32(name.encode()) % 3] if kinds == "mixed" else kinds
         means[name] = values
+        if kinds == "mixed" and kind != "bf16" and is_linear(name, values):
+            out |= note(name, json.dumps({"format": {"fp8": "float8_e4m3fn", "nvfp4": "nvfp4"}[kind]}))
         if kind == "f32":
             out[name] = as_f32(values)
         elif kind == "f16" and values.dtype != np.int64:
@@ -197,4 +207,24 @@ def llama(state):
             out[f"blk.{layer}.{LLAMA[module.removesuffix('.weight')]}.weight"] = values
         else:
             out[{"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}[rest]] = values
+    return out
+
+
+VAE = [(r"(en|de)coder\.mid_block\.resnets\.0", r"\1coder.mid.block_1"), (r"(en|de)coder\.mid_block\.resnets\.1", r"\1coder.mid.block_2"),
+       (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"), (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+       (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"), (r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2"),
+       (r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{3 - int(m[1])}.block.{m[2]}"),
+       (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+       (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{3 - int(m[1])}.upsample"), ("conv_shortcut", "nin_shortcut"),
+       ("conv_norm_out", "norm_out"), (r"^quant_conv", "encoder.quant_conv"), (r"^post_quant_conv", "decoder.post_quant_conv")]
+
+
+def bfl_vae(state):
+    """As "ae" files have it: up levels counted from the picture's side, matrices of the attention as convolutions."""
+    out = {}
+    for name, values in state.items():
+        theirs = name
+        for pattern, other in VAE:
+            theirs = re.sub(pattern, other, theirs)
+        out[theirs] = values[..., None, None] if ".attn_1." in theirs and values.ndim == 2 else values
     return out
