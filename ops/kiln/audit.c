@@ -75,7 +75,7 @@ struct audit {
 };
 
 static const char usage[] = "  Without NAME: all campaigns. Reads every image's file. Exit code 0: clean, 1: something is not as it should be.\n"
-                            "  --repair   images whose file is missing or damaged are rendered again; a damaged file is kept as FILE.damaged\n"
+                            "  --repair   images whose file is missing or damaged are rendered again; a damaged file is kept as FILE.damaged (.damaged-2, ..)\n"
                             "  --json     {\"check\",\"violations\",\"examples\"}; with --repair, at the end, {\"rendered_again\"}\n";
 
 static void found(struct finding *f, const char *path)
@@ -330,20 +330,41 @@ static bool note_on_its_way(void *context, uint64_t task, uint64_t token, double
     return true;
 }
 
+/* FILE.damaged, or where that is taken FILE.damaged-2, -3 ..: what was damaged before is kept as well. 0 or an errno. */
+static int rename_aside(const char *path, char ret_aside[PATH_MAX + 32])
+{
+    int error = EEXIST;
+    for (int i = 1; error == EEXIST && i < INT_MAX; i++) {
+        snprintf(ret_aside, PATH_MAX + 32, i == 1 ? "%s.damaged" : "%s.damaged-%d", path, i);
+        error = store_dir_move(path, ret_aside);
+    }
+    return error;
+}
+
 /* What cannot be read now may be whole: a disk, not the file, is then to be mended. */
 static void move_aside(struct audit *a, struct lost *l)
 {
-    char aside[PATH_MAX + 16], why[PATH_MAX + 256], sha256[65];
+    char aside[PATH_MAX + 32], why[2 * PATH_MAX + 256], sha256[65];
     uint64_t bytes;
     if (!digest_file(l->path, sha256, &bytes, why, sizeof why)) {
         leave(a, l, why);
         return;
     }
-    snprintf(aside, sizeof aside, "%s.damaged", l->path);
-    if (rename(l->path, aside) == 0)
+    int error = rename_aside(l->path, aside);
+    if (!error)
         return;
-    snprintf(why, sizeof why, "it cannot be renamed to %s: %s", aside, strerror(errno));
+    snprintf(why, sizeof why, "it cannot be renamed to %s: %s", aside, strerror(error));
     leave(a, l, why);
+}
+
+static void leave_cancelled(struct audit *a)
+{
+    char why[512];
+    snprintf(why, sizeof why, "campaign '%s' is cancelled; 'kiln retry %s' takes it up again, then audit it once more", a->campaign->name,
+             a->campaign->name);
+    for (size_t i = 0; i < a->lost_count; i++)
+        if (a->lost[i].campaign == a->campaign && !a->lost[i].is_over)
+            leave(a, &a->lost[i], why);
 }
 
 /* A folder that is gone is most often a disk that is not mounted: then everything would be rendered again. */
@@ -372,7 +393,9 @@ static int repair_campaign(struct audit *a, uint64_t *tasks, int64_t *count)
     struct pg_error why;
     size_t task_count = 0;
     int64_t moved = 0;
-    if (strcmp(a->campaign->state, "cancelled") != 0)
+    if (strcmp(a->campaign->state, "cancelled") == 0)
+        leave_cancelled(a);
+    else
         prepare_repair(a);
     for (size_t i = 0; i < a->lost_count; i++)
         if (a->lost[i].campaign == a->campaign && !a->lost[i].is_over)

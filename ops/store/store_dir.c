@@ -172,8 +172,7 @@ bool store_dir_stage(const char *out_dir, uint64_t task, uint64_t token, const v
 
 /* --- publish --------------------------------------------------------------------------------------- */
 
-/* Puts the staged file under its official name, never over another one. 0 or an errno. */
-static int move_without_replace(const char *from, const char *to)
+int store_dir_move(const char *from, const char *to)
 {
     if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
         return 0;
@@ -219,7 +218,7 @@ bool store_dir_publish(const char *out_dir, uint64_t task, uint64_t token, const
         return false;
     if ((size_t)snprintf(official, sizeof official, "%s/%s", out_dir, file) >= sizeof official)
         return refuse(why, ENAMETOOLONG, out_dir, "use this folder");
-    int error = move_without_replace(staged, official);
+    int error = store_dir_move(staged, official);
     if (error == 0)
         return sync_folder(out_dir, why);
     if (error == ENOENT) {

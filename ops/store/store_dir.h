@@ -27,6 +27,7 @@ bool store_dir_staged(const char *out_dir, bool (*each)(void *, uint64_t task, u
 /* store_dir_file_name: "NAME-KEY8.png" or "000012-01-KEY8.png" (variation only when there are several). */
 void store_dir_file_name(char *ret, size_t bytes, const char *name, int row, int variation, int variations,
                          const uint8_t key[16], const char *format);
+int store_dir_move(const char *from, const char *to); /* within a folder, never over another file; 0 or an errno */
 bool store_dir_file_ok(const char *file); /* a plain name: no '/', no leading '.', printable */
 
 #endif

@@ -71,6 +71,16 @@ static void expect_word(const char *text, const char *word)
         fail_msg("'%s' is not in: %s", word, text);
 }
 
+static void expect_text(const char *path, const char *text)
+{
+    char found[64] = "";
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    found[fread(found, 1, sizeof found - 1, f)] = 0;
+    fclose(f);
+    assert_string_equal(found, text);
+}
+
 /* Line n (from 0) of what was printed, as JSON. */
 static json_t *line_json(int n)
 {
@@ -457,6 +467,15 @@ static void repair_has_lost_and_damaged_images_rendered_again(void **state)
     image_path(0, lost);
     assert_string_equal(lost, damaged); /* the same place */
 
+    /* damaged once more: what was put aside before stays */
+    write_text(damaged, "shorter");
+    EXPECT(1, audit_command, "audited", "--repair");
+    expect_word(out, "1 image is rendered again");
+    expect_text(aside, "short");
+    snprintf(aside, sizeof aside, "%s.damaged-2", damaged);
+    expect_text(aside, "shorter");
+    assert_int_equal(work("audited", 3, 0), 1);
+
     /* one whose file waits to be published is on its way; a folder that is gone is no reason to render all of it */
     EXPECT(0, list_images_command, "audited", "--json");
     json_t *line = line_json(2);
@@ -477,6 +496,35 @@ static void repair_has_lost_and_damaged_images_rendered_again(void **state)
     expect_word(err, "its folder is not there");
     assert_int_equal(rename(moved, lost), 0);
     EXPECT(0, audit_command, "audited");
+}
+
+/* What people gave up is left alone, and does not keep the campaigns behind it from being repaired. */
+static void repair_passes_over_a_cancelled_campaign(void **state)
+{
+    (void)state;
+    char path[1024];
+    for (int i = 0; i < 2; i++) {
+        const char *name = i ? "given-up-not" : "given-up";
+        EXPECT(0, submit_command, file_of("g.txt", "a\nb\n"), "--campaign", name, "--model", "m");
+        assert_int_equal(work(name, 1, 0), 1);
+        EXPECT(0, list_images_command, name, "--json");
+        json_t *line = line_json(0);
+        snprintf(path, sizeof path, "%s", json_string_value(json_object_get(line, "path")));
+        json_decref(line);
+        assert_int_equal(unlink(path), 0);
+    }
+    EXPECT(0, list_cancel_command, "given-up");
+    EXPECT(1, audit_command, "--repair");
+    expect_word(err, "campaign 'given-up' is cancelled; 'kiln retry given-up' takes it up again");
+    EXPECT(0, list_status_command, "given-up-not", "--json");
+    expect_word(out, "\"ready\":2,");
+    EXPECT(0, list_retry_command, "given-up");
+    EXPECT(1, audit_command, "given-up", "--repair");
+    expect_word(out, "1 image is rendered again");
+    work("given-up", 2, 0);
+    work("given-up-not", 2, 0);
+    EXPECT(0, audit_command, "given-up");
+    EXPECT(0, audit_command, "given-up-not");
 }
 
 /* Two campaigns that write to one folder are no strangers to each other. */
@@ -548,6 +596,7 @@ int main(void)
         cmocka_unit_test(database_that_is_away_is_exit_code_75),
         cmocka_unit_test(audit_finds_what_was_done_to_files),
         cmocka_unit_test(repair_has_lost_and_damaged_images_rendered_again),
+        cmocka_unit_test(repair_passes_over_a_cancelled_campaign),
         cmocka_unit_test(audit_knows_folders_that_are_shared),
     };
     return cmocka_run_group_tests(tests, start, stop);
