@@ -379,8 +379,10 @@ static bool apply(struct task_store *store, enum change change, const char *name
     }
 }
 
-static void tell_change(struct listing *l, enum change change, int64_t count)
+/* state: of the campaign before the change. */
+static void tell_change(struct listing *l, enum change change, const char *state, int64_t count)
 {
+    bool is_over = change == CHANGE_RESUME && strcmp(state, "done") == 0;
     static const char *const sentences[] = {
         "campaign %s is paused: what is running ends, nothing new begins\n",
         "campaign %s goes on\n",
@@ -389,13 +391,15 @@ static void tell_change(struct listing *l, enum change change, int64_t count)
     };
     static const char *const states[] = {"paused", "active", "cancelled", "active"};
     struct json_text *t = &l->line;
-    if (!l->json) {
+    if (!l->json && is_over)
+        printf("campaign %s is done: there is nothing left to go on with\n", l->name);
+    else if (!l->json)
         printf(sentences[change], l->name, count, count == 1 ? "" : "s");
+    if (!l->json)
         return;
-    }
     open_object(t);
     put_text(t, "campaign", l->name);
-    put_text(t, "state", states[change]);
+    put_text(t, "state", is_over ? "done" : states[change]);
     if (change == CHANGE_CANCEL || change == CHANGE_RETRY)
         put_int(t, "tasks", count);
     print_object(t);
@@ -412,7 +416,7 @@ static int change_run(struct command_call *call, enum change change)
     if (code == COMMAND_DONE && !apply(l.store, change, l.name, &count, &why))
         code = command_fault(call, &why);
     else if (code == COMMAND_DONE)
-        tell_change(&l, change, count);
+        tell_change(&l, change, l.campaign.state, count);
     code = close_output(&l, begin_code(code));
     end(&l);
     return code;

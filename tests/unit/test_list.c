@@ -342,6 +342,12 @@ static void state_changes_do_what_they_say(void **state)
     expect_word(out, "\"state\":\"paused\"");
     EXPECT(0, list_resume_command, "states", "--json");
     assert_string_equal(out, "{\"campaign\":\"states\",\"state\":\"active\"}\n");
+    EXPECT(0, submit_command, file_of("o.txt", "a\n"), "--campaign", "over", "--model", "m");
+    work("over", 1, 0);
+    EXPECT(0, list_resume_command, "over");
+    expect_word(out, "campaign over is done: there is nothing left to go on with");
+    EXPECT(0, list_resume_command, "over", "--json");
+    assert_string_equal(out, "{\"campaign\":\"over\",\"state\":\"done\"}\n");
     work("states", 1, 1);
     EXPECT(0, list_retry_command, "states", "--json");
     assert_string_equal(out, "{\"campaign\":\"states\",\"state\":\"active\",\"tasks\":1}\n");
