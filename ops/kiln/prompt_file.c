@@ -672,9 +672,14 @@ static enum prompt_next next_table(struct prompt_file *f, struct prompt_row *row
     enum prompt_next found = take_fields(f, &base, &count, &line, why, why_bytes);
     if (found != PROMPT_ROW)
         return found;
-    if (count != f->column_count)
+    const char *separator = f->format == PROMPT_TSV ? "tab" : "comma";
+    if (count > f->column_count)
         return refuse_at(f, line, why, why_bytes, "the row has %d fields, the header has %d; quote fields that hold a %s", count,
-                         f->column_count, f->format == PROMPT_TSV ? "tab" : "comma"),
+                         f->column_count, separator),
+               PROMPT_WRONG;
+    if (count < f->column_count)
+        return refuse_at(f, line, why, why_bytes, "the row has %d field%s, the header has %d; every column needs a field, an empty one at "
+                         "least, with its %s", count, count == 1 ? "" : "s", f->column_count, separator),
                PROMPT_WRONG;
     *row = empty_row(line);
     json_text_clear(&f->label_text);

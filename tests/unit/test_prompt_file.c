@@ -159,7 +159,8 @@ static void headers_that_do_not_say_what_is_what_are_refused(void **state)
     REFUSED("a.csv", "prompt,Seed,SEED\n", "a.csv:1:", "columns 2 and 3", "'SEED'");
     REFUSED("a.csv", "prompt,tag,Tag\n", "columns 2 and 3");
     REFUSED("a.csv", "prompt,,x\n", "column 2 has no name");
-    REFUSED("a.csv", "prompt,x\nfox\n", "a.csv:2:", "1 fields", "2");
+    REFUSED("a.csv", "prompt,x\nfox\n", "a.csv:2:", "1 field, the header has 2; every column needs a field", "comma");
+    REFUSED("a.tsv", "prompt\tx\ty\nfox\tred\n", "a.tsv:2:", "2 fields, the header has 3; every column needs a field", "tab");
     REFUSED("a.csv", "prompt,x\nfox, red, fast\n", "a.csv:2:", "3 fields", "comma");
     char wide[600] = "prompt";
     for (int i = 0; i < 280; i++)
