@@ -16,7 +16,6 @@
 #include "msg.h"
 
 #define DEVICES_MAX 64
-#define MODEL_NAME_MAX 104
 
 static const char usage_text[] =
     "usage: kiln-worker devices [cuda|cuda:N|cuda:I,J..] [--model NAME=DIR]... [--json]\n"
@@ -121,11 +120,11 @@ static bool weigh(const struct devices *d, const char *text, char *name, struct 
     struct engine_options o = d->engine;
     struct engine_error reason;
     const char *equals = strchr(text, '=');
-    if (!equals || equals == text || !equals[1] || equals - text >= MODEL_NAME_MAX) {
-        snprintf(why, why_bytes, "--model '%.200s': want NAME=DIR", text);
+    if (!equals || equals == text || !equals[1] || equals - text > MSG_NAME_MAX) {
+        snprintf(why, why_bytes, "--model '%.200s': want NAME=DIR, a name of 1 to %d bytes", text, MSG_NAME_MAX);
         return false;
     }
-    snprintf(name, MODEL_NAME_MAX, "%.*s", (int)(equals - text), text);
+    snprintf(name, MSG_NAME_MAX + 1, "%.*s", (int)(equals - text), text);
     o.model_dir = equals + 1;
     *ret = (struct device_share_model){.name = name};
     if (engine_fits(&o, 1, d->memory_bytes, &ret->fits_one, &ret->one_bytes, &reason) &&
@@ -161,7 +160,7 @@ static void print_workers(const struct devices *d, bool is_teams, const char *wh
 static int lay_over(const struct devices *d)
 {
     struct device_share_model models[MSG_MODELS_MAX];
-    static char names[MSG_MODELS_MAX][MODEL_NAME_MAX];
+    static char names[MSG_MODELS_MAX][MSG_NAME_MAX + 1];
     char why[600];
     for (int i = 0; i < d->model_count; i++)
         if (!weigh(d, d->models[i], names[i], &models[i], why, sizeof why))

@@ -118,6 +118,9 @@ def test_two_gpus_are_two_renderers_or_a_team_and_it_says_why(gpus):
     devices, why = laid()
     assert devices == ["cuda:0", "cuda:1"] and why.startswith("2 renderers, because pocket needs ")
     assert laid("--prefer", "latency") == (["cuda:0,1"], "1 team of two, because latency is preferred")
+    farm.model = f"{'m' * 128}={POCKET}"
+    assert laid()[0] == devices, "a name as long as workers take them"
+    farm.model = f"pocket={POCKET}"
     assert laid("--prefer", "latency", CUDASIM_DEVICES="1") == (["cuda:0"], "1 renderer, because 1 GPU is no pair")
     for memory in range(int(gb(why) * 16 / 15 * 1000), int(gb(why) * 400), -10): # 1/16 is left to the driver
         devices, short = laid(CUDASIM_VRAM_MB=str(memory))
