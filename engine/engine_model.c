@@ -356,22 +356,29 @@ static bool place(struct engine_model *m, const struct engine_options *o, const 
     return engine_model_sync(m, why);
 }
 
-static bool has_fp8_matrices(const struct weight_files *f)
+/* Counts matrices in FP8, and those whose file does not keep their products in full precision. */
+static void count_fp8(const struct weight_files *f, int *ret_matrices, int *ret_products)
 {
     struct weight_line line;
     for (size_t i = 0; weight_files_list(f, i, &line); i++)
-        if (line.is_used && line.kept_bytes && strcmp(line.format, "F8_E4M3") == 0)
-            return true;
-    return false;
+        if (line.is_used && line.kept_bytes && strcmp(line.format, "F8_E4M3") == 0) {
+            (*ret_matrices)++;
+            *ret_products += line.has_fp8_products;
+        }
 }
 
 /* Nobody shall take pictures of bf16 for those of FP8. */
 static bool check_precision(enum engine_precision precision, const struct model_parts *p, struct engine_error *why)
 {
-    return !engine_precision_has_fp8(precision) || has_fp8_matrices(p->files[TENSOR_NAMES_TRANSFORMER]) ||
-           has_fp8_matrices(p->files[TENSOR_NAMES_TEXT_ENCODER]) ||
-           engine_error_set(why, ENGINE_BAD_MODEL, "precision %s: neither the transformer nor the text encoder has a matrix in FP8 (F8_E4M3); "
-                            "accepted: bf16, f32, or files that have", engine_precision_name(precision));
+    int matrices = 0, products = 0;
+    if (!engine_precision_has_fp8(precision))
+        return true;
+    count_fp8(p->files[TENSOR_NAMES_TRANSFORMER], &matrices, &products);
+    count_fp8(p->files[TENSOR_NAMES_TEXT_ENCODER], &matrices, &products);
+    return products > 0 ||
+           engine_error_set(why, ENGINE_BAD_MODEL, "precision %s: neither the transformer nor the text encoder has a matrix in FP8 (F8_E4M3)%s; "
+                            "accepted: bf16, f32, or files that have", engine_precision_name(precision),
+                            matrices ? " that its file does not keep in full precision (full_precision_matrix_mult)" : "");
 }
 
 static void describe(struct engine_model *m)

@@ -371,6 +371,7 @@ bool tensor_names_beside(char ret[TENSOR_NAMES_BYTES_MAX], const char *weight, e
         [TENSOR_NAMES_WEIGHT_SCALE] = {"weight_scale", "scale_weight"},
         [TENSOR_NAMES_WEIGHT_SCALE_2] = {"weight_scale_2", NULL},
         [TENSOR_NAMES_INPUT_SCALE] = {"input_scale", "scale_input"},
+        [TENSOR_NAMES_COLUMN_SCALE] = {"pre_quant_scale", NULL},
         [TENSOR_NAMES_QUANT_NOTE] = {"comfy_quant", NULL},
     };
     static const char ending[] = "weight";

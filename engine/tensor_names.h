@@ -73,6 +73,7 @@ enum tensor_names_scale {
     TENSOR_NAMES_WEIGHT_SCALE,   /* fp8: the tensor's scale; nvfp4: the block scales */
     TENSOR_NAMES_WEIGHT_SCALE_2, /* nvfp4: the tensor's scale */
     TENSOR_NAMES_INPUT_SCALE,
+    TENSOR_NAMES_COLUMN_SCALE,   /* what each column of the inputs is multiplied by before */
     TENSOR_NAMES_QUANT_NOTE,     /* u8 text: JSON that names the format */
 };
 bool tensor_names_beside(char ret[TENSOR_NAMES_BYTES_MAX], const char *weight, enum tensor_names_scale kind, int spelling);

@@ -25,6 +25,7 @@ struct weight_files {
     struct tensor_names names;
     bool is_part;
     json_t *note;                    /* "_quantization_metadata", or NULL */
+    bool is_full_precision;          /* no product is in FP8: an older file without a note says so by a tensor of two values */
     char path[MODEL_FILE_PATH_MAX];
 };
 
@@ -36,11 +37,21 @@ static bool has_raw(const void *files, const char *name)
     return f->gguf ? gguf_find(f->gguf, name) != NULL : safetensors_find(f->safetensors, name) != NULL;
 }
 
+static bool has_two_values(const struct weight_files *f, const char *name)
+{
+    char whole[TENSOR_NAMES_BYTES_MAX];
+    snprintf(whole, sizeof whole, "%s%s", f->names.prefix, name);
+    const struct safetensors_entry *e = f->safetensors ? safetensors_find(f->safetensors, whole) : NULL;
+    return e && e->rank == 1 && e->shape[0] == 2;
+}
+
 static bool read_note(struct weight_files *f, struct engine_error *why)
 {
     const char *text = f->safetensors ? safetensors_metadata(f->safetensors, "_quantization_metadata") : NULL;
-    if (!text)
+    if (!text) {
+        f->is_full_precision = has_two_values(f, "scaled_fp8");
         return true;
+    }
     size_t bytes = strlen(text);
     if (bytes > NOTE_BYTES_MAX)
         return engine_error_set(why, ENGINE_BAD_MODEL, "'_quantization_metadata' has %zu bytes, accepted: at most %u", bytes,
@@ -205,44 +216,68 @@ static bool read_scale(float *ret, const struct safetensors_entry *e, struct eng
     return true;
 }
 
-/* What the metadata of the file, or a note beside the tensor, calls the format; *ret NULL when they say nothing. The texts
- * live as long as *ret_note. */
-static bool named_format(const struct weight_files *f, const struct safetensors_entry *e, const char **ret, json_t **ret_note,
-                         struct engine_error *why)
+/* What the metadata of the file, or a note beside the tensor, says of a layer. */
+struct layer_note {
+    const char *format;     /* NULL: nothing */
+    bool is_full_precision; /* its products are never in FP8 */
+    json_t *owner;          /* of a note beside the tensor: the text lives as long */
+};
+
+/* What else may stand there (a rotation of the inputs, for one) changes what the values mean. */
+static bool read_note_of_layer(struct layer_note *ret, json_t *layer, const struct safetensors_entry *e, struct engine_error *why)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach(layer, key, value)
+    {
+        if (strcmp(key, "format") == 0 && json_is_string(value))
+            ret->format = json_string_value(value);
+        else if (strcmp(key, "full_precision_matrix_mult") == 0 && json_is_boolean(value))
+            ret->is_full_precision = json_is_true(value);
+        else if (!json_is_null(value) && !json_is_false(value))
+            return engine_error_set(why, ENGINE_BAD_MODEL, "%s: tensor '%s': its metadata has '%.60s', accepted: 'format', a name, and "
+                                    "'full_precision_matrix_mult', true or false", e->file, e->name, key);
+    }
+    return true;
+}
+
+/* The caller gives ret->owner back, whatever the answer. */
+static bool find_note(const struct weight_files *f, struct layer_note *ret, const struct safetensors_entry *e, struct engine_error *why)
 {
     char layer[TENSOR_NAMES_BYTES_MAX];
     size_t length = strlen(e->name);
-    *ret = NULL, *ret_note = NULL;
+    *ret = (struct layer_note){.is_full_precision = f->is_full_precision};
     if (length < 7 || strcmp(e->name + length - 7, ".weight") != 0 || length >= sizeof layer)
         return true;
     snprintf(layer, sizeof layer, "%.*s", (int)(length - 7), e->name);
-    *ret = json_string_value(json_object_get(json_object_get(json_object_get(f->note, "layers"), layer), "format"));
+    json_t *said = json_object_get(json_object_get(f->note, "layers"), layer);
     const struct safetensors_entry *note = beside(f, e->name, TENSOR_NAMES_QUANT_NOTE);
-    if (*ret || !note)
-        return true;
+    if (said || !note)
+        return read_note_of_layer(ret, said, e, why);
     if (note->dtype != SAFETENSORS_U8 || note->bytes > 4096)
         return refuse(why, note, "want a text of at most 4096 bytes");
-    *ret_note = model_file_json(note->data, note->bytes, 64, note->name, why);
-    *ret = json_string_value(json_object_get(*ret_note, "format"));
-    return *ret_note != NULL;
+    ret->owner = model_file_json(note->data, note->bytes, 64, note->name, why);
+    return ret->owner && read_note_of_layer(ret, ret->owner, e, why);
 }
 
-static bool check_named(const struct weight_files *f, const struct safetensors_entry *e, enum quant_format format,
-                        struct engine_error *why)
+/* What is said of the tensor is what stands there, and nothing is left to be guessed. */
+static bool heed_note(const struct weight_files *f, struct quant_matrix *m, const struct safetensors_entry *e, struct engine_error *why)
 {
     static const struct { const char *name; enum quant_format format; } known[] = {
         {"float8_e4m3fn", QUANT_FP8_E4M3}, {"nvfp4", QUANT_NVFP4}};
-    const char *name;
-    json_t *note;
-    if (!named_format(f, e, &name, &note, why))
-        return false;
-    bool ok = !name;
-    for (size_t i = 0; !ok && i < sizeof known / sizeof *known; i++)
-        ok = strcmp(name, known[i].name) == 0 && known[i].format == format;
-    if (!ok)
-        engine_error_set(why, ENGINE_BAD_MODEL, "%s: tensor '%s': its metadata calls it '%.40s', what stands there is %s; "
-                         "accepted: float8_e4m3fn and nvfp4 that are", e->file, e->name, name, quant_info(format)->name);
-    json_decref(note);
+    const struct safetensors_entry *columns = beside(f, e->name, TENSOR_NAMES_COLUMN_SCALE);
+    struct layer_note note;
+    if (columns)
+        return refuse(why, columns, "inputs scaled by columns (AWQ) are not accepted; accepted: float8_e4m3fn and nvfp4 without");
+    bool ok = find_note(f, &note, e, why);
+    bool is_known = !ok || !note.format;
+    for (size_t i = 0; !is_known && i < sizeof known / sizeof *known; i++)
+        is_known = strcmp(note.format, known[i].name) == 0 && known[i].format == m->format;
+    if (!is_known)
+        ok = engine_error_set(why, ENGINE_BAD_MODEL, "%s: tensor '%s': its metadata calls it '%.40s', what stands there is %s; "
+                              "accepted: float8_e4m3fn and nvfp4 that are", e->file, e->name, note.format, quant_info(m->format)->name);
+    m->has_fp8_products = m->has_fp8_products && !note.is_full_precision;
+    json_decref(note.owner);
     return ok;
 }
 
@@ -252,6 +287,7 @@ static bool fp8_format(const struct weight_files *f, const struct safetensors_en
     const struct safetensors_entry *scale = beside(f, e->name, TENSOR_NAMES_WEIGHT_SCALE);
     const struct safetensors_entry *input = beside(f, e->name, TENSOR_NAMES_INPUT_SCALE);
     ret->format = QUANT_FP8_E4M3;
+    ret->has_fp8_products = true;
     ret->scale = 1;
     if ((scale && !read_scale(&ret->scale, scale, why)) || (input && !read_scale(&ret->input_scale, input, why)))
         return false;
@@ -313,7 +349,7 @@ static bool entry_of_safetensors(const struct weight_files *f, struct entry *ret
     else
         return engine_error_set(why, ENGINE_BAD_MODEL, "%s: tensor '%s': dtype %s, accepted: F32, BF16, F16, F8_E4M3, NVFP4",
                                 e->file, e->name, safetensors_dtype_name(e->dtype));
-    if (!ok || !check_named(f, e, m.format, why))
+    if (!ok || !heed_note(f, &m, e, why))
         return false;
     *ret = (struct entry){.name = e->name, .file = e->file, .rank = e->rank, .is_mapped = e->is_mapped};
     memcpy(ret->shape, e->shape, (size_t)e->rank * sizeof *ret->shape);
@@ -420,10 +456,10 @@ static bool is_used(const struct weight_files *f, const char *name)
 static bool is_beside(const char *name)
 {
     static const char *const endings[] = {".weight_scale", ".scale_weight", ".weight_scale_2", ".input_scale", ".scale_input",
-                                          ".comfy_quant"};
+                                          ".pre_quant_scale", ".comfy_quant", "scaled_fp8"};
     size_t length = strlen(name);
     for (size_t i = 0; i < sizeof endings / sizeof *endings; i++)
-        if (length > strlen(endings[i]) && strcmp(name + length - strlen(endings[i]), endings[i]) == 0)
+        if (length >= strlen(endings[i]) && strcmp(name + length - strlen(endings[i]), endings[i]) == 0)
             return true;
     return false;
 }
@@ -440,8 +476,8 @@ bool weight_files_list(const struct weight_files *f, size_t index, struct weight
         return false;
     if (f->gguf) {
         const struct gguf_entry *e = gguf_at(f->gguf, index);
-        *ret = (struct weight_line){e->name, quant_info(e->format)->name, (uint64_t)count_of(e->rank, e->shape), e->bytes,
-                                    is_used(f, e->name), 0};
+        *ret = (struct weight_line){.name = e->name, .format = quant_info(e->format)->name, .bytes = e->bytes,
+                                    .parameters = (uint64_t)count_of(e->rank, e->shape), .is_used = is_used(f, e->name)};
         bool stays = is_kept(f, e->rank) && quant_is_small(e->format);
         ret->kept_bytes = stays ? e->bytes : 0;
         return true;
@@ -456,6 +492,9 @@ bool weight_files_list(const struct weight_files *f, size_t index, struct weight
     ret->is_used = is_used(f, e->name);
     if (is_kept(f, e->rank) && (is_nvfp4 || e->dtype == SAFETENSORS_F8_E4M3))
         ret->kept_bytes = e->bytes + (is_nvfp4 ? ret->parameters / 16 : 0);
+    struct entry entry;
+    struct engine_error ignored;
+    ret->has_fp8_products = e->dtype == SAFETENSORS_F8_E4M3 && entry_of_safetensors(f, &entry, e, &ignored) && entry.matrix.has_fp8_products;
     return true;
 }
 

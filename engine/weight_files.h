@@ -10,7 +10,9 @@
  *                                  FP8 input_scale or scale_input, one value (none: each row has its own)
  *   NVFP4                          U8 [n, k/2], block scales F8_E4M3 in tiles, weight_scale_2
  *
- * Refused with a sentence that names file and tensor: other dtypes, scales per row, formats that metadata calls otherwise.
+ * Metadata that says full_precision_matrix_mult of a layer is heeded: its values are those of the file, and its products are never in
+ * FP8, whatever the precision. Refused with a sentence that names file and tensor: other dtypes, scales per row, inputs scaled by
+ * columns, formats that metadata calls otherwise, and metadata that says more than this.
  * The values of a fused file tensor are a run of its rows; the halves of one are swapped when the scheme says so. */
 #ifndef KILN_WEIGHT_FILES_H
 #define KILN_WEIGHT_FILES_H
@@ -28,7 +30,7 @@ struct weight {
     const char *file, *name;    /* where it is, and what it is called there */
     int rank;
     int64_t shape[4];           /* the engine's */
-    struct quant_matrix matrix; /* the file tensor as rows; its width need not be the last axis */
+    struct quant_matrix matrix; /* the file tensor as rows; its width need not be the last axis. has_fp8_products: it may have */
     int64_t first, rows;        /* the rows of `matrix` that are this tensor */
     bool swap_halves;           /* they are [b; a] of the engine's [a; b] */
     bool is_mapped;
@@ -57,6 +59,7 @@ struct weight_line {
     uint64_t parameters, bytes;
     bool is_used;            /* a picture from text needs it */
     uint64_t kept_bytes;     /* that the CPU reads it where it is: quantised, with its block scales; 0: it converts */
+    bool has_fp8_products;   /* where the precision asks for them */
 };
 bool weight_files_list(const struct weight_files *f, size_t index, struct weight_line *ret);
 

@@ -336,7 +336,7 @@ static const struct kern_weight *pack(struct weights *w, struct part *parts, int
     int run_count = runs_of(w, parts, count, runs);
     struct kern_weight *packed = NULL;
     for (int i = 0; i < run_count; i++)
-        runs[i].matrix.has_fp8_products = w->has_fp8_products && runs[i].matrix.format == QUANT_FP8_E4M3;
+        runs[i].matrix.has_fp8_products = w->has_fp8_products && runs[i].matrix.has_fp8_products;
     if (run_count)
         packed = kern_weight_quant(w->kern, w->dtype, runs, run_count);
     else if (!w->failed)

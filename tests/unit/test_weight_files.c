@@ -460,6 +460,87 @@ static void products_in_fp8_are_a_precision_of_their_own(void **unused)
     assert_true(levels > 0 && levels < 3);
 }
 
+static struct made *tensor(struct file *f, const char *name)
+{
+    for (int i = 0; i < f->count; i++)
+        if (strcmp(f->tensors[i].name, name) == 0)
+            return &f->tensors[i];
+    fail_msg("no tensor %s", name);
+    return NULL;
+}
+
+static void add_note(struct file *f, const char *layer, const char *text)
+{
+    char name[TENSOR_NAMES_BYTES_MAX];
+    snprintf(name, sizeof name, "%s.comfy_quant", layer);
+    size_t bytes = strlen(text);
+    memcpy(add(f, name, "U8", 1, (int64_t[]){(int64_t)bytes}, bytes)->data, text, bytes);
+}
+
+static struct engine_image in_fp8(const struct file *f, const char *metadata)
+{
+    const char *path = path_of("x.safetensors");
+    struct engine_image image;
+    write_safetensors(f, path, metadata);
+    struct engine *e = open_file_in(path, ENGINE_FP8);
+    batch_of(e, 0, 1, &image);
+    engine_close(e);
+    return image;
+}
+
+/* What a file says of all its layers in FP8 but the first: that they multiply in full precision. */
+static void keep_all_but_one(struct file *f, char *metadata, size_t bytes)
+{
+    int used = snprintf(metadata, bytes, "{\\\"layers\\\":{"), weights = f->count;
+    for (int i = 0, seen = 0; i < weights; i++) {
+        const struct made *t = &f->tensors[i];
+        if (t->format != QUANT_FP8_E4M3 || !t->n || seen++ == 0)
+            continue;
+        int length = (int)strlen(t->name) - (int)strlen(".weight");
+        used += snprintf(metadata + used, bytes - (size_t)used, "%s\\\"%.*s\\\":{\\\"format\\\":\\\"float8_e4m3fn\\\",\\\"full_precision_matrix_mult\\\":true}",
+                         seen > 2 ? "," : "", length, t->name);
+        char layer[TENSOR_NAMES_BYTES_MAX];
+        snprintf(layer, sizeof layer, "%.*s", length, t->name);
+        add_note(f, layer, "{\"format\": \"float8_e4m3fn\", \"full_precision_matrix_mult\": true}");
+    }
+    snprintf(metadata + used, bytes - (size_t)used, "}}");
+}
+
+/* A layer that its file keeps to full precision is, in precision fp8, the matrix of its values: who made the file found that rounding
+ * its inputs shows. */
+static void a_layer_kept_in_full_precision_has_no_products_in_fp8(void **unused)
+{
+    (void)unused;
+    static char metadata[16384];
+    static struct file f;
+    make(&f, TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, "", QUANT_FP8_E4M3);
+    int count = f.count;
+    struct engine_image without = in_fp8(&f, NULL);
+    keep_all_but_one(&f, metadata, sizeof metadata);
+    assert_true(f.count > count + 10);
+    struct engine_image by_note = in_fp8(&f, NULL);
+    while (f.count > count)
+        free(f.tensors[--f.count].data);
+    struct engine_image by_metadata = in_fp8(&f, metadata);
+    for (int i = 0, seen = 0; i < f.count; i++) { /* the same values in F32 */
+        struct made *t = &f.tensors[i];
+        if (t->format != QUANT_FP8_E4M3 || !t->n || seen++ == 0)
+            continue;
+        t->bytes = (size_t)(t->n * t->k) * sizeof *t->values, t->dtype = "F32";
+        t->data = realloc(t->data, t->bytes);
+        memcpy(t->data, t->values, t->bytes);
+    }
+    struct engine_image meant = in_fp8(&f, NULL);
+    assert_memory_equal(by_metadata.rgb, meant.rgb, 64 * 64 * 3);
+    assert_memory_equal(by_note.rgb, meant.rgb, 64 * 64 * 3);
+    assert_memory_not_equal(without.rgb, meant.rgb, 64 * 64 * 3);
+    engine_image_done(&without);
+    engine_image_done(&by_metadata);
+    engine_image_done(&by_note);
+    engine_image_done(&meant);
+    file_done(&f);
+}
+
 static void a_text_encoder_runs_under_every_scheme(void **unused)
 {
     (void)unused;
@@ -513,15 +594,6 @@ static void refuse_changed(enum quant_format format, void (*change)(struct file 
     expect_refusal((struct engine_options){.model_dir = POCKET, .transformer = path, .variant = ENGINE_DISTILLED}, "transformer", text, says);
 }
 
-static struct made *tensor(struct file *f, const char *name)
-{
-    for (int i = 0; i < f->count; i++)
-        if (strcmp(f->tensors[i].name, name) == 0)
-            return &f->tensors[i];
-    fail_msg("no tensor %s", name);
-    return NULL;
-}
-
 static void to_e5m2(struct file *f) { tensor(f, "double_blocks.0.img_attn.proj.weight")->dtype = "F8_E5M2"; }
 static void to_i8(struct file *f) { tensor(f, "double_blocks.0.img_attn.proj.weight")->dtype = "I8"; }
 static void to_u8(struct file *f) { tensor(f, "double_blocks.0.img_attn.proj.weight")->dtype = "U8"; }
@@ -536,6 +608,10 @@ static void to_row_scales(struct file *f)
     t->data = realloc(t->data, t->bytes);
     memset(t->data, 0, t->bytes);
 }
+static void to_awq(struct file *f) { add(f, "single_blocks.0.linear1.pre_quant_scale", "F32", 1, (int64_t[]){64}, 256); }
+static void to_rotated(struct file *f) { add_note(f, "single_blocks.0.linear1", "{\"format\":\"float8_e4m3fn\",\"convrot\":true}"); }
+static void to_unsure(struct file *f) { add_note(f, "single_blocks.0.linear1", "{\"format\":\"float8_e4m3fn\",\"full_precision_matrix_mult\":1}"); }
+static void to_full_precision(struct file *f) { add(f, "scaled_fp8", "F8_E4M3", 1, (int64_t[]){2}, 2); }
 static void to_dev(struct file *f) { add(f, "guidance_in.in_layer.weight", "F32", 1, (int64_t[]){1}, 4); }
 static void to_missing(struct file *f) { snprintf(tensor(f, "double_blocks.0.img_attn.qkv.weight")->name, 40, "other.weight"); }
 
@@ -544,6 +620,7 @@ static void what_is_not_understood_is_refused_with_its_sentence(void **unused)
     (void)unused;
     static const char mx[] = "{\\\"layers\\\":{\\\"single_blocks.0.linear1\\\":{\\\"format\\\":\\\"mxfp8\\\"}}}";
     static const char wrong[] = "{\\\"layers\\\":{\\\"single_blocks.0.linear1\\\":{\\\"format\\\":\\\"nvfp4\\\"}}}";
+    static struct file f;
     refuse_changed(QUANT_FP8_E4M3, to_e5m2, NULL, "safetensors F8_E5M2", "dtype F8_E5M2, accepted: F32, BF16, F16, F8_E4M3, NVFP4");
     refuse_changed(QUANT_FP8_E4M3, to_i8, NULL, "safetensors I8", "dtype I8, accepted: F32, BF16, F16, F8_E4M3, NVFP4");
     refuse_changed(QUANT_FP8_E4M3, to_u8, NULL, "safetensors U8 without scales", "dtype U8, accepted: NVFP4");
@@ -554,6 +631,9 @@ static void what_is_not_understood_is_refused_with_its_sentence(void **unused)
     refuse_changed(QUANT_FP8_E4M3, NULL, mx, "fp8 that says mxfp8", "its metadata calls it 'mxfp8', what stands there is FP8_E4M3");
     refuse_changed(QUANT_FP8_E4M3, NULL, wrong, "fp8 that says nvfp4", "its metadata calls it 'nvfp4', what stands there is FP8_E4M3");
     refuse_changed(QUANT_FP8_E4M3, NULL, "[", "metadata that is no JSON", "'_quantization_metadata': not valid JSON");
+    refuse_changed(QUANT_FP8_E4M3, to_awq, NULL, "fp8, inputs scaled by columns", "inputs scaled by columns (AWQ) are not accepted");
+    refuse_changed(QUANT_FP8_E4M3, to_rotated, NULL, "fp8, inputs rotated", "its metadata has 'convrot', accepted: 'format', a name, and");
+    refuse_changed(QUANT_FP8_E4M3, to_unsure, NULL, "fp8, precision 1", "its metadata has 'full_precision_matrix_mult', accepted: 'format'");
     refuse_changed(QUANT_BF16, to_flux1, NULL, "FLUX.1", "tensor 'img_in.weight' has 64 along axis 1, accepted: 128 to 128");
     refuse_changed(QUANT_BF16, to_dev, NULL, "FLUX.2 [dev]", "is an embedding of the guidance, which the klein family does not have");
     refuse_changed(QUANT_BF16, to_missing, NULL, "a tensor missing", "tensor 'double_blocks.0.img_attn.qkv.weight' is missing");
@@ -563,8 +643,13 @@ static void what_is_not_understood_is_refused_with_its_sentence(void **unused)
                    "vae", "a LoRA", "has no tensors of a FLUX.2 VAE under any known name");
     expect_refusal((struct engine_options){.model_dir = POCKET, .precision = ENGINE_FP8}, "transformer", "bf16, products in FP8",
                    "precision fp8: neither the transformer nor the text encoder has a matrix in FP8 (F8_E4M3); accepted: bf16, f32");
+    make(&f, TENSOR_NAMES_TRANSFORMER, TENSOR_NAMES_BFL, "", QUANT_FP8_E4M3);
+    to_full_precision(&f);
+    write_safetensors(&f, path_of("x.safetensors"), NULL);
+    file_done(&f);
+    expect_refusal((struct engine_options){.model_dir = POCKET, .transformer = path_of("x.safetensors"), .variant = ENGINE_DISTILLED, .precision = ENGINE_FP8},
+                   "transformer", "fp8, all in full precision", "has a matrix in FP8 (F8_E4M3) that its file does not keep in full precision");
     expect_refusal((struct engine_options){.transformer = "x"}, "text_encoder", "not given", "no files for the text_encoder: give a model folder");
-    static struct file f;
     make(&f, TENSOR_NAMES_TEXT_ENCODER, TENSOR_NAMES_LLAMA, "", QUANT_Q8_0);
     write_gguf(&f, path_of("l.gguf"), "llama");
     file_done(&f);
@@ -653,6 +738,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(every_format_of_a_transformer_runs),
         cmocka_unit_test(what_an_adapter_is_merged_into_is_planned_without_codes),
         cmocka_unit_test(products_in_fp8_are_a_precision_of_their_own),
+        cmocka_unit_test(a_layer_kept_in_full_precision_has_no_products_in_fp8),
         cmocka_unit_test(a_text_encoder_runs_under_every_scheme),
     };
     const struct CMUnitTest tests[] = {
@@ -660,6 +746,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(every_format_of_a_transformer_runs),
         cmocka_unit_test(adapters_leave_quantised_weights_alone_if_they_can),
         cmocka_unit_test(products_in_fp8_are_a_precision_of_their_own),
+        cmocka_unit_test(a_layer_kept_in_full_precision_has_no_products_in_fp8),
         cmocka_unit_test(a_text_encoder_runs_under_every_scheme),
         cmocka_unit_test(what_is_not_understood_is_refused_with_its_sentence),
         cmocka_unit_test(variants_are_told_by_name_or_index_or_asked_for),
