@@ -1,4 +1,4 @@
-/* model_variant.c - a table of published files, the words of a name, an index beside it; in that order. */
+/* model_variant.c - a table of published files, the words of a name, an index beside it. */
 #include "model_variant.h"
 
 #include <ctype.h>
@@ -11,7 +11,7 @@
 #include "model_config.h"
 #include "model_file.h"
 
-/* engine-spec 2.8. Distilled and base files in bf16 have the same size; of the others the size is enough. */
+/* engine-spec 2.8. Distilled and base files in bf16 have the same size; of the others the size is enough where nothing speaks against it. */
 static const struct published {
     int64_t bytes;
     const char *sha256;
@@ -41,7 +41,16 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
-static enum answer by_publication(struct model_variant *ret, const char *path, model_variant_sha256 *sha256)
+/* is_denied(variant, said): what the name or the index says is another variant. */
+static bool is_denied(const struct model_variant *v, const struct model_variant *said)
+{
+    return said && said->is_distilled != v->is_distilled;
+}
+
+/* By its size, when only one published file has it; somebody's own file may have it, too, so that a name or an index that says otherwise
+ * is a matter for the hash. name, index: NULL where they say nothing. */
+static enum answer by_publication(struct model_variant *ret, const char *path, model_variant_sha256 *sha256, const struct model_variant *name,
+                                  const struct model_variant *index)
 {
     struct stat st;
     char hex[65];
@@ -54,7 +63,7 @@ static enum answer by_publication(struct model_variant *ret, const char *path, m
             first = first ? first : &published[i];
             count++;
         }
-    if (count == 1) {
+    if (count == 1 && !is_denied(&first->variant, name) && !is_denied(&first->variant, index)) {
         *ret = first->variant;
         return TOLD;
     }
@@ -131,9 +140,9 @@ static enum answer by_name(struct model_variant *ret, const char *path)
 bool model_variant_tell(struct model_variant *ret, const char *path, model_variant_sha256 *sha256, struct engine_error *why)
 {
     struct model_variant name, index;
-    if (by_publication(ret, path, sha256) == TOLD)
-        return true;
     bool has_name = by_name(&name, path) == TOLD, has_index = by_sibling(&index, path) == TOLD;
+    if (by_publication(ret, path, sha256, has_name ? &name : NULL, has_index ? &index : NULL) == TOLD)
+        return true;
     if (has_name && has_index && name.is_distilled != index.is_distilled)
         return engine_error_set(why, ENGINE_BAD_MODEL, "%s: distilled or base? Its name says one, the model_index.json beside "
                                 "it the other; say which with --distilled or --base", path);

@@ -1,5 +1,5 @@
 /* model_variant.h - distilled or base? The files look alike, so: the published file of this size, by hash where two have
- * the same; the words of the file's name; the model_index.json it came with. What disagrees or says nothing is not guessed. */
+ * the same or what follows says otherwise; the words of the file's name; the model_index.json it came with. What disagrees or says nothing is not guessed. */
 #ifndef KILN_MODEL_VARIANT_H
 #define KILN_MODEL_VARIANT_H
 

@@ -695,6 +695,50 @@ static void variants_are_told_by_name_or_index_or_asked_for(void **unused)
     assert_non_null(strstr(why.text, "Its name says one, the model_index.json beside it the other"));
 }
 
+static const char *said_sha256;
+static bool say_sha256(const char *path, char ret[65])
+{
+    (void)path;
+    snprintf(ret, 65, "%s", said_sha256);
+    return true;
+}
+
+/* Files of the published sizes, of nothing but a hole. Distilled and base weights in bf16 differ in nothing that a header shows. */
+static void published_files_are_told_by_hash_and_by_size_where_nothing_denies_it(void **unused)
+{
+    (void)unused;
+    static const char distilled_4b[] = "ec3d4e733a771f61c052fb4856c48b336c55eaf2c65487c2a1faeb9bbda7a343";
+    static const char base_4b[] = "9c5fed22b76baea749d88fc2abe3ad53245e7b21a0d353a762665eea00043b92";
+    static const char fp8_4b[] = "97ed34fe0567e436200f2faee3939b88f2b5d99f8af2a4dc16532c4245c0ccb6";
+    static const struct { off_t bytes; const char *name, *sha256; int told, is_distilled, is_kv; } cases[] = {
+        {7751105712, "a.safetensors", distilled_4b, 1, 1, 0},
+        {7751105712, "b.safetensors", base_4b, 1, 0, 0},
+        {7751105712, "klein-base-of-mine.safetensors", distilled_4b, 1, 1, 0}, /* renamed: its bytes are what it is */
+        {7751105712, "c.safetensors", fp8_4b + 1, 0, 0, 0},                    /* somebody's own */
+        {7751105712, "klein-base-d.safetensors", fp8_4b + 1, 1, 0, 0},
+        {7751105712, "e.safetensors", NULL, 0, 0, 0},                          /* nobody hashes */
+        {9818935984, "f.safetensors", NULL, 1, 1, 1},
+        {4070624520, "g.safetensors", NULL, 1, 1, 0},
+        {4070624520, "klein-base-h.safetensors", fp8_4b + 1, 1, 0, 0},         /* as large as the distilled one, and is not it */
+        {4070624520, "klein-base-i.safetensors", fp8_4b, 1, 1, 0},
+    };
+    unlink(path_of("model_index.json"));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct model_variant v = {0};
+        struct engine_error why;
+        const char *path = path_of(cases[i].name);
+        FILE *f = fopen(path, "w");
+        assert_non_null(f);
+        assert_int_equal(ftruncate(fileno(f), cases[i].bytes), 0);
+        fclose(f);
+        said_sha256 = cases[i].sha256;
+        bool is_told = model_variant_tell(&v, path, said_sha256 ? say_sha256 : NULL, &why);
+        unlink(path);
+        if (is_told != cases[i].told || (is_told && (v.is_distilled != cases[i].is_distilled || v.is_kv != cases[i].is_kv)))
+            fail_msg("%s of %lld bytes: told %d, distilled %d, kv %d", cases[i].name, (long long)cases[i].bytes, is_told, v.is_distilled, v.is_kv);
+    }
+}
+
 static void dimensions_are_told_from_tensors(void **unused)
 {
     (void)unused;
@@ -750,6 +794,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_text_encoder_runs_under_every_scheme),
         cmocka_unit_test(what_is_not_understood_is_refused_with_its_sentence),
         cmocka_unit_test(variants_are_told_by_name_or_index_or_asked_for),
+        cmocka_unit_test(published_files_are_told_by_hash_and_by_size_where_nothing_denies_it),
     };
     is_quick = argc > 1 && strcmp(argv[1], "quick") == 0;
     device = argc > 1 && !is_quick ? argv[1] : NULL;
