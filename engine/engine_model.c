@@ -432,11 +432,6 @@ static bool begin_count(struct engine_model *m, struct model_parts *parts, const
     return true;
 }
 
-static bool plan_count(struct engine_model *m, const struct model_parts *parts, struct engine_error *why)
-{
-    return open_tokenizer(m, parts->tokenizer_dir, why) && engine_plan_open(&m->plan, m, parts, NULL, why);
-}
-
 static void end_count(struct engine_model *m, struct model_parts *parts)
 {
     model_parts_close(parts);
@@ -452,7 +447,7 @@ bool engine_model_fits(const struct engine_options *o, int ranks, size_t memory,
     *ret = ok && check_shares(&m, &uneven);
     *ret_bytes = 0;
     if (*ret)
-        ok = plan_count(&m, &parts, why) && engine_plan_fits(m.plan, o->placement == ENGINE_RESIDENT, memory, ret, ret_bytes, why);
+        ok = engine_plan_open(&m.plan, &m, &parts, NULL, why) && engine_plan_fits(m.plan, o->placement == ENGINE_RESIDENT, memory, ret, ret_bytes, why);
     end_count(&m, &parts);
     return ok || engine_error_at(why, "model %s", o->model_dir ? o->model_dir : "of parts");
 }
@@ -461,8 +456,8 @@ bool engine_model_needs(struct engine_needs *ret, const struct engine_options *o
 {
     struct engine_model m;
     struct model_parts parts;
-    bool ok = begin_count(&m, &parts, o, 1, why) && plan_count(&m, &parts, why) && engine_plan_least(m.plan, false, ret->image, why) &&
-              engine_plan_least(m.plan, true, ret->edit, why);
+    bool ok = begin_count(&m, &parts, o, 1, why) && engine_plan_open(&m.plan, &m, &parts, NULL, why) &&
+              engine_plan_least(m.plan, false, ret->image, why) && engine_plan_least(m.plan, true, ret->edit, why);
     end_count(&m, &parts);
     return ok;
 }
@@ -488,11 +483,26 @@ void engine_model_close(struct engine_model *m)
     *m = (struct engine_model){0};
 }
 
+/* Where a model is only counted its vocabulary, which takes longer to read than all else, is not asked: prompts that differ must differ, and
+ * a picture takes the same whatever they say. */
+static void ids_for_counting(const char *prompt, int32_t ids[ENGINE_TOKENS_MAX])
+{
+    memset(ids, 0, ENGINE_TOKENS_MAX * sizeof *ids);
+    for (int i = 0; i < ENGINE_TOKENS_MAX && prompt[i]; i++)
+        ids[i] = (unsigned char)prompt[i];
+}
+
 bool engine_model_ids(const struct engine_model *m, const char *prompt, bool truncate, int32_t ids[ENGINE_TOKENS_MAX],
                       int32_t *ret_count, bool *ret_truncated, struct engine_error *why)
 {
     int32_t *all;
     size_t count;
+    if (!m->tokenizer) {
+        ids_for_counting(prompt, ids);
+        *ret_count = ENGINE_TOKENS_MAX;
+        *ret_truncated = false;
+        return true;
+    }
     if (!tokenizer_encode_chat(m->tokenizer, prompt, strlen(prompt), &all, &count, why))
         return false;
     if (count > ENGINE_TOKENS_MAX && !truncate) {

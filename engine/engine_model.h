@@ -32,7 +32,7 @@ struct engine_model {
     struct weights_pool *pool;          /* of the VAE */
     struct weights_pool *text_pool;     /* of the text encoder, which may move */
     struct weights_pool *transformer_pool, *adapter_pool; /* of the transformer and what runs beside it, which may change */
-    struct tokenizer *tokenizer;
+    struct tokenizer *tokenizer; /* NULL: the model is only counted */
     struct weight_files *transformer_files; /* stay open: quantised weights are read from their mappings, */
     struct weight_files *text_files;        /* and embedding rows */
     struct text_encoder_weights text;

@@ -16,7 +16,7 @@
 #define WITH_MARGIN(bytes) ((bytes) + (bytes) / 50)
 
 struct engine_plan {
-    struct engine_model model;  /* its tokenizer is the true model's */
+    struct engine_model model;  /* its tokenizer is the true model's, or NULL */
     size_t rest, text, once;    /* bytes of weights: none of the others; layers of the text encoder; transformer without its blocks */
     struct kern_layer **blocks; /* all of the transformer's, whether they wait or not */
     int block_count;

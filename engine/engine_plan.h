@@ -25,7 +25,8 @@ struct engine_plan_need {
     size_t weights, arena; /* bytes of the device */
 };
 
-/* engine_plan_open checks all names and shapes of the parts on its way. m: configuration, dtype and tokenizer are there. */
+/* engine_plan_open checks all names and shapes of the parts on its way. m: configuration and dtype are there, and
+ * its tokenizer where batches of prompts are planned. */
 bool engine_plan_open(struct engine_plan **ret, const struct engine_model *m, const struct model_parts *parts, const struct adapters *a,
                       struct engine_error *why);
 void engine_plan_close(struct engine_plan *p); /* accepts NULL */

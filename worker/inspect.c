@@ -21,7 +21,8 @@ static const char usage_text[] =
     "       kiln-worker inspect [--model DIR] [--transformer F] [--text-encoder F] [--vae F] [--tokenizer DIR] ..\n"
     "\n"
     "Tells what a model folder (diffusers layout), a single weight file (.safetensors, .gguf) or a model of several files is. Of a model,\n"
-    "also what a GPU must have beside its driver's memory for a picture, and for an edit of one reference, under each --placement.\n"
+    "also what a picture of 1024x1024 takes, and an edit of one reference: of memory on the CPU, and what a GPU must have beside its\n"
+    "driver's memory under each --placement.\n"
     "\n"
     "  --model DIR|FILE     the same as DIR|FILE\n"
     "  --transformer F, --text-encoder F, --vae F, --tokenizer DIR\n"
@@ -84,8 +85,9 @@ static json_t *placements_json(const size_t bytes[ENGINE_STREAMED + 1])
     return ret;
 }
 
-/* A model whose plan cannot be made cannot be rendered: the note says why. */
-static void tell_gpu(json_t *report, const struct engine_options *o)
+/* A model whose plan cannot be made cannot be rendered: the note says why. On the CPU everything is resident: what is quantised in the
+ * files' pages, the rest packed. */
+static void tell_needs(json_t *report, const struct engine_options *o)
 {
     struct engine_needs needs;
     struct engine_options bf16 = *o;
@@ -95,10 +97,14 @@ static void tell_gpu(json_t *report, const struct engine_options *o)
         json_object_set_new(report, "note", json_string(why.text));
         return;
     }
-    json_t *modes = json_pack("{s:o}", "image", placements_json(needs.image));
-    if (needs.edit[ENGINE_RESIDENT])
-        json_object_set_new(modes, "edit", placements_json(needs.edit));
-    json_object_set_new(report, "gpu_bytes", modes);
+    json_t *cpu = json_pack("{s:I}", "image", (json_int_t)needs.image[ENGINE_RESIDENT]);
+    json_t *gpu = json_pack("{s:o}", "image", placements_json(needs.image));
+    if (needs.edit[ENGINE_RESIDENT]) {
+        json_object_set_new(cpu, "edit", json_integer((json_int_t)needs.edit[ENGINE_RESIDENT]));
+        json_object_set_new(gpu, "edit", placements_json(needs.edit));
+    }
+    json_object_set_new(report, "cpu_bytes", cpu);
+    json_object_set_new(report, "gpu_bytes", gpu);
 }
 
 /* --- a single file ---------------------------------------------------------------------------------------- */
@@ -205,7 +211,7 @@ static json_t *look_at_model(const struct engine_options *o, struct engine_error
                                model_config_licence(c), "parameters", (json_int_t)parameters, "weight_bytes_in_memory",
                                memory_json(&sum), "parts", list);
     model_parts_close(&parts);
-    tell_gpu(report, o);
+    tell_needs(report, o);
     return report;
 }
 
@@ -219,11 +225,13 @@ static void print_value(const char *name, json_t *value)
         printf("%-22s %lld\n", name, (long long)json_integer_value(value));
 }
 
-static void print_gpu(json_t *modes)
+static void print_needs(json_t *cpu, json_t *gpu)
 {
     const char *mode, *placement;
     json_t *placements, *bytes;
-    json_object_foreach(modes, mode, placements)
+    json_object_foreach(cpu, mode, bytes)
+        printf("%-22s 1024x1024 %s in bf16: %.2f GB\n", "on the CPU", mode, (double)json_integer_value(bytes) / 1e9);
+    json_object_foreach(gpu, mode, placements)
     {
         printf("%-22s 1024x1024 %s in bf16:", "on a GPU", mode);
         json_object_foreach(placements, placement, bytes)
@@ -242,7 +250,7 @@ static void print_plain(json_t *report)
         printf("%-22s %.2f GB in bf16, %.2f GB in f32\n", "weights in memory",
                (double)json_integer_value(json_object_get(memory, "bf16")) / 1e9,
                (double)json_integer_value(json_object_get(memory, "f32")) / 1e9);
-    print_gpu(json_object_get(report, "gpu_bytes"));
+    print_needs(json_object_get(report, "cpu_bytes"), json_object_get(report, "gpu_bytes"));
     size_t i;
     const char *dtype;
     json_array_foreach(json_object_get(report, "parts"), i, part)

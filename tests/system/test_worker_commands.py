@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -156,6 +157,10 @@ def test_inspect_tells_what_a_model_is_and_refuses_a_damaged_one(tmp_path):
     report = json.loads(worker("inspect", "--model", POCKET, "--json").stdout)
     assert report["variant"] == "distilled" and report["parameters"] == 6726988 and len(report["sha256"]) == 64
     assert [(mode, list(bytes)) for mode, bytes in report["gpu_bytes"].items()] == [(mode, ["resident", "phases", "streamed"]) for mode in ("image", "edit")]
+    assert report["cpu_bytes"] == {mode: bytes["resident"] for mode, bytes in report["gpu_bytes"].items()}
+    assert "on the CPU             1024x1024 image in bf16: 0." in worker("inspect", "--model", POCKET).stdout
+    quick = json.loads(worker("inspect", "--model", POCKET, "--quick", "--json").stdout)
+    assert quick == {k: v for k, v in report.items() if k != "sha256"}
     broken = tmp_path / "model"
     shutil.copytree(POCKET, broken)
     weights = broken / "transformer/diffusion_pytorch_model.safetensors"
@@ -166,6 +171,34 @@ def test_inspect_tells_what_a_model_is_and_refuses_a_damaged_one(tmp_path):
     assert run.returncode == 2 and "transformer" in run.stderr
     gone = worker("inspect", "--model", tmp_path / "nothing")
     assert gone.returncode == 2 and "nothing" in gone.stderr
+
+
+def test_a_picture_takes_the_memory_that_inspect_says(tmp_path):
+    """Who has 16 GB asks before a night of work, not the kernel after it."""
+    told = json.loads(worker("inspect", "--model", TINY, "--json").stdout)["cpu_bytes"]["image"]
+    run = worker("render", "--model", TINY, "--prompt", "x", "--seed", 1, "--size", "1024x1024", "--steps", 1, "--json", "--out", tmp_path / "x.png")
+    assert 0.95 * told < json.loads(run.stdout)["backend_bytes"] < 1.05 * told, run.stdout
+
+
+@pytest.mark.parametrize("family, format, licence, linears, values, gib", [
+    ("klein-4b", "bf16", "Apache-2.0", "BF16", 3_875_544_576 + 4_022_468_096, 16),
+    ("klein-4b", "nvfp4", "Apache-2.0", "NVFP4", 3_875_544_576 + 4_022_468_096, 8),
+    ("klein-4b", "Q4_K", "Apache-2.0", "Q4_K", 3_875_544_576 + 4_022_468_096, 8),
+    ("klein-9b", "fp8", "FLUX Non-Commercial", "F8_E4M3", 9_078_581_248 + 8_190_735_360, 16),
+])
+def test_models_of_the_family_are_told_from_their_tensors_with_the_memory_they_take(tmp_path, family, format, licence, linears, values, gib):
+    """Full shapes without a value in them, in a folder of any name. The memory is what they are promised to run in."""
+    folder = tmp_path / "stuff"
+    subprocess.run([sys.executable, ROOT / "tests/bench/hollow_klein.py", folder, "--family", family, "--format", format], check=True, capture_output=True)
+    run = worker("inspect", "--quick", "--json", folder)
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert (report["family"], report["licence"], report["variant"]) == (family, licence, "distilled")
+    assert report["parameters"] == values + 84_046_372
+    for part in report["parts"][:2]:
+        assert max(part["dtypes"], key=part["dtypes"].get) == linears, part
+    assert report["cpu_bytes"]["image"] < report["cpu_bytes"]["edit"] < gib * 2**30
+    assert json.loads(worker("inspect", "--quick", "--json", "--base", folder).stdout)["variant"] == "base"
 
 
 def test_parts_of_a_model_come_from_single_files_and_inspect_says_what_they_are(tmp_path):
