@@ -406,7 +406,7 @@ bool engine_model_open(struct engine_model *ret, const struct engine_options *o,
     adapters_close(adapters);
     model_parts_close(&parts);
     if (!ok) {
-        if (o->member.team)
+        if (o->member.team && !(m.kern && *kern_error(m.kern))) /* else it knows */
             kern_team_break(o->member.team, o->member.rank, why->text);
         engine_model_close(&m);
         return engine_error_at(why, "open model %s", o->model_dir ? o->model_dir : o->transformer ? o->transformer : "of parts");

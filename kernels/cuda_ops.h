@@ -22,6 +22,9 @@ cudaStream_t cuda_stream(const struct kern *k);
  * "device lost ..." or "device failed ..." when not. True when status is success. */
 bool cuda_check(struct kern *k, cudaError_t status, const char *what);
 
+/* cuda_sentence is what cuda_check says of a failure; from any thread. */
+void cuda_sentence(const struct kern *k, cudaError_t status, const char *what, char *ret, size_t ret_bytes);
+
 /* cuda_launched asks after each launch whether the device took it. */
 bool cuda_launched(struct kern *k, const char *kernel);
 

@@ -12,17 +12,42 @@ static bool is_float(struct tensor t)
     return t.dtype == TENSOR_F32 || t.dtype == TENSOR_BF16;
 }
 
-void kern_ops_fail(struct kern *k, const char *format, ...)
+/* False: there is an earlier one. */
+static bool keep_error(struct kern *k, const char *format, va_list args)
 {
     if (k->failed)
-        return;
+        return false;
+    vsnprintf(k->error, sizeof k->error, format, args);
+    k->failed = true;
+    return true;
+}
+
+void kern_ops_fail(struct kern *k, const char *format, ...)
+{
     va_list args;
     va_start(args, format);
-    vsnprintf(k->error, sizeof k->error, format, args);
-    va_end(args);
-    k->failed = true;
-    if (k->team)
+    if (keep_error(k, format, args) && k->team)
         kern_team_break(k->team, k->rank, k->error);
+    va_end(args);
+}
+
+void kern_ops_suspect(struct kern *k, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    if (keep_error(k, format, args) && k->team)
+        kern_team_suspect(k->team, k->rank, k->error);
+    va_end(args);
+}
+
+bool kern_ops_follow(struct kern *k)
+{
+    char why[sizeof k->error];
+    if (!k->failed && kern_team_why(k->team, why, sizeof why, NULL)) {
+        memcpy(k->error, why, sizeof why);
+        k->failed = true;
+    }
+    return false;
 }
 
 /* --- teams ------------------------------------------------------------------------------------------------- */
@@ -38,12 +63,7 @@ void kern_ops_member(struct kern *k, const struct kern_member *member)
 
 bool kern_ops_meet(struct kern *k, int64_t number, int64_t ret[KERN_TEAM_MAX])
 {
-    char why[256];
-    if (kern_team_meet(k->team, k->rank, number, ret))
-        return true;
-    kern_team_why(k->team, why, sizeof why, NULL);
-    kern_ops_fail(k, "%s", why);
-    return false;
+    return kern_team_meet(k->team, k->rank, number, ret) || kern_ops_follow(k);
 }
 
 int kern_rank(const struct kern *k)
@@ -76,7 +96,7 @@ bool kern_join(struct kern *k)
     if (k->failed)
         return false;
     if (k->team && !kern_team_mend(k->team, k->rank))
-        kern_ops_fail(k, "device failed: a rank of the team did not come back");
+        kern_ops_suspect(k, "device failed: a rank of the team did not come back");
     return !k->failed && (k->ranks == 1 || !k->ops->join || k->ops->join(k));
 }
 
@@ -189,10 +209,8 @@ bool kern_sync(struct kern *k)
 {
     if (k->failed || !k->ops->sync(k))
         return false;
-    char why[256];
-    if (k->team && kern_team_why(k->team, why, sizeof why, NULL)) /* what was waited for may not have been done */
-        kern_ops_fail(k, "%s", why);
-    return !k->failed;
+    bool is_broken = k->team && kern_team_is_broken(k->team); /* then what was waited for may not have been done */
+    return !is_broken || kern_ops_follow(k);
 }
 
 bool kern_error_is_memory(const char *text)

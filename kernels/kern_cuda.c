@@ -90,19 +90,25 @@ static bool is_lost(cudaError_t status)
     }
 }
 
+void cuda_sentence(const struct kern *k, cudaError_t status, const char *what, char *ret, size_t ret_bytes)
+{
+    const char *name = cuda_of(k)->device_name;
+    if (status == cudaErrorMemoryAllocation)
+        snprintf(ret, ret_bytes, "no memory on %s for %s", name, what);
+    else
+        snprintf(ret, ret_bytes, "device %s: %s: %s: %s", is_lost(status) ? "lost" : "failed", name, what, cudaGetErrorString(status));
+}
+
 bool cuda_check(struct kern *k, cudaError_t status, const char *what)
 {
-    struct cuda *c = cuda_of(k);
+    char why[sizeof k->error];
     if (status == cudaSuccess)
         return true;
     if (k->failed)
         return false;
     cudaGetLastError(); /* an error that does not stick is kept here, not there */
-    if (status == cudaErrorMemoryAllocation)
-        kern_ops_fail(k, "no memory on %s for %s", c->device_name, what);
-    else
-        kern_ops_fail(k, "device %s: %s: %s: %s", is_lost(status) ? "lost" : "failed", c->device_name, what,
-                      cudaGetErrorString(status));
+    cuda_sentence(k, status, what, why, sizeof why);
+    kern_ops_fail(k, "%s", why);
     return false;
 }
 

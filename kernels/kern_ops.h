@@ -120,7 +120,10 @@ static inline void kern_ops_beat(struct kern *k)
 /* kern_ops_meet: kern_team_meet; where that fails, so does the backend, for the team's reason. */
 bool kern_ops_meet(struct kern *k, int64_t number, int64_t ret[KERN_TEAM_MAX]);
 
-/* kern_ops_fail keeps the first error, and breaks the team. */
+/* kern_ops_fail keeps the first error, and breaks the team. kern_ops_suspect: an error that another rank's may explain.
+ * kern_ops_follow: the team is broken, and its reason is this backend's; false. */
 void kern_ops_fail(struct kern *k, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void kern_ops_suspect(struct kern *k, const char *format, ...) __attribute__((format(printf, 2, 3)));
+bool kern_ops_follow(struct kern *k);
 
 #endif

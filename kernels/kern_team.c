@@ -34,6 +34,7 @@ struct kern_team {
     atomic_bool is_broken;
     atomic_ullong breaks;
     int breaker;
+    bool is_suspicion; /* the reason */
     char why[256];
     struct heart hearts[KERN_TEAM_MAX];
 };
@@ -106,12 +107,16 @@ uint64_t kern_team_breaks(const struct kern_team *t)
     return atomic_load(&t->breaks);
 }
 
-static void break_locked(struct kern_team *t, int rank, const char *why)
+static void break_locked(struct kern_team *t, int rank, const char *why, bool is_suspicion)
 {
-    if (kern_team_is_broken(t))
+    bool is_broken = kern_team_is_broken(t);
+    if (is_broken && (is_suspicion || !t->is_suspicion))
         return;
     snprintf(t->why, sizeof t->why, "%s (rank %d of %d)", why, rank, t->ranks);
     t->breaker = rank;
+    t->is_suspicion = is_suspicion;
+    if (is_broken)
+        return;
     atomic_fetch_add(&t->breaks, 1);
     atomic_store(&t->is_broken, true);
     pthread_cond_broadcast(&t->changed);
@@ -120,7 +125,14 @@ static void break_locked(struct kern_team *t, int rank, const char *why)
 void kern_team_break(struct kern_team *t, int rank, const char *why)
 {
     pthread_mutex_lock(&t->lock);
-    break_locked(t, rank, why);
+    break_locked(t, rank, why, false);
+    pthread_mutex_unlock(&t->lock);
+}
+
+void kern_team_suspect(struct kern_team *t, int rank, const char *why)
+{
+    pthread_mutex_lock(&t->lock);
+    break_locked(t, rank, why, true);
     pthread_mutex_unlock(&t->lock);
 }
 
@@ -128,7 +140,7 @@ static void break_silent_locked(struct kern_team *t, int rank)
 {
     char why[96];
     snprintf(why, sizeof why, "device failed: no sign of life for %.1f s", t->patience_ms / 1e3);
-    break_locked(t, rank, why);
+    break_locked(t, rank, why, true);
 }
 
 void kern_team_break_silent(struct kern_team *t, int rank)

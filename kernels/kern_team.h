@@ -30,8 +30,10 @@ int kern_team_ranks(const struct kern_team *t);
 /* kern_team_meet returns when all ranks have come, with their numbers in ret[ranks]; false: the team is broken. */
 bool kern_team_meet(struct kern_team *t, int rank, int64_t number, int64_t *ret);
 
-/* kern_team_break keeps the first reason, with the rank behind it. kern_team_why copies it; false: the team is whole. */
+/* kern_team_break keeps the first reason, with the rank behind it. kern_team_why copies it; false: the team is whole.
+ * kern_team_suspect: what the rank sees is somebody else's trouble; whoever has it says it better, even later. */
 void kern_team_break(struct kern_team *t, int rank, const char *why);
+void kern_team_suspect(struct kern_team *t, int rank, const char *why);
 bool kern_team_is_broken(const struct kern_team *t);
 uint64_t kern_team_breaks(const struct kern_team *t); /* how often it was */
 bool kern_team_why(struct kern_team *t, char *ret, size_t ret_bytes, int *ret_rank); /* ret_rank: who broke it; or NULL */

@@ -101,21 +101,27 @@ static bool find_calls(struct team_nccl *t)
     return ok;
 }
 
+/* What the device itself says. Of an event that no capture knows; whether it has come does not matter. */
+static cudaError_t health(const struct team_nccl *t)
+{
+    cudaError_t status = cudaEventQuery(t->summed[0]);
+    return status == cudaErrorNotReady ? cudaSuccess : status;
+}
+
+/* NCCL knows only that its call failed: where the device did, that is why. */
 static bool check(struct team_nccl *t, ncclResult_t result, const char *what)
 {
     if (result == ncclSuccess)
         return true;
-    kern_ops_fail(t->kern, "device failed: NCCL: %s: %s", what, t->nccl.error_text(result));
+    if (cuda_check(t->kern, health(t), what))
+        kern_ops_suspect(t->kern, "device failed: NCCL: %s: %s", what, t->nccl.error_text(result));
     return false;
 }
 
-/* The team is broken: the backend has its reason. */
+/* The team is broken: the backend has its reason, if it has none of its own. */
 static bool fail_with_team(struct team_nccl *t)
 {
-    char why[256];
-    if (kern_team_why(team_of(t), why, sizeof why, NULL))
-        kern_ops_fail(t->kern, "%s", why);
-    return false;
+    return cuda_check(t->kern, health(t), "a sum of the team") && kern_ops_follow(t->kern);
 }
 
 static ncclResult_t ask(struct team_nccl *t)
@@ -134,7 +140,7 @@ static bool settle(struct team_nccl *t, ncclResult_t result, const char *what)
     int64_t begun_ms = kern_team_now_ms();
     while (result == ncclInProgress && t->breaks == breaks_of(t->kern)) {
         if (kern_team_now_ms() - begun_ms > patience_ms(t)) {
-            kern_ops_fail(t->kern, "device failed: NCCL: %s: another rank did not come for %.1f s", what, patience_ms(t) / 1e3);
+            kern_ops_suspect(t->kern, "device failed: NCCL: %s: another rank did not come for %.1f s", what, patience_ms(t) / 1e3);
             return false;
         }
         nanosleep(&(struct timespec){0, ASK_NS}, NULL);
@@ -179,10 +185,22 @@ struct look {
     int64_t since_ms; /* since then no sum has ended though one was begun */
 };
 
+/* The device's own reason counts, whatever was noticed before. */
+static void look_at_device(struct team_nccl *t)
+{
+    char why[sizeof t->kern->error];
+    cudaError_t status = health(t);
+    if (status == cudaSuccess)
+        return;
+    cuda_sentence(t->kern, status, "work of the team", why, sizeof why);
+    kern_team_break(team_of(t), t->kern->rank, why);
+}
+
 static void look(struct team_nccl *t, struct look *l)
 {
     ncclResult_t error = ncclSuccess;
     char why[96];
+    look_at_device(t);
     pthread_mutex_lock(&t->lock);
     uint64_t done = count_done(t);
     bool is_idle = done == t->queued, is_busy = is_computing(t), has_comm = t->comm != NULL;
@@ -199,10 +217,10 @@ static void look(struct team_nccl *t, struct look *l)
         abort_comm(t);
     } else if (error != ncclSuccess && error != ncclInProgress) {
         snprintf(why, sizeof why, "device failed: NCCL: %s", t->nccl.error_text(error));
-        kern_team_break(team_of(t), t->kern->rank, why);
+        kern_team_suspect(team_of(t), t->kern->rank, why);
     } else if (has_comm && kern_team_now_ms() - l->since_ms > patience_ms(t)) {
         snprintf(why, sizeof why, "device failed: a sum of the team does not end, for %.1f s", patience_ms(t) / 1e3);
-        kern_team_break(team_of(t), t->kern->rank, why);
+        kern_team_suspect(team_of(t), t->kern->rank, why);
     }
 }
 

@@ -19,6 +19,7 @@
 #define MODEL "tests/golden/models/pocket"
 
 /* Of this model, in bf16 at 64x64. */
+enum { LOST_FIRST = 40, LOST_END = 48 }; /* calls of a step */
 enum { DOUBLES = 2, SINGLES = 3, WIDTH = 64, ROWS = 512 + 16, TEXT_LAYERS = 27, TEXT_WIDTH = 32, RANKS = 2, BF16 = 2 };
 
 static struct engine_team *open_as(enum engine_variant variant)
@@ -176,10 +177,15 @@ static void a_wrong_rank_ends_the_team(void **state)
     ends_the_team(ENGINE_BASE, "wrong:1@1", "differs between ranks"); /* a velocity on its way */
 }
 
+/* At whatever call it is noticed: one of NCCL is among these, and another thread's question may be. */
 static void a_lost_device_ends_the_team(void **state)
 {
     (void)state;
-    ends_the_team(ENGINE_DISTILLED, "lost:40@1", "device lost");
+    for (int call = LOST_FIRST; call < LOST_END; call++) {
+        char fault[32];
+        snprintf(fault, sizeof fault, "lost:%d@1", call);
+        ends_the_team(ENGINE_DISTILLED, fault, "device lost");
+    }
     ends_the_team(ENGINE_BASE, "lost:40@1", "device lost");
 }
 

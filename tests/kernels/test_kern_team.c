@@ -238,6 +238,28 @@ static void who_leaves_says_why(struct kernel_check *c)
         assert_int_equal(r[i].number, 2);
 }
 
+/* A rank sees that a sum fails; the one whose device is lost says so a little later. The farm and its owner are told of the device. */
+static void the_rank_that_has_the_trouble_is_believed(struct kernel_check *c)
+{
+    (void)c;
+    static const struct { bool is_suspicion; int rank; const char *why, *kept; } told[] = {
+        {true, 0, "a sum fails", "a sum fails (rank 0 of 2)"},         {true, 1, "no sign of life", "a sum fails (rank 0 of 2)"},
+        {false, 1, "device lost", "device lost (rank 1 of 2)"},        {false, 0, "no memory", "device lost (rank 1 of 2)"},
+        {true, 0, "a sum does not end", "device lost (rank 1 of 2)"},
+    };
+    struct kern_team *team = kern_team_open(2, PATIENCE_MS);
+    char why[256];
+    int rank;
+    for (size_t i = 0; i < sizeof told / sizeof told[0]; i++) {
+        (told[i].is_suspicion ? kern_team_suspect : kern_team_break)(team, told[i].rank, told[i].why);
+        assert_true(kern_team_why(team, why, sizeof why, &rank));
+        assert_string_equal(why, told[i].kept);
+        assert_int_equal(rank, i >= 2);
+        assert_int_equal(kern_team_breaks(team), 1);
+    }
+    kern_team_close(team);
+}
+
 static void be_silent(struct rank *r, struct kern *k)
 {
     if (r->rank == 1) /* dead */
@@ -301,6 +323,7 @@ int main(void)
         KERNEL_CHECK_TEST(a_checksum_is_of_its_row_alone),
         KERNEL_CHECK_TEST(what_one_rank_lacks_all_lack_and_the_next_piece_succeeds),
         KERNEL_CHECK_TEST(who_leaves_says_why),
+        KERNEL_CHECK_TEST(the_rank_that_has_the_trouble_is_believed),
         KERNEL_CHECK_TEST(a_silent_rank_ends_the_team),
         KERNEL_CHECK_TEST(who_works_is_waited_for),
         KERNEL_CHECK_TEST(ranks_that_differ_are_an_error_of_all),
