@@ -26,7 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cuda_ops.h"
+#include "cuda_progress.h"
 
 #define GRAPHS_MAX 64 /* a batch's groups have one each */
 #define REFUSALS_MAX 3
@@ -366,19 +366,23 @@ static struct graph *make(struct cuda_graphs *g, void (*work)(void *context), vo
 static void launch(struct cuda_graphs *g, struct graph *graph)
 {
     graph->last_use = ++g->uses;
-    cuda_check(g->kern, cudaGraphLaunch(graph->exec, cuda_stream(g->kern)), "a graph");
+    if (cuda_check(g->kern, cudaGraphLaunch(graph->exec, cuda_stream(g->kern)), "a graph"))
+        cuda_progress_mark(cuda_progress_of(g->kern));
 }
 
 void cuda_graph_run(struct cuda_graphs *g, void (*work)(void *context), void *context)
 {
+    struct kern *k = g->kern;
     struct graph *graph = NULL;
-    if (g->refusals < REFUSALS_MAX && write_down(g, work, context)) {
-        graph = find(g);
-        graph = graph ? graph : make(g, work, context);
-    }
+    double before = k->flops;
+    bool is_listed = g->refusals < REFUSALS_MAX && write_down(g, work, context);
+    double with_work = k->flops;
+    if (is_listed && !(graph = find(g)))
+        graph = make(g, work, context);
+    k->flops = graph ? with_work : before; /* however often it was called */
     if (graph)
         launch(g, graph);
-    else if (!g->kern->failed)
+    else if (!k->failed)
         work(context);
 }
 
@@ -406,10 +410,11 @@ struct cuda_graphs *cuda_graph_open(struct kern *k, const struct kern_ops *table
 
 void cuda_graph_forget(struct cuda_graphs *g)
 {
-    for (int i = 0; g && i < g->count; i++)
+    if (!g || cuda_progress_is_stuck(cuda_progress_of(g->kern)))
+        return;
+    for (int i = 0; i < g->count; i++)
         drop(&g->graphs[i]);
-    if (g)
-        g->count = 0;
+    g->count = 0;
 }
 
 void cuda_graph_close(struct cuda_graphs *g)

@@ -13,7 +13,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
-#include "cuda_ops.h"
+#include "cuda_progress.h"
 
 #define ALIGN ((size_t)256)
 
@@ -127,9 +127,10 @@ void *cuda_layer_add(struct kern *k, struct kern_weight *w)
     return w->host;
 }
 
-void cuda_layer_forget(struct kern_weight *w)
+void cuda_layer_forget(struct kern *k, struct kern_weight *w)
 {
-    cudaFreeHost(w->host);
+    if (!cuda_progress_is_stuck(cuda_progress_of(k)))
+        cudaFreeHost(w->host);
 }
 
 void cuda_layer_free(struct kern *k, struct kern_layer *layer)

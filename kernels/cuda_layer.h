@@ -22,7 +22,7 @@ bool cuda_layers_settle(struct cuda_layers *l);
  * its values, NULL after the error is kept; cuda_layer_forget gives that memory back with the weight. */
 bool cuda_layer_is_open(const struct kern *k);
 void *cuda_layer_add(struct kern *k, struct kern_weight *w);
-void cuda_layer_forget(struct kern_weight *w);
+void cuda_layer_forget(struct kern *k, struct kern_weight *w);
 
 /* The ops; their contracts are those of kern.h. */
 struct kern_layer *cuda_layer_begin(struct kern *k);

@@ -28,6 +28,9 @@ void cuda_sentence(const struct kern *k, cudaError_t status, const char *what, c
 /* cuda_launched asks after each launch whether the device took it. */
 bool cuda_launched(struct kern *k, const char *kernel);
 
+/* cuda_wait: until what was queued is done, as long as the device gets on (cuda_progress.h); false after the error is kept. */
+bool cuda_wait(struct kern *k, const char *what);
+
 /* cuda_alloc is device memory for weights, 256-byte aligned; NULL after the error is kept. cuda_free accepts NULL. */
 void *cuda_alloc(struct kern *k, size_t bytes);
 void cuda_free(struct kern *k, void *data);
@@ -39,6 +42,9 @@ void cuda_count_weights(struct kern *k, int64_t bytes); /* so many more on the d
 #define CUDA_STAGE_BYTES ((size_t)8 << 20)
 void *cuda_stage(struct kern *k, size_t bytes);
 void cuda_send(struct kern *k, void *to, size_t bytes);
+
+/* cuda_progress_of: never NULL while operations are asked. */
+struct cuda_progress *cuda_progress_of(const struct kern *k);
 
 /* cuda_blas: the backend's cuBLASLt, NULL if it goes without. */
 struct linear_blas *cuda_blas(const struct kern *k);

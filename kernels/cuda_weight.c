@@ -172,7 +172,7 @@ static void release(struct kern *k, struct kern_weight *w)
     linear_blas_plan_free(own->plan);
     free(own);
     if (w->host)
-        cuda_layer_forget(w);
+        cuda_layer_forget(k, w);
     else
         cuda_free(k, w->data);
     cuda_free(k, w->bias);
@@ -291,7 +291,7 @@ void cuda_weight_take(struct kern *k, struct kern_layer *l, struct kern_weight *
     if (!host)
         return;
     if (cuda_check(k, cudaMemcpyAsync(host, here, w->bytes, cudaMemcpyDeviceToHost, stream), "moving a weight to the host"))
-        cuda_check(k, cudaStreamSynchronize(stream), "moving a weight to the host");
+        cuda_wait(k, "moving a weight to the host");
     cuda_count_weights(k, -(int64_t)w->bytes);
     cuda_graph_forget(cuda_graphs_of(k));
     cuda_free(k, here);

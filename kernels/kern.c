@@ -430,6 +430,7 @@ void kern_linear(struct kern *k, struct tensor out, struct tensor x, const struc
     assert(out.rank == 2 && x.rank == 2 && w->rank == 2);
     assert(x.shape[1] == w->k && out.shape[1] == w->n && out.shape[0] == x.shape[0]);
     assert(x.dtype == w->dtype && is_float(out));
+    k->flops += 2.0 * (double)tensor_count(out) * (double)w->k;
     k->ops->linear(k, out, x, w);
 }
 
@@ -445,6 +446,7 @@ void kern_conv2d(struct kern *k, struct tensor out, struct tensor x, const struc
         int64_t reach = x.shape[axis] + 2 * pad - (axis == 1 ? w->kh : w->kw);
         assert(out.shape[axis] == reach / stride + 1 || out.shape[axis] == (reach + 1) / stride + 1);
     }
+    k->flops += 2.0 * (double)tensor_count(out) * (double)w->k;
     k->ops->conv2d(k, out, x, w, stride, pad);
 }
 
@@ -457,6 +459,7 @@ void kern_attention(struct kern *k, struct tensor out, struct tensor q, struct t
     assert(tensor_same_shape(key, value) && key.shape[0] == q.shape[0] && key.shape[3] == q.shape[3]);
     assert(q.shape[2] % key.shape[2] == 0 && q.dtype == key.dtype && q.dtype == value.dtype);
     assert(scale > 0);
+    k->flops += 4.0 * (double)tensor_count(q) * (double)key.shape[1];
     k->ops->attention(k, out, q, key, value, scale, mask);
 }
 

@@ -14,7 +14,8 @@
  * a buffer only if the copy two turns ago is not done.
  *
  * Errors: a failed allocation is forgotten by CUDA and the backend goes on after kern_recover; every other failure stays,
- * for CUDA's own are sticky: the process opens the device again. */
+ * for CUDA's own are sticky: the process opens the device again. A device that is stuck (cuda_progress.h) is left as it is, with all it
+ * holds: whatever gives something back waits for it. */
 #include "kern_cuda.h"
 
 #include <assert.h>
@@ -25,6 +26,7 @@
 
 #include "cuda_graph.h"
 #include "cuda_layer.h"
+#include "cuda_progress.h"
 #include "cuda_weight.h"
 #include "linear_blas.h"
 #include "team_nccl.h"
@@ -60,6 +62,7 @@ struct cuda {
     struct cuda_layers *layers; /* NULL: none was made */
     struct cuda_graphs *graphs; /* NULL: none are made */
     struct team_nccl *team;     /* NULL: works alone */
+    struct cuda_progress *progress;
     int32_t *flag; /* device memory of has_nan */
     size_t weight_bytes;
 };
@@ -114,7 +117,10 @@ bool cuda_check(struct kern *k, cudaError_t status, const char *what)
 
 bool cuda_launched(struct kern *k, const char *kernel)
 {
-    return cuda_check(k, cudaGetLastError(), kernel);
+    if (!cuda_check(k, cudaGetLastError(), kernel))
+        return false;
+    cuda_progress_launched(cuda_of(k)->progress);
+    return !k->failed;
 }
 
 cudaStream_t cuda_stream(const struct kern *k)
@@ -124,11 +130,25 @@ cudaStream_t cuda_stream(const struct kern *k)
     return c->stream;
 }
 
+bool cuda_wait(struct kern *k, const char *what)
+{
+    return cuda_progress_wait(cuda_of(k)->progress, NULL) && cuda_check(k, cudaStreamSynchronize(cuda_stream(k)), what);
+}
+
 static bool cuda_sync(struct kern *k)
 {
     team_nccl_settle(cuda_of(k)->team);
-    return cuda_check(k, cudaStreamSynchronize(cuda_stream(k)), "the work queued before") &&
-           cuda_layers_settle(cuda_of(k)->layers);
+    return cuda_wait(k, "the work queued before") && cuda_layers_settle(cuda_of(k)->layers);
+}
+
+struct cuda_progress *cuda_progress_of(const struct kern *k)
+{
+    return cuda_of(k)->progress;
+}
+
+static bool is_stuck(const struct cuda *c)
+{
+    return cuda_progress_is_stuck(c->progress);
 }
 
 struct linear_blas *cuda_blas(const struct kern *k)
@@ -200,7 +220,8 @@ void *cuda_alloc(struct kern *k, size_t bytes)
 void cuda_free(struct kern *k, void *data)
 {
     cudaSetDevice(cuda_of(k)->device);
-    cudaFree(data);
+    if (!is_stuck(cuda_of(k)))
+        cudaFree(data);
 }
 
 void cuda_count_weights(struct kern *k, int64_t bytes)
@@ -208,14 +229,18 @@ void cuda_count_weights(struct kern *k, int64_t bytes)
     cuda_of(k)->weight_bytes += (size_t)bytes;
 }
 
-static void drop_blocks(struct cuda *c, int first)
+/* False: they may be in use for ever. */
+static bool drop_blocks(struct cuda *c, int first)
 {
-    cudaStreamSynchronize(c->stream);
+    cuda_wait(&c->kern, "the work queued before");
+    if (is_stuck(c))
+        return false;
     if (first < c->block_count)
         cuda_graph_forget(c->graphs);
     for (int i = first; i < c->block_count; i++)
         cudaFree(c->blocks[i].data);
     c->block_count = first;
+    return true;
 }
 
 /* Adds a block of at least `bytes` behind the one in use. Blocks behind it are too small and go; it is as large as they were
@@ -232,8 +257,8 @@ static bool add_block(struct cuda *c, size_t bytes)
         dropped += c->blocks[i].bytes;
     if (dropped > want)
         want = dropped;
-    if (at < c->block_count)
-        drop_blocks(c, at);
+    if (at < c->block_count && !drop_blocks(c, at))
+        return false;
     if (at == BLOCKS_MAX) {
         kern_ops_fail(&c->kern, "no memory: the arena has %d blocks", BLOCKS_MAX);
         return false;
@@ -249,7 +274,8 @@ static bool add_block(struct cuda *c, size_t bytes)
 /* Several blocks become one, as large as was needed at most. */
 static bool join_blocks(struct cuda *c)
 {
-    drop_blocks(c, 0);
+    if (!drop_blocks(c, 0))
+        return false;
     c->block = 0;
     return add_block(c, c->peak);
 }
@@ -352,7 +378,8 @@ void *cuda_stage(struct kern *k, size_t bytes)
     kern_ops_beat(k);
     cudaSetDevice(c->device);
     struct stage *s = &c->stages[c->stage];
-    return cuda_check(k, cudaEventSynchronize(s->sent), "the copy before") ? s->host : NULL;
+    bool is_sent = cuda_progress_wait(c->progress, s->sent) && cuda_check(k, cudaEventSynchronize(s->sent), "the copy before");
+    return is_sent ? s->host : NULL;
 }
 
 void cuda_send(struct kern *k, void *to, size_t bytes)
@@ -515,9 +542,13 @@ static void cuda_close(struct kern *k)
 {
     struct cuda *c = cuda_of(k);
     cudaSetDevice(c->device);
-    team_nccl_close(c->team);
     if (c->stream)
-        cudaStreamSynchronize(c->stream);
+        cuda_wait(k, "the work queued before");
+    if (is_stuck(c)) { /* the process is to end */
+        team_nccl_leave(c->team);
+        return;
+    }
+    team_nccl_close(c->team);
     cuda_graph_close(c->graphs);
     c->graphs = NULL;
     drop_blocks(c, 0);
@@ -528,6 +559,8 @@ static void cuda_close(struct kern *k)
     }
     cuda_layers_close(c->layers);
     linear_blas_close(c->blas);
+    cuda_progress_close(c->progress);
+    c->progress = NULL;
     cudaFree(c->flag);
     if (c->stream)
         cudaStreamDestroy(c->stream);
@@ -635,7 +668,8 @@ static bool set_up(struct cuda *c)
     for (int i = 0; i < 2 && ok; i++)
         ok = cuda_check(k, cudaMallocHost((void **)&c->stages[i].host, CUDA_STAGE_BYTES), "pinned memory") &&
              cuda_check(k, cudaEventCreateWithFlags(&c->stages[i].sent, cudaEventDisableTiming), "an event");
-    if (!ok)
+    c->progress = ok ? cuda_progress_open(k) : NULL;
+    if (!c->progress)
         return false;
     c->flag = take(c, sizeof *c->flag, "a flag");
     if (!c->flag || !attention_open_cuda(k))

@@ -75,6 +75,7 @@ struct kern {
     bool is_whole;          /* every rank holds all of each matrix */
     const void *sums[KERN_SUMS_MAX]; /* what is summed, by slot */
     unsigned sums_begun, sums_ended;
+    double flops;           /* asked for in products, since the backend set it to 0 */
     char name[96];
     char error[256];
 };

@@ -31,7 +31,7 @@ struct kern_team {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct meeting work, repair; /* of a broken team there is only the second */
-    atomic_bool is_broken;
+    atomic_bool is_broken, is_stuck;
     atomic_ullong breaks;
     int breaker;
     bool is_suspicion; /* the reason */
@@ -160,6 +160,16 @@ bool kern_team_why(struct kern_team *t, char *ret, size_t ret_bytes, int *ret_ra
         *ret_rank = t->breaker;
     pthread_mutex_unlock(&t->lock);
     return is_broken;
+}
+
+void kern_team_set_stuck(struct kern_team *t)
+{
+    atomic_store(&t->is_stuck, true);
+}
+
+bool kern_team_is_stuck(const struct kern_team *t)
+{
+    return atomic_load(&t->is_stuck);
 }
 
 /* --- meeting ----------------------------------------------------------------------------------------------- */

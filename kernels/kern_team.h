@@ -38,6 +38,11 @@ bool kern_team_is_broken(const struct kern_team *t);
 uint64_t kern_team_breaks(const struct kern_team *t); /* how often it was */
 bool kern_team_why(struct kern_team *t, char *ret, size_t ret_bytes, int *ret_rank); /* ret_rank: who broke it; or NULL */
 
+/* kern_team_set_stuck: a device of the team hangs, for good. Then none of its backends can be closed, for giving memory back may wait for
+ * all devices: they are left, and the process is to end. */
+void kern_team_set_stuck(struct kern_team *t);
+bool kern_team_is_stuck(const struct kern_team *t);
+
 /* kern_team_mend returns when all ranks have come; then the team is whole. False: one did not come. */
 bool kern_team_mend(struct kern_team *t, int rank);
 

@@ -5,9 +5,9 @@
  *
  * A sum whose other rank never comes occupies the stream for ever, and with it whoever waits for the stream. So a thread looks at
  * the team and at NCCL ten times a second and aborts the communicator when the team is broken, which ends what is queued; the
- * backend's own thread then finds the reason at its next sync. It breaks the team itself when NCCL tells of an error, or when a sum was
- * begun and for as long as the team's patience none ends: events before and behind each sum tell. What is computed before a sum may take
- * longer: a rank that hangs there is found by the other, whose sum does not end.
+ * backend's own thread then finds the reason at its next sync. It breaks the team itself when the device has failed or is late
+ * (cuda_progress.h); and, on suspicion, when NCCL tells of an error, or when a sum was begun and for as long as the team's patience none
+ * ends: events before and behind each sum tell.
  *
  * After an abort there is no communicator until all ranks join again.
  *
@@ -25,6 +25,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+#include "cuda_progress.h"
 
 #ifndef KILN_NCCL_LIBRARY
 #define KILN_NCCL_LIBRARY "libnccl.so.2"
@@ -104,7 +106,7 @@ static bool find_calls(struct team_nccl *t)
 /* What the device itself says. Of an event that no capture knows; whether it has come does not matter. */
 static cudaError_t health(const struct team_nccl *t)
 {
-    cudaError_t status = cudaEventQuery(t->summed[0]);
+    cudaError_t status = cuda_progress_ask(t->summed[0]);
     return status == cudaErrorNotReady ? cudaSuccess : status;
 }
 
@@ -169,7 +171,7 @@ static void abort_comm(struct team_nccl *t)
 /* Under the lock: how many sums have ended. */
 static uint64_t count_done(struct team_nccl *t)
 {
-    while (t->done < t->queued && cudaEventQuery(t->ended[t->done % SUMS_MAX]) != cudaErrorNotReady)
+    while (t->done < t->queued && cuda_progress_ask(t->ended[t->done % SUMS_MAX]) != cudaErrorNotReady)
         t->done++;
     return t->done;
 }
@@ -177,7 +179,7 @@ static uint64_t count_done(struct team_nccl *t)
 /* Under the lock: does the device still compute what the next sum is of? */
 static bool is_computing(struct team_nccl *t)
 {
-    return t->done < t->queued && cudaEventQuery(t->begun[t->done % SUMS_MAX]) == cudaErrorNotReady;
+    return t->done < t->queued && cuda_progress_ask(t->begun[t->done % SUMS_MAX]) == cudaErrorNotReady;
 }
 
 struct look {
@@ -185,22 +187,33 @@ struct look {
     int64_t since_ms; /* since then no sum has ended though one was begun */
 };
 
-/* The device's own reason counts, whatever was noticed before. */
-static void look_at_device(struct team_nccl *t)
+/* What the device does itself: it fails, which is the reason whatever was noticed before; or it is late; false then. A rank that waits in
+ * a sum does nothing itself. */
+static bool look_at_device(struct team_nccl *t, bool is_waiting)
 {
     char why[sizeof t->kern->error];
     cudaError_t status = health(t);
-    if (status == cudaSuccess)
-        return;
-    cuda_sentence(t->kern, status, "work of the team", why, sizeof why);
-    kern_team_break(team_of(t), t->kern->rank, why);
+    enum cuda_progress_state state = cuda_progress_look(cuda_progress_of(t->kern), why, sizeof why);
+    if (status != cudaSuccess)
+        cuda_sentence(t->kern, status, "work of the team", why, sizeof why);
+    bool is_late = status == cudaSuccess && state == CUDA_PROGRESS_LATE && !is_waiting;
+    if (is_late)
+        kern_team_set_stuck(team_of(t)); /* before others learn that they are to close */
+    if (is_late || status != cudaSuccess) {
+        kern_team_break(team_of(t), t->kern->rank, why);
+        return false;
+    }
+    if (is_waiting)
+        cuda_progress_excuse(cuda_progress_of(t->kern));
+    else if (state == CUDA_PROGRESS_AT_WORK)
+        kern_ops_beat(t->kern);
+    return true;
 }
 
 static void look(struct team_nccl *t, struct look *l)
 {
     ncclResult_t error = ncclSuccess;
     char why[96];
-    look_at_device(t);
     pthread_mutex_lock(&t->lock);
     uint64_t done = count_done(t);
     bool is_idle = done == t->queued, is_busy = is_computing(t), has_comm = t->comm != NULL;
@@ -208,7 +221,8 @@ static void look(struct team_nccl *t, struct look *l)
     if (has_comm && !is_stale)
         t->nccl.async_error(t->comm, &error);
     pthread_mutex_unlock(&t->lock);
-    if (is_busy || done != l->done)
+    bool gets_on = look_at_device(t, !is_idle && !is_busy);
+    if ((gets_on && is_busy) || done != l->done)
         kern_ops_beat(t->kern);
     if (is_idle || is_busy || done != l->done)
         l->since_ms = kern_team_now_ms();
@@ -293,6 +307,24 @@ struct team_nccl *team_nccl_open(struct kern *k)
     }
     team_nccl_close(t);
     return NULL;
+}
+
+/* It may be in a call that does not return, as aborting does not while the device is stuck; but what others close it does not use then. */
+void team_nccl_leave(struct team_nccl *t)
+{
+    struct timespec until;
+    if (!t)
+        return;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 1;
+    bool has_lock = pthread_mutex_timedlock(&t->lock, &until) == 0;
+    t->is_closing = true;
+    pthread_cond_signal(&t->closing);
+    if (has_lock)
+        pthread_mutex_unlock(&t->lock);
+    until.tv_sec += 1;
+    if (t->has_watch)
+        pthread_timedjoin_np(t->watch, NULL, &until);
 }
 
 /* Nobody else uses it any more. */

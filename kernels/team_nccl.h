@@ -8,6 +8,9 @@
 struct team_nccl *team_nccl_open(struct kern *k);
 void team_nccl_close(struct team_nccl *t); /* accepts NULL; before anything else of the backend ends */
 
+/* team_nccl_leave instead, when the device is stuck: nothing is given back, and nobody looks any more. Accepts NULL. */
+void team_nccl_leave(struct team_nccl *t);
+
 /* The ops of kern_ops.h. */
 bool team_nccl_join(struct kern *k);
 void team_nccl_sum(struct kern *k, struct tensor x, int slot);

@@ -75,5 +75,7 @@ int main(int argc, char **argv)
     else
         code = work(&options);
     worker_options_done(&options);
+    if (code == LIFECYCLE_TEMPORARY) /* all is said and settled; the driver, which ends with the process, would wait for a device that hangs */
+        _exit(code);
     return code;
 }

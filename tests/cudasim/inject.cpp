@@ -20,7 +20,7 @@ namespace cudasim
 struct Fault {
     std::string point;
     long n = 0, times = 1, seen = 0;
-    long value = 0; /* error code, or milliseconds of `slow` and `hang` */
+    long value = 0; /* error code, or milliseconds of `slow`, `long` and `hang` */
     int target = -1; /* device or rank; -1: any */
 };
 
@@ -32,7 +32,7 @@ static thread_local cudaError_t last_error;
 
 /* The points of inject.h in their order, then those that are no call of the program's. */
 static const char *const names[] = {"malloc", "hostalloc", "launch", "copy", "sync", "stream", "event", "graph", "blas",
-                                    "nccl",   "any",       "lost",   "kernel", "stuck", "hang", "absent", "dead", "slow", "wrong"};
+                                    "nccl",   "any",       "lost",   "kernel", "stuck", "long", "hang", "absent", "dead", "slow", "wrong"};
 
 static const struct {
     const char *name;
@@ -110,7 +110,7 @@ static bool read_fault(const char **at, Fault *f, std::string *why)
         return false;
     }
     f->value = default_value(f->point);
-    bool is_ms = f->point == "slow" || f->point == "hang";
+    bool is_ms = f->point == "slow" || f->point == "long" || f->point == "hang";
     bool has_value = **at == '=';
     if (has_value && (++*at, !read_value(at, is_ms, &f->value))) {
         *why = f->point + ": want " + (is_ms ? "milliseconds" : "the name of a cudaError the simulator knows") + " after =";
@@ -206,12 +206,13 @@ cudaError_t enter(Point point, const char *function)
 KernelFault inject_kernel(int device)
 {
     std::lock_guard<std::mutex> lock(mutex);
-    long code = 0;
+    long code = 0, delay_ms = 0;
+    hit("long", device, &delay_ms);
     if (hit("kernel", device, &code))
-        return {KernelFault::FAILS, static_cast<cudaError_t>(code)};
+        return {KernelFault::FAILS, static_cast<cudaError_t>(code), delay_ms};
     if (hit("stuck", device, &code))
-        return {KernelFault::STUCK, cudaErrorLaunchTimeout};
-    return {KernelFault::NONE, cudaSuccess};
+        return {KernelFault::STUCK, cudaErrorLaunchTimeout, delay_ms};
+    return {KernelFault::NONE, cudaSuccess, delay_ms};
 }
 
 RankFault inject_rank(int rank)

@@ -8,6 +8,7 @@
  *   kernel     the N-th kernel that runs fails on the device: ERROR (cudaErrorLaunchFailure unless given) is sticky and
  *              seen at the next synchronisation, not at the launch; cudaErrorECCUncorrectable for a memory fault
  *   stuck      the N-th kernel never ends, or ends the device after CUDASIM_KERNEL_LIMIT_MS
+ *   long       the N-th kernel takes MS more: long:N=MS
  *   hang       the N-th call of all returns, and does nothing before, MS later: hang:N=MS
  *   absent     the rank never comes to its N-th communicator
  *   dead       the rank stops answering at its N-th collective;   slow:N=MS   each from the N-th takes MS more
@@ -37,6 +38,7 @@ cudaError_t peek_last_error();
 struct KernelFault {
     enum Kind { NONE, FAILS, STUCK } kind;
     cudaError_t code;
+    long delay_ms;
 };
 KernelFault inject_kernel(int device);
 

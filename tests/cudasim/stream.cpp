@@ -1,6 +1,8 @@
 /* stream.cpp - streams as OS threads, events as points on timelines; see stream.h. */
 #include "stream.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <map>
 #include <set>
@@ -73,6 +75,8 @@ void run_work(Device *device, const Work &work)
         return;
     if (is_kernel) {
         KernelFault fault = inject_kernel(device->index);
+        if (fault.delay_ms)
+            usleep(static_cast<useconds_t>(fault.delay_ms) * 1000);
         if (fault.kind == KernelFault::STUCK)
             be_stuck(device, work);
         if (fault.kind == KernelFault::FAILS)
@@ -306,7 +310,7 @@ cudaError_t cudaStreamQuery(cudaStream_t handle)
     if (cudaError_t e = capture_forbids(s, "cudaStreamQuery"))
         return refuse(e);
     if (!s->timeline->has_reached(issued_of(s)))
-        return cudaErrorNotReady;
+        return refuse(cudaErrorNotReady);
     return refuse(static_cast<cudaError_t>(device_at(s->device)->failed.load()));
 }
 
@@ -441,7 +445,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
     if (cudaError_t e = capture_forbids_event(event, "cudaEventQuery"))
         return refuse(e);
     std::shared_ptr<Mark> mark = mark_of(event);
-    return !mark || mark->timeline->has_reached(mark->point) ? cudaSuccess : cudaErrorNotReady;
+    return !mark || mark->timeline->has_reached(mark->point) ? cudaSuccess : refuse(cudaErrorNotReady); /* cudaGetLastError has it, too */
 }
 
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)

@@ -1,6 +1,6 @@
 """`kiln up --device cuda`: a farm over two GPUs of the simulator (tests/cudasim), under kill -9 and with a device that is lost.
 
-If this breaks, an owner of several GPUs has one that idles, or loses images when a card fails. The programs are those of KILN_BIN, the
+If this breaks, an owner of several GPUs has one that idles, or loses images when a card fails or hangs. The programs are those of KILN_BIN, the
 GPUs are those of the module KILN_CUDA_MODULE names: step sim of ops/check."""
 
 import json
@@ -25,27 +25,28 @@ def gpus(new_farm):
     return farm
 
 
-def report_of(farm, name, *argv, ends=None):
-    """What the simulator counted in a life of kiln-worker; ends: a word of its log, after which it is told to end."""
-    report, log = farm.root / f"{name}.json", farm.root / f"{name}.log"
+def kernels_of(farm, name, gpu, *argv, ends=None):
+    """Kernels that ran on the GPU in a life of kiln-worker; ends: a word of its log, after which it is told to end."""
+    trace, log = farm.root / f"{name}.trace", farm.root / f"{name}.log"
     with open(log, "wb") as out:
         process = subprocess.Popen([BIN / "kiln-worker", *map(str, argv)], stdout=out, stderr=out,
-                                   env=environment(farm.home) | farm.variables | {"CUDASIM_REPORT": str(report)})
+                                   env=environment(farm.home) | farm.variables | {"CUDASIM_TRACE": str(trace)})
     if ends:
         wait_until(lambda: ends in log.read_text() or process.poll() is not None, f"{name} says {ends}")
         process.terminate()
     assert process.wait(timeout=120) == 0, log.read_text()
-    return json.loads(report.read_text())
+    with open(trace) as lines:
+        return sum(line["op"] in ("kernel", "library") and line["device"] == gpu for line in map(json.loads, lines) if "device" in line)
 
 
-def kernels_before_loss(farm):
-    """Kernels of a worker's life up to its second or third batch: it opens its model, renders a batch, and half of another."""
+def kernels_before_loss(farm, device="cuda:0", gpu=0):
+    """Kernels on one GPU of a worker's life up to its second or third batch: it opens its model, renders a batch, and half of another."""
     model = farm.model.split("=")[1]
-    opened = report_of(farm, "opened", "--connect", f"ipc://{farm.root}/nobody", "--model", farm.model, "--device", "cuda:0", "--batch", 2,
-                       "--spool", farm.root / "spool", "--name", "opened", ends="model_open ")
-    some = [report_of(farm, f"some-{count}", "render", "--model", model, "--prompt-file", farm.file(f"{count}.txt", "a fox\n" + "an owl\n" * count),
-                      "--seed", 1, "--size", "64x64", "--steps", 1, "--device", "cuda:0", "--out", farm.root / f"some-{count}") for count in (1, 0)]
-    return opened["launches"] + (some[0]["launches"] - some[1]["launches"]) * 3 // 2
+    opened = kernels_of(farm, "opened", gpu, "--connect", f"ipc://{farm.root}/nobody", "--model", farm.model, "--device", device, "--batch", 2,
+                        "--spool", farm.root / "spool", "--name", "opened", ends="model_open ")
+    some = [kernels_of(farm, f"some-{count}", gpu, "render", "--model", model, "--prompt-file", farm.file(f"{count}.txt", "a fox\n" + "an owl\n" * count),
+                       "--seed", 1, "--size", "64x64", "--steps", 1, "--device", device, "--out", farm.root / f"some-{count}") for count in (1, 0)]
+    return opened + (some[0] - some[1]) * 3 // 2
 
 
 def rows():
@@ -100,6 +101,17 @@ def test_a_campaign_over_two_gpus_survives_kill_9_and_a_device_that_is_lost(gpus
     assert [pixels(i["path"]) for i in images] == rendered_alone(farm)
 
 
+def test_a_gpu_that_hangs_is_given_up_and_its_worker_started_again(gpus):
+    """A kernel never ends, in every life of the worker, in its second batch. Its images are rendered by the next life."""
+    farm = gpus
+    farm.variables |= {"CUDASIM_FAULT": f"stuck:{kernels_before_loss(farm)}@0", "KILN_CUDA_PATIENCE_S": "5"}
+    farm.up("--device", "cuda:0", "--batch", "2", "--placement", "resident")
+    farm.submit("hangs", "prompt,seed\n" + "".join(f"{prompt},{seed}\n" for prompt, seed in rows()), suffix="csv")
+    farm.wait_done("hangs")
+    farm.assert_whole("hangs", len(rows()))
+    assert "a kernel hangs" in farm.log("worker-1") and farm.log("worker-1").count(" started ") > 1
+
+
 def test_two_gpus_are_two_renderers_or_a_team_and_it_says_why(gpus):
     """A renderer each where the model fits one; a team where only its share does, or where latency is preferred."""
     farm = gpus
@@ -130,10 +142,12 @@ def test_two_gpus_are_two_renderers_or_a_team_and_it_says_why(gpus):
     assert "accepted are throughput, latency, with --device cuda" in farm.up("--prefer", "latency", code=2).stderr
 
 
-def test_two_gpus_share_a_model_and_kill_9_loses_nothing(gpus):
-    """One worker, its process is killed once. A picture of a team is that of a team, whoever renders it."""
+def test_two_gpus_share_a_model_and_neither_kill_9_nor_a_lost_device_loses_anything(gpus):
+    """One worker, its process is killed once, and its second GPU is lost in its second or third picture of every life. A picture of a team is that of a
+    team, whoever renders it."""
     farm = gpus
     farm.model = f"pocket={POCKET}"
+    farm.variables["CUDASIM_FAULT"] = f"kernel:{kernels_before_loss(farm, 'cuda:0,1', gpu=1)}=cudaErrorECCUncorrectable@1"
     up = farm.up("--device", "cuda", "--prefer", "latency", "--batch", "1")
     assert "1 worker on cuda:0,1" in up.stdout
     assert ' device choice="1 team of two, because latency is preferred"' in farm.log("kiln")
@@ -142,6 +156,8 @@ def test_two_gpus_share_a_model_and_kill_9_loses_nothing(gpus):
     farm.wait_back("worker-1", farm.kill("worker-1"))
     farm.wait_done("team")
     images = farm.assert_whole("team", 3)
+    assert "device lost" in farm.log("worker-1")
+    del farm.variables["CUDASIM_FAULT"]
     out = farm.root / "owl.png"
     run = subprocess.run([BIN / "kiln-worker", "render", "--model", POCKET, "--prompt", "owl", "--seed", "2", "--size", "64x64", "--steps", "1",
                           "--device", "cuda:0,1", "--out", out], capture_output=True, text=True, env=environment(farm.home) | farm.variables)
