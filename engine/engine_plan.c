@@ -263,12 +263,20 @@ bool engine_plan_fits(struct engine_plan *p, bool is_resident, size_t all, bool 
     return true;
 }
 
+/* This rank of a team has room and another has not, which leaves with its own figures: those are told. */
+static bool follow(struct kern *k, struct engine_error *why)
+{
+    kern_most(k, 0);
+    return engine_error_set(why, ENGINE_NO_MEMORY, "%s", kern_error(k));
+}
+
 /* Whoever asks for a placement by its name gets all of it: with streamed, all blocks wait. */
 bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engine_options *o, struct engine_plan_need *ret,
                         struct engine_error *why)
 {
     char figures[256] = "";
     struct kern_space space;
+    bool fits = false;
     int first = stage_of(o->placement, p->block_count), last = last_stage_there(p, first);
     expect(p, o);
     if (!kern_memory(k, &space))
@@ -279,13 +287,15 @@ bool engine_plan_choose(struct engine_plan *p, struct kern *k, const struct engi
         size_t used = strlen(figures);
         if (!need(p, stage, p->expected, p->expected_count, ret, why))
             return false;
-        bool fits = WITH_MARGIN(ret->weights + ret->arena) <= space.available;
+        fits = WITH_MARGIN(ret->weights + ret->arena) <= space.available;
         if (!kern_most(k, !fits)) /* on all ranks of a team */
             return true;
         if (is_in_turn(p, stage)) /* the least of its placement */
             snprintf(figures + used, sizeof figures - used, "%s%s %.2f GB (%.2f of weights)", used ? ", " : "",
                      engine_placement_name(ret->placement), gb(ret->weights + ret->arena), gb(ret->weights));
     }
+    if (fits)
+        return follow(k, why);
     return engine_error_set(why, ENGINE_NO_MEMORY,
                             "no memory: the model with a batch of %d at %dx%d does not fit: %s needed; %s has %.2f GB left of %.2f",
                             p->expected_count, p->expected[0].width, p->expected[0].height, figures, kern_name(k), gb(space.available), gb(space.all));
@@ -305,11 +315,16 @@ bool engine_plan_least(struct engine_plan *p, bool has_reference, size_t ret[ENG
     return true;
 }
 
-/* Is there room on the device for the arena and for weights that are coming, with what would be given up for it? On those of all
- * ranks of a team. */
+/* Is there room on the device for the arena and for weights that are coming, with what would be given up for it? */
+static bool has_own_room(const struct kern_space *s, const struct engine_plan_need *n, size_t coming, size_t given_up)
+{
+    return n->arena + coming <= s->available + s->arena + given_up;
+}
+
+/* On those of all ranks of a team. */
 static bool has_room(struct kern *k, const struct kern_space *s, const struct engine_plan_need *n, size_t coming, size_t given_up)
 {
-    return !kern_most(k, n->arena + coming > s->available + s->arena + given_up);
+    return !kern_most(k, !has_own_room(s, n, coming, given_up));
 }
 
 /* Runs passes in turn or moves weights to host memory, as few as make room, if that may be done; *n and *space follow. */
@@ -350,11 +365,14 @@ static bool reserve(struct engine_plan *p, struct engine_model *m, const struct 
         return false;
     if (coming)
         snprintf(adapters, sizeof adapters, " and the adapters, which take %.3f", gb(coming));
-    if (!has_room(m->kern, &space, &n, coming, 0))
+    if (!has_room(m->kern, &space, &n, coming, 0)) {
+        if (has_own_room(&space, &n, coming, 0))
+            return follow(m->kern, why);
         return engine_error_set(why, ENGINE_NO_MEMORY,
                                 "no memory: a batch of %d at %dx%d needs %.2f GB beside the weights%s; %s has %.2f left for it of %.2f, "
                                 "with placement %s", count, requests[0].width, requests[0].height, gb(n.arena), adapters, kern_name(m->kern),
                                 gb(space.available + space.arena), gb(space.all), engine_placement_name(m->info.placement));
+    }
     m->passes = n.passes;
     m->info.arena_bytes = n.arena > m->info.arena_bytes ? n.arena : m->info.arena_bytes;
     kern_reserve(m->kern, n.arena);

@@ -286,8 +286,49 @@ static void a_team_that_cannot_open_leaves_nothing(void **state)
     close_team(NULL);
 }
 
-int main(void)
+/* --- room: with devices of little memory (CMakeLists.txt) ---------------------------------------------------------- */
+
+static const char *lacking; /* the device with too little for a picture of this side */
+static int too_large;
+
+static void expect_no_room(const struct engine_error *why, int turn)
 {
+    if (why->fault != ENGINE_NO_MEMORY || !strstr(why->text, lacking))
+        fail_msg("turn %d: %s: %s", turn, engine_error_fault(why->fault), why->text);
+}
+
+/* The ranks need different amounts, as the first alone decodes, and may have different cards. Whoever is told the figures of one that has
+ * room looks for a mistake in the wrong place. */
+static void the_rank_that_lacks_room_says_what_it_lacks(void **state)
+{
+    (void)state;
+    static uint8_t before[64 * 64 * 3], after[64 * 64 * 3];
+    struct engine_team *t = open_team();
+    struct engine_error why = {0};
+    must_paint(t, 1, before);
+    for (int turn = 0; turn < 20; turn++) {
+        assert_false(paint(t, 1, too_large, NULL, &why));
+        expect_no_room(&why, turn);
+    }
+    must_paint(t, 1, after);
+    assert_memory_equal(before, after, sizeof before);
+    close_team(t);
+    for (int turn = 0; turn < 10; turn++) {
+        struct engine_options o = {.model_dir = MODEL, .precision = ENGINE_BF16, .device = "cuda:0,1", .plan_width = too_large,
+                                   .plan_height = too_large, .placement = ENGINE_RESIDENT};
+        assert_false(engine_team_open(&t, &o, &why));
+        expect_no_room(&why, turn);
+        close_team(NULL);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest room[] = {cmocka_unit_test(the_rank_that_lacks_room_says_what_it_lacks)};
+    if (argc == 4 && strcmp(argv[1], "room") == 0) {
+        lacking = argv[2], too_large = atoi(argv[3]);
+        return cmocka_run_group_tests_name("cuda_team.room", room, cuda_simulator_find, NULL);
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_step_moves_what_the_plan_says),
         cmocka_unit_test(passes_move_velocities_only),
