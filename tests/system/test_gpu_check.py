@@ -3,6 +3,7 @@ traceback, or a report that says "passed" of what did not run."""
 
 import json
 import os
+import signal
 import subprocess
 
 import pytest
@@ -20,6 +21,7 @@ def test_it_runs_to_its_report_on_the_simulator_and_says_so(tmp_path):
     run = gpu_check(tmp_path, "--simulator", "--short", CUDASIM_DEVICE="rtx4090")
     assert run.returncode == 0, run.stdout + run.stderr
     report, text = json.loads((tmp_path / "report.json").read_text()), (tmp_path / "report.txt").read_text()
+    assert report["is_whole"] and "NOT WHOLE" not in text
     assert report["is_simulation"] and "THIS IS A SIMULATION" in text.splitlines()[0] and "THIS IS A SIMULATION" in run.stdout
     assert report["counts"]["fail"] == 0 and report["counts"]["pass"] >= 20
     assert {line["section"] for line in report["lines"]} == {"devices", "ops", "golden", "memory", "speed", "team"}
@@ -28,6 +30,21 @@ def test_it_runs_to_its_report_on_the_simulator_and_says_so(tmp_path):
         assert line["status"] != "skipped" or line["note"], "what is skipped has its reason"
     shares = {line["name"]: line["share"] for line in report["lines"] if line["section"] == "speed"}
     assert len(shares) > 30 and all(share is not None for share in shares.values()), "the peaks of an RTX 4090 are known"
+
+
+def test_the_report_of_a_run_that_was_ended_has_what_was_found_and_says_so(tmp_path):
+    """Hours may have gone into it."""
+    run = subprocess.Popen([ROOT / "ops/gpu-check", "--report", tmp_path, "--simulator", "--short"], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    said = []
+    for line in run.stdout:
+        said.append(line)
+        if line.startswith("  pass") and "== ops against the CPU\n" in said:
+            break
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    report, text = json.loads((tmp_path / "report.json").read_text()), (tmp_path / "report.txt").read_text()
+    assert not report["is_whole"] and "NOT WHOLE" in text.splitlines()[0]
+    assert {line["section"] for line in report["lines"]} == {"devices", "ops"}
 
 
 def test_what_fails_is_told_and_ends_with_code_1(tmp_path):
