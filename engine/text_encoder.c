@@ -2,7 +2,11 @@
  *
  * One pass works on all prompts of a batch at once, [b * 512, d]; only attention knows which rows belong
  * together. Rounding points in bf16 are those of transformers: RMSNorm rounds before its weight, the rotary
- * tables are rounded, each residual add rounds. */
+ * tables are rounded, each residual add rounds.
+ *
+ * In a team whose sums can run beside products the rows are cut in two, and the sum of one half of a branch is
+ * ended when the block behind it begins with that half; attention sees all rows at once. That changes no bit.
+ * Matrices that are decoded for each product would be decoded twice: 512 rows are too few to pay for that. */
 #include "text_encoder.h"
 
 #include <assert.h>
@@ -15,8 +19,9 @@ enum { ROPE_VALUES = 1 << 14 }; /* 64 KB of a table at a time */
 
 struct text_encoder_state { /* what one pass needs besides weights; rows = b * 512; H, K, f: of this rank */
     int64_t heads, kv, mlp; /* H, K, f */
+    int parts;              /* that are summed apart */
     struct tensor hidden;   /* [rows, d], the residual stream */
-    struct tensor normed;   /* [rows, d], and the output of a branch */
+    struct tensor normed;   /* [rows, d], and the output of a branch, which is added when the next block begins */
     struct tensor qkv;      /* [b, 512, H + 2K] */
     struct tensor mixed;    /* [b, 512, H] */
     struct tensor gate_up;  /* [rows, 2f] */
@@ -112,40 +117,81 @@ static void plan(struct kern *k, struct text_encoder_state *s, const struct text
     plan_rope(k, s, c);
 }
 
-/* x = x + Wo attention(rope(norm(q)), rope(norm(k)), v) */
-static void attention_block(struct kern *k, struct text_encoder_state *s,
-                            const struct text_encoder_config *c, const struct text_encoder_layer *w,
-                            const int32_t *token_count)
+static struct tensor part_of(struct tensor rows, int part, int parts)
+{
+    int64_t first = rows.shape[0] * part / parts;
+    return tensor_slice(rows, 0, first, rows.shape[0] * (part + 1) / parts - first);
+}
+
+/* x gets the branch that waits for it. */
+static void add_branch(struct kern *k, const struct text_encoder_state *s, int part)
+{
+    struct tensor hidden = part_of(s->hidden, part, s->parts), branch = part_of(s->normed, part, s->parts);
+    kern_sum_end(k, branch);
+    kern_add(k, hidden, hidden, branch);
+}
+
+/* Of the branch that was computed last, until it is added. */
+static void begin_sum(struct kern *k, const struct text_encoder_state *s, int part)
+{
+    kern_sum_begin(k, part_of(s->normed, part, s->parts));
+}
+
+static void norm(struct kern *k, const struct text_encoder_state *s, const struct text_encoder_config *c, struct tensor weight, int part)
+{
+    kern_rms_norm(k, part_of(s->normed, part, s->parts), part_of(s->hidden, part, s->parts), weight, c->rms_norm_eps,
+                  KERN_ROUND_BEFORE_WEIGHT);
+}
+
+/* The branch Wo attention(rope(norm(q)), rope(norm(k)), v) of x. The layer before left one, whose sum tap shows (data NULL: it does not). */
+static void attention_block(struct kern *k, struct text_encoder_state *s, const struct text_encoder_config *c,
+                            const struct text_encoder_layer *w, const int32_t *token_count, bool is_first, struct tensor tap)
 {
     int64_t dim = c->head_dim, heads = s->heads, kv = s->kv;
     struct tensor q = tensor_split(tensor_slice(s->qkv, 2, 0, heads), dim);
     struct tensor key = tensor_split(tensor_slice(s->qkv, 2, heads, kv), dim);
     struct tensor value = tensor_split(tensor_slice(s->qkv, 2, heads + kv, kv), dim);
 
-    kern_rms_norm(k, s->normed, s->hidden, w->input_norm, c->rms_norm_eps, KERN_ROUND_BEFORE_WEIGHT);
-    kern_linear(k, tensor_rows(s->qkv), s->normed, w->qkv);
+    for (int p = 0; p < s->parts; p++) {
+        if (!is_first)
+            add_branch(k, s, p);
+        if (tap.data)
+            kern_copy(k, part_of(tap, p, s->parts), part_of(s->hidden, p, s->parts));
+        norm(k, s, c, w->input_norm, p);
+        kern_linear(k, part_of(tensor_rows(s->qkv), p, s->parts), part_of(s->normed, p, s->parts), w->qkv);
+    }
     kern_rms_rope(k, q, q, w->q_norm, c->rms_norm_eps, KERN_ROUND_BEFORE_WEIGHT, s->cos, s->sin, KERN_ROPE_HALVES);
     kern_rms_rope(k, key, key, w->k_norm, c->rms_norm_eps, KERN_ROUND_BEFORE_WEIGHT, s->cos, s->sin, KERN_ROPE_HALVES);
     kern_attention(k, tensor_split(s->mixed, dim), q, key, value, 1.0f / sqrtf((float)dim),
                    (struct kern_mask){.causal = true, .key_count = token_count});
-    kern_linear(k, s->normed, tensor_rows(s->mixed), w->out);
-    kern_sum_ranks(k, s->normed);
-    kern_add(k, s->hidden, s->hidden, s->normed);
+    for (int p = 0; p < s->parts; p++) {
+        kern_linear(k, part_of(s->normed, p, s->parts), part_of(tensor_rows(s->mixed), p, s->parts), w->out);
+        begin_sum(k, s, p);
+    }
 }
 
-/* x = x + Wdown (silu(Wgate b) * (Wup b)) */
-static void mlp_block(struct kern *k, struct text_encoder_state *s,
-                      const struct text_encoder_config *c, const struct text_encoder_layer *w)
+/* The branch Wdown (silu(Wgate x) * (Wup x)) of x with that of attention. */
+static void mlp_block(struct kern *k, struct text_encoder_state *s, const struct text_encoder_config *c, const struct text_encoder_layer *w)
 {
-    struct tensor gate = tensor_slice(s->gate_up, 1, 0, s->mlp);
-    struct tensor up = tensor_slice(s->gate_up, 1, s->mlp, s->mlp);
+    for (int p = 0; p < s->parts; p++) {
+        struct tensor normed = part_of(s->normed, p, s->parts), both = part_of(s->gate_up, p, s->parts);
+        struct tensor gate = tensor_slice(both, 1, 0, s->mlp), up = tensor_slice(both, 1, s->mlp, s->mlp);
+        add_branch(k, s, p);
+        norm(k, s, c, w->post_norm, p);
+        kern_linear(k, both, normed, w->gate_up);
+        kern_silu_mul(k, gate, gate, up);
+        kern_linear(k, normed, gate, w->down);
+        begin_sum(k, s, p);
+    }
+}
 
-    kern_rms_norm(k, s->normed, s->hidden, w->post_norm, c->rms_norm_eps, KERN_ROUND_BEFORE_WEIGHT);
-    kern_linear(k, s->gate_up, s->normed, w->gate_up);
-    kern_silu_mul(k, gate, gate, up);
-    kern_linear(k, s->normed, gate, w->down);
-    kern_sum_ranks(k, s->normed);
-    kern_add(k, s->hidden, s->hidden, s->normed);
+/* Where the hidden state behind so many layers goes; data NULL: nowhere. */
+static struct tensor tap_behind(const struct text_encoder_config *c, struct tensor out, int layers)
+{
+    const int every = TEXT_ENCODER_LAYERS / TEXT_ENCODER_TAPS;
+    if (layers == 0 || layers % every != 0)
+        return (struct tensor){0};
+    return tensor_slice(tensor_rows(out), 1, (layers / every - 1) * (int64_t)c->hidden_size, c->hidden_size);
 }
 
 void text_encoder_run(struct kern *k, const struct text_encoder_config *c,
@@ -154,19 +200,18 @@ void text_encoder_run(struct kern *k, const struct text_encoder_config *c,
 {
     struct text_encoder_state s;
     struct layer_stream stream;
-    const int every = TEXT_ENCODER_LAYERS / TEXT_ENCODER_TAPS;
     size_t mark = kern_mark(k);
     plan(k, &s, c, out.dtype, out.shape[0]);
+    s.parts = kern_weight_is_decoded(w->layers[0].gate_up) ? 1 : kern_sum_parts(k);
     layer_stream_begin(&stream, k, w->streamed, w->is_streamed ? TEXT_ENCODER_LAYERS : 0);
     kern_gather(k, s.hidden, &w->embed_tokens, ids);
     for (int i = 0; i < TEXT_ENCODER_LAYERS; i++) {
         layer_stream_need(&stream, i);
-        attention_block(k, &s, c, &w->layers[i], token_count);
+        attention_block(k, &s, c, &w->layers[i], token_count, i == 0, tap_behind(c, out, i));
         mlp_block(k, &s, c, &w->layers[i]);
-        if ((i + 1) % every == 0) {
-            struct tensor tap = tensor_slice(tensor_rows(out), 1, i / every * (int64_t)c->hidden_size, c->hidden_size);
-            kern_copy(k, tap, s.hidden);
-        }
     }
+    for (int p = 0; p < s.parts; p++)
+        add_branch(k, &s, p);
+    kern_copy(k, tap_behind(c, out, TEXT_ENCODER_LAYERS), s.hidden);
     kern_rewind(k, mark);
 }

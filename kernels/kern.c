@@ -177,6 +177,11 @@ int kern_sum_parts(const struct kern *k)
     return kern_shares(k) > 1 && k->ops->sum_end ? 2 : 1;
 }
 
+bool kern_weight_is_decoded(const struct kern_weight *w)
+{
+    return w->decoded_bytes > 0;
+}
+
 void kern_exchange_ranks(struct kern *k, struct tensor x, struct tensor minus_zero)
 {
     assert(tensor_is_contiguous(x) && is_float(x) && x.shape[0] % k->ranks == 0);

@@ -132,12 +132,14 @@ void kern_agree(struct kern *k, int64_t number, const char *what);
  *
  * kern_sum_begin and kern_sum_end are that in two: what is asked between them may run meanwhile and leaves x alone. Sums end in the order
  * in which they began, up to KERN_SUMS_MAX are under way. kern_sum_parts: into how many parts a sum is best cut, so that one is under
- * way while the next is computed; 1 where nothing runs meanwhile. */
+ * way while the next is computed; 1 where nothing runs meanwhile. kern_weight_is_decoded: each product with the weight decodes all of it
+ * first, which so many parts would do so many times. */
 #define KERN_SUMS_MAX 4
 void kern_sum_ranks(struct kern *k, struct tensor x);
 void kern_sum_begin(struct kern *k, struct tensor x);
 void kern_sum_end(struct kern *k, struct tensor x);
 int kern_sum_parts(const struct kern *k);
+bool kern_weight_is_decoded(const struct kern_weight *w);
 /* kern_exchange_ranks: x [ranks * n, ..], contiguous, of which each rank made part kern_rank: then all have all, to the bit. It moves
  * what a sum of x does. minus_zero [width of x]: of -0, which added to a value leaves its bits. */
 void kern_exchange_ranks(struct kern *k, struct tensor x, struct tensor minus_zero);

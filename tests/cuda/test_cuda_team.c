@@ -79,7 +79,7 @@ static struct cudasim_counters counted(struct engine_team *t, int steps)
     return c;
 }
 
-/* Two sums per double block, over both streams, one per single block, each in two parts: engine-spec's bytes. */
+/* Two sums per double block, over both streams, one per single block, two per layer of the text encoder, each in two parts: engine-spec's bytes. */
 static void a_step_moves_what_the_plan_says(void **state)
 {
     (void)state;
@@ -88,7 +88,7 @@ static void a_step_moves_what_the_plan_says(void **state)
     const uint64_t sums = 2 * DOUBLES + SINGLES, parts = 2, text = 2 * TEXT_LAYERS;
     assert_int_equal(two.collectives - one.collectives, RANKS * parts * sums);
     assert_int_equal(two.collective_bytes - one.collective_bytes, RANKS * sums * ROWS * WIDTH * BF16);
-    assert_int_equal(first.collectives - one.collectives, RANKS * text); /* the prompt is known the second time */
+    assert_int_equal(first.collectives - one.collectives, RANKS * parts * text); /* the prompt is known the second time */
     assert_int_equal(first.collective_bytes - one.collective_bytes, RANKS * text * 512 * TEXT_WIDTH * BF16);
     close_team(t);
 }

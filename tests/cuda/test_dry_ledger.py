@@ -310,7 +310,11 @@ class FullSize(unittest.TestCase):
             self.assertEqual(report["placement"], "resident" if family == "klein-4b" else "phases")
             self.assertTrue(report["fits"])
             self.assertLessEqual(report["peak_bytes"], MARGIN * report["plan_bytes"])
-        self.assertEqual(phases["prompt"]["rank_sum_bytes"], 226492416)
+        prompt = phases["prompt"]
+        self.assertEqual((prompt["rank_sums"], prompt["rank_sum_bytes"]), (2 * 2 * 27, 226492416)) # in parts, beside products
+        self.assertLess(prompt["rank_sum_wait_s"], 0.3 * prompt["rank_sum_s"])
+        _, _, _, ledger = self.look("rtx4090:24,rtx4090:24", "klein-9b-fp8") # here each part would decode the matrices again
+        self.assertEqual(sum(line["op"] == "collective" for name, lines in ledger if name == "prompt" for line in lines), 2 * 27)
 
     def test_two_cards_are_two_renderers_where_the_model_fits_one_and_a_team_where_its_share_does(self):
         laid = {}
