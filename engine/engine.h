@@ -81,7 +81,8 @@ struct engine_request {
 
 struct engine_timing {
     double load_s, encode_s, denoise_s, decode_s; /* encode_s: prompts that were not remembered, and references */
-    size_t peak_bytes;
+    size_t peak_bytes;       /* that the backend gave at most */
+    size_t remembered_bytes; /* prompts, in host memory */
 };
 
 struct engine_image {

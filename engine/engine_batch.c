@@ -634,6 +634,7 @@ bool engine_batch_decode(struct engine_batch *b, uint8_t *const *rgb, struct eng
         kern_rewind(k, mark);
     }
     b->timing.decode_s = engine_model_now_s() - start;
-    b->timing.peak_bytes = kern_peak_bytes(k) + context_cache_bytes(b->model->contexts);
+    b->timing.peak_bytes = kern_peak_bytes(k);
+    b->timing.remembered_bytes = context_cache_bytes(b->model->contexts);
     return true;
 }

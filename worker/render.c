@@ -83,8 +83,8 @@ static const char usage_text[] =
     "                       pictures a little and is faster on GPUs that have units for it; fp8-f32: its reference\n"
     "  --threads N          default: all\n"
     "  --json               a line per picture: path, sha256, load_s, encode_s, denoise_s, decode_s, peak_bytes, backend_bytes,\n"
-    "                       precision, device, passes; times are those of its batch, peak_bytes those of the process,\n"
-    "                       backend_bytes what the device gave for weights and activations at most, and remembered prompts;\n"
+    "                       remembered_bytes, precision, device, passes; times are those of its batch, peak_bytes those of the process,\n"
+    "                       backend_bytes what the device gave for weights and activations at most, remembered_bytes prompts on the host;\n"
     "                       passes: of guidance, one, together, in_turn or split\n"
     "  --help, --version\n"
     "\n"
@@ -612,10 +612,12 @@ static void report(const struct run *r, const struct engine_image *image, const 
                t->load_s, t->encode_s, t->denoise_s, t->decode_s);
         return;
     }
-    json_t *line = json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:I, s:I, s:s, s:s, s:s}", "path", path, "sha256", sha256, "load_s",
+    json_t *line = json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:s, s:s, s:s}", "path", path, "sha256", sha256, "load_s",
                              t->load_s, "encode_s", t->encode_s, "denoise_s", t->denoise_s, "decode_s", t->decode_s,
-                             "peak_bytes", (json_int_t)usage.ru_maxrss * 1024, "backend_bytes", (json_int_t)t->peak_bytes, "precision", engine_precision_name(r->options.precision), "device",
-                             engine_team_info(r->engine)->device, "passes", engine_placement_passes(engine_team_info(r->engine)->passes));
+                             "peak_bytes", (json_int_t)usage.ru_maxrss * 1024, "backend_bytes", (json_int_t)t->peak_bytes,
+                             "remembered_bytes", (json_int_t)t->remembered_bytes, "precision", engine_precision_name(r->options.precision),
+                             "device", engine_team_info(r->engine)->device, "passes",
+                             engine_placement_passes(engine_team_info(r->engine)->passes));
     char *text = line ? json_dumps(line, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(6)) : NULL;
     if (text)
         puts(text);
