@@ -175,23 +175,29 @@ bool digest_file(const char *path, char ret_hex[65], uint64_t *ret_bytes, char *
 
 /* --- a model folder ------------------------------------------------------------------------------- */
 
+struct model_file {
+    char *name; /* from the model folder on */
+    struct stat info;
+    char hex[65];
+};
+
 struct file_list {
-    char **names;
+    struct model_file *files;
     size_t count, room;
 };
 
-static bool list_add(struct file_list *list, const char *name)
+static bool list_add(struct file_list *list, const char *name, const struct stat *info)
 {
     if (list->count == list->room) {
         size_t room = list->room ? 2 * list->room : 64;
-        char **grown = realloc(list->names, room * sizeof *grown);
+        struct model_file *grown = realloc(list->files, room * sizeof *grown);
         if (!grown)
             return false;
-        list->names = grown;
+        list->files = grown;
         list->room = room;
     }
-    list->names[list->count] = strdup(name);
-    return list->names[list->count++] != NULL;
+    list->files[list->count] = (struct model_file){.name = strdup(name), .info = *info};
+    return list->files[list->count++].name != NULL;
 }
 
 static bool is_weight_file(const char *name)
@@ -244,7 +250,10 @@ static bool list_part(struct file_list *list, const char *dir, const char *part,
             ok = false;
         } else if (S_ISDIR(info.st_mode) && !*part) {
             ok = list_part(list, dir, e->d_name, nothing, why, why_bytes);
-        } else if (S_ISREG(info.st_mode) && is_weight_file(e->d_name) && !list_add(list, name)) {
+        } else if (S_ISREG(info.st_mode) && is_weight_file(e->d_name) && strchr(name, '\n')) {
+            snprintf(why, why_bytes, "%s: '%s': a file of a model has no line break in its name", dir, name);
+            ok = false;
+        } else if (S_ISREG(info.st_mode) && is_weight_file(e->d_name) && !list_add(list, name, &info)) {
             snprintf(why, why_bytes, "no memory to list %s", dir);
             ok = false;
         }
@@ -255,38 +264,7 @@ static bool list_part(struct file_list *list, const char *dir, const char *part,
 
 static int by_name(const void *a, const void *b)
 {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-/* Lengths go in front, so that no two different folders give the same bytes. */
-static void add_u64(struct digest *d, uint64_t value)
-{
-    uint8_t raw[8];
-    for (int i = 0; i < 8; i++)
-        raw[i] = (uint8_t)(value >> (8 * i));
-    digest_add(d, raw, 8);
-}
-
-/* A file's name, and its content or what tells that it is still the same file. */
-static bool add_model_file(struct digest *d, const char *dir, const char *name, bool with_content, char *why, size_t why_bytes)
-{
-    char path[4096];
-    struct stat info;
-    uint64_t bytes;
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    if (stat(path, &info) != 0) {
-        snprintf(why, why_bytes, "%s: %s", path, strerror(errno));
-        return false;
-    }
-    add_u64(d, strlen(name));
-    digest_add(d, name, strlen(name));
-    add_u64(d, (uint64_t)info.st_size);
-    if (with_content)
-        return add_file(d, path, info.st_size, &bytes, why, why_bytes);
-    add_u64(d, (uint64_t)info.st_ino);
-    add_u64(d, (uint64_t)info.st_mtim.tv_sec);
-    add_u64(d, (uint64_t)info.st_mtim.tv_nsec);
-    return true;
+    return strcmp(((const struct model_file *)a)->name, ((const struct model_file *)b)->name);
 }
 
 /* All files of the digest, in its order. */
@@ -298,24 +276,51 @@ static bool list_model(struct file_list *list, const char *model_dir, const char
         snprintf(why, why_bytes, "%s: no .json, .txt, .safetensors or .gguf file in it: not a model folder", model_dir);
         return false;
     }
-    qsort(list->names, list->count, sizeof *list->names, by_name);
+    qsort(list->files, list->count, sizeof *list->files, by_name);
     return true;
 }
 
 static void list_done(struct file_list *list)
 {
     for (size_t i = 0; i < list->count; i++)
-        free(list->names[i]);
-    free(list->names);
+        free(list->files[i].name);
+    free(list->files);
+}
+
+/* The last name first: that is about the order in which an engine beside it opens the parts (VAE, transformer, text encoder), so that
+ * what one of them has read from the disk is still in memory when the other wants it. */
+static bool hash_list(struct file_list *list, const char *dir, char *why, size_t why_bytes)
+{
+    char path[4096];
+    bool ok = true;
+    for (size_t i = list->count; ok && i-- > 0;) {
+        struct model_file *f = &list->files[i];
+        struct digest *d = digest_new();
+        uint64_t bytes;
+        snprintf(path, sizeof path, "%s/%s", dir, f->name);
+        ok = finish_hex(d, add_file(d, path, f->info.st_size, &bytes, why, why_bytes), f->hex, why, why_bytes);
+    }
+    return ok;
+}
+
+/* A line for each file, as sha256sum prints it; without content, what tells that it is still the same file takes the hash's place. */
+static void add_line(struct digest *d, const struct model_file *f, bool with_content)
+{
+    char line[2048];
+    const struct stat *i = &f->info;
+    int length = with_content ? snprintf(line, sizeof line, "%s  %s\n", f->hex, f->name)
+                              : snprintf(line, sizeof line, "%lld %llu %lld.%09ld  %s\n", (long long)i->st_size, (unsigned long long)i->st_ino,
+                                         (long long)i->st_mtim.tv_sec, i->st_mtim.tv_nsec, f->name);
+    digest_add(d, line, (size_t)length);
 }
 
 static bool digest_folder(const char *model_dir, const char *const *without, bool with_content, char ret_hex[65], char *why, size_t why_bytes)
 {
     struct file_list list = {0};
     struct digest *d = digest_new();
-    bool ok = list_model(&list, model_dir, without, why, why_bytes);
+    bool ok = list_model(&list, model_dir, without, why, why_bytes) && (!with_content || hash_list(&list, model_dir, why, why_bytes));
     for (size_t i = 0; ok && i < list.count; i++)
-        ok = add_model_file(d, model_dir, list.names[i], with_content, why, why_bytes);
+        add_line(d, &list.files[i], with_content);
     ok = finish_hex(d, ok, ret_hex, why, why_bytes);
     list_done(&list);
     return ok;

@@ -21,8 +21,8 @@ bool digest_of(const void *data, size_t bytes, char ret_hex[65]);
 bool digest_file(const char *path, char ret_hex[65], uint64_t *ret_bytes, char *why, size_t why_bytes);
 /* digest_stop_when: a file that this thread hashes is given up, with a sentence, once *flag is set; NULL: never. */
 void digest_stop_when(const atomic_bool *flag);
-/* digest_model: over name, size and content of every *.json, *.txt, *.safetensors, *.gguf of a model folder and its parts
- * (the folders directly in it), sorted by relative path: the weights digest that images carry. */
+/* digest_model: of every *.json, *.txt, *.safetensors, *.gguf of a model folder and its parts (the folders directly in it): the SHA-256
+ * of what `sha256sum` prints for them, sorted by relative path. It is the weights digest that images carry. */
 bool digest_model(const char *model_dir, char ret_hex[65], char *why, size_t why_bytes);
 /* digest_model_without: the same without the parts of a list that ends with NULL (a folder "vae", or "vae.safetensors"). */
 bool digest_model_without(const char *model_dir, const char *const *parts, char ret_hex[65], char *why, size_t why_bytes);

@@ -137,6 +137,24 @@ static void model_digest_sees_every_change_of_weights_and_no_other(void **state)
     assert_string_equal(first, now);
 }
 
+/* Anybody can compute it: (cd MODEL && sha256sum FILE.. | sha256sum), files in the order of their names. */
+static void model_digest_is_that_of_sha256sums_lines(void **state)
+{
+    (void)state;
+    char model[65], lines[65], why[256];
+    make_folder("vae");
+    put_file(folder, "model_index.json", "abc", 3);
+    put_file(folder, "vae/a.safetensors", "", 0);
+    static const char text[] = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  model_index.json\n"
+                               "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  vae/a.safetensors\n";
+    assert_true(digest_model(folder, model, why, sizeof why));
+    assert_true(digest_of(text, strlen(text), lines));
+    assert_string_equal(model, lines);
+    put_file(folder, "two\nlines.json", "{}", 2);
+    assert_false(digest_model(folder, model, why, sizeof why));
+    assert_non_null(strstr(why, "line break"));
+}
+
 /* A part that comes from elsewhere is not hashed, in either form; a file that only begins like it is. */
 static void model_digest_leaves_out_parts(void **state)
 {
@@ -202,8 +220,13 @@ static void hashing_is_given_up_when_told_so(void **state)
     digest_stop_when(&stop);
     assert_false(digest_file(path, hex, NULL, why, sizeof why));
     assert_non_null(strstr(why, "given up"));
+    put_file(folder, "a.txt", "12", 2);
+    put_file(folder, "b.txt", "3", 1);
+    assert_false(digest_model(folder, hex, why, sizeof why));
+    assert_non_null(strstr(why, "given up"));
     stop = false;
     assert_true(digest_file(path, hex, NULL, why, sizeof why));
+    assert_true(digest_model(folder, hex, why, sizeof why));
     digest_stop_when(NULL);
 }
 
@@ -214,6 +237,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(file_gives_digest_and_size_and_a_missing_one_a_sentence, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_is_no_file_is_refused_and_not_read, set_up, tear_down),
         cmocka_unit_test_setup_teardown(model_digest_sees_every_change_of_weights_and_no_other, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(model_digest_is_that_of_sha256sums_lines, set_up, tear_down),
         cmocka_unit_test_setup_teardown(hashing_is_given_up_when_told_so, set_up, tear_down),
         cmocka_unit_test_setup_teardown(model_digest_leaves_out_parts, set_up, tear_down),
         cmocka_unit_test_setup_teardown(model_digest_knows_where_files_end, set_up, tear_down),
