@@ -4,14 +4,16 @@
     text_encoder.py --data emoji.npz --tokenizer tokenizer --out text_encoder [--start model]
 
 Every row after the prompt (the template's tail and padding rows, which see the whole prompt) must tell, in its residual streams after
-9, 18 and 27 layers: both objects (a choice among all emoji, and roughly what they look like), the first one's colour, the ground and
-the layout. Linear heads judge it; they are thrown away. Padding rows at random positions up to 511 are among them, so all 512 rows of
-the pipeline are covered. The transformer is trained afterwards, on what this encoder says.
+9, 18 and 27 layers, one object: the first, or from row SECOND_FROM on the second where there is one. It tells which emoji (a choice
+among all, and roughly what it looks like) in which colour, which of the two it speaks of, the ground and the layout. Linear heads judge
+it; they are thrown away. Padding rows at random positions up to 511 are among them, so all 512 rows of the pipeline are covered. The
+transformer is trained afterwards, on what this encoder says.
 
 Only the layers in ACTIVE are trained (the others are skipped: three times cheaper). The skipped ones have small random output
 projections, so all 27 layers matter a little.
 
---start widens an earlier, narrower encoder without changing what it computes: new channels are zero, KV heads are copied.
+--start goes on from an earlier encoder. The heads are then fitted to it as it is and held, so that what is said stays where the transformer
+that learnt from it looks for it.
 """
 import argparse, pathlib, random
 import numpy as np, torch, torch.nn.functional as F
@@ -28,6 +30,7 @@ from wording import HELD_OUT, keyword_prompt, scene_prompt, unknown_prompt
 WIDTH, MLP, HEADS, KV_HEADS, HEAD_DIM = 88, 96, 2, 2, 32
 ACTIVE = (0, 1, 2, 3, 9, 10, 18, 19)
 BATCH, POOL = 128, 8                            # a pool of batches is sorted by length
+FIT_STEPS = 300                                 # of the heads, before an earlier encoder goes on
 UNKNOWN = "red question mark"                   # what a prompt without any known word shows
 
 
@@ -45,38 +48,15 @@ def build(tokenizer):
     return encoder
 
 
-@torch.no_grad()
-def widen(encoder, old):
-    """Writes the old encoder into the wider one: the same function on the old channels, zero on the new ones."""
-    narrow, state = old.config.hidden_size, dict(old.named_parameters())
-    for name, p in encoder.named_parameters():
-        o = state[name].float()
-        if "k_proj" in name or "v_proj" in name:
-            o = o.repeat(p.shape[0] // o.shape[0], 1)
-        if "layernorm" in name:                 # the mean square is over more channels now
-            p.fill_((narrow / WIDTH) ** 0.5)
-            p[:narrow] = o * (narrow / WIDTH) ** 0.5
-        elif p.ndim == 2 and ("o_proj" in name or "down_proj" in name):
-            p.zero_()
-            p[:o.shape[0], :o.shape[1]] = o
-        elif p.ndim == 2:
-            if "embed" in name:
-                p.zero_()
-            else:
-                p.mul_(0.3)
-            p[:o.shape[0], :o.shape[1]] = o
-        elif p.shape == o.shape:
-            p.copy_(o)
-
-
-SIZES = [(64, 64)] * 5 + [(128, 64), (128, 64), (64, 128)]
-READ = 3                # rows of each prompt that are judged in a step, drawn by lot
+SIZES = [(64, 64)] * 4 + [(128, 64)] * 3 + [(64, 128), (128, 128)]
+PLAIN_SHARE = 0.4       # of the prompts mean one emoji as it is
+TELLS = (0, 0, 1, 1)    # judged rows of each prompt: one of the tail or soon after it, and padding rows, the last two from SECOND_FROM on
 LOOKS = 64              # principal components of the pictures
 TAP_WEIGHTS = (0.3, 0.5, 1.0)
 
 
 def random_prompts(r, emoji, order):
-    """Scenes and wordings of them: about half of the scenes are one emoji as it is; `order` gives the first objects."""
+    """Scenes and wordings of them; `order` gives the first objects."""
     scenes, prompts = [], []
     for first in order:
         u = r.random()
@@ -84,15 +64,16 @@ def random_prompts(r, emoji, order):
             scenes.append(Scene("one", emoji.index(UNKNOWN)))
             prompts.append(unknown_prompt(r, emoji))
             continue
-        scenes.append(Scene("one", first) if u < 0.5 else random_scene(r, emoji, r.choice(SIZES), first))
+        scenes.append(Scene("one", first) if u < PLAIN_SHARE else random_scene(r, emoji, r.choice(SIZES), first))
         prompts.append(scene_prompt(r, emoji, scenes[-1]))
     return scenes, prompts
 
 
-def rows_after(real, r):
-    """Indices [B, READ] of rows that see the whole prompt."""
-    ends = real.sum(1).tolist()
-    return torch.tensor([r.sample(range(end - FOOT_TOKENS, real.shape[1]), READ) for end in ends])
+def judged_rows(real, r):
+    """Indices [B, len(TELLS)] of rows that see the whole prompt; those at the end of a batch are its padding rows."""
+    rows = real.shape[1]
+    near = rows - (len(TELLS) - 1)
+    return torch.tensor([[r.randrange(end - FOOT_TOKENS, near), *range(near, rows)] for end in real.sum(1).tolist()])
 
 
 class Judge(torch.nn.Module):
@@ -100,15 +81,14 @@ class Judge(torch.nn.Module):
 
     def __init__(self, emoji):
         super().__init__()
-        self.parts = {"first": len(emoji), "second": len(emoji) + 1, "colour": 1 + len(HUES), "ground": 1 + len(GROUNDS),
-                      "layout": len(LAYOUTS), "look": LOOKS, "second_look": LOOKS}
+        self.parts = {"object": len(emoji), "colour": 1 + len(HUES), "ground": 1 + len(GROUNDS), "layout": len(LAYOUTS), "look": LOOKS}
         self.heads = torch.nn.ModuleList(torch.nn.Linear(WIDTH, sum(self.parts.values())) for _ in TAPS)
+        self.which = torch.nn.ModuleList(torch.nn.Linear(WIDTH, 2) for _ in TAPS)
         x = np.stack([emoji.draw(Scene("one", i), (64, 64)) for i in range(len(emoji))]).astype(np.float32)
         x = torch.from_numpy(x.reshape(len(emoji), 32, 2, 32, 2, 3).mean((2, 4)).reshape(len(emoji), -1)) / 127.5
         u, s, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
         looks = u[:, :LOOKS] * s[:LOOKS]
-        looks = looks / looks.std(0) * torch.linspace(1, 0.3, LOOKS)
-        self.register_buffer("looks", torch.cat([looks, torch.zeros(1, LOOKS)]))
+        self.register_buffer("looks", looks / looks.std(0) * torch.linspace(1, 0.3, LOOKS))
 
     def forward(self, tap, rows):
         """{part: [.., size]} of rows [.., WIDTH] of one stream."""
@@ -116,36 +96,40 @@ class Judge(torch.nn.Module):
         return dict(zip(self.parts, said.split(list(self.parts.values()), -1)))
 
     def wanted(self, scenes):
-        """{part: [B]}; there is no second object where all cells show the first."""
+        """{part: [B, 2]}: what rows of the first and of the second object must tell."""
         number = lambda keys, value: 0 if value is None else 1 + list(keys).index(value)
-        none = self.parts["first"]
-        return {"first": torch.tensor([s.first for s in scenes]),
-                "second": torch.tensor([none if s.second is None else s.second for s in scenes]),
-                "colour": torch.tensor([number(HUES, s.first_colour) for s in scenes]),
-                "ground": torch.tensor([number(GROUNDS, s.ground) for s in scenes]),
-                "layout": torch.tensor([LAYOUTS.index(s.layout) for s in scenes])}
+        told = [(s.cells()[0], s.cells()[-1]) for s in scenes]
+        same = lambda values: torch.tensor([[v, v] for v in values])
+        return {"object": torch.tensor([[emoji for emoji, _ in t] for t in told]),
+                "colour": torch.tensor([[number(HUES, colour) for _, colour in t] for t in told]),
+                "ground": same(number(GROUNDS, s.ground) for s in scenes),
+                "layout": same(LAYOUTS.index(s.layout) for s in scenes)}
 
-    def losses(self, tap, rows, wanted):
-        """{part: loss} for rows [B, READ, WIDTH]."""
-        said = self(tap, rows)
-        repeat = lambda x: x[:, None].expand(-1, rows.shape[1]).flatten()
-        out = {k: F.cross_entropy(said[k].flatten(0, 1), repeat(v), label_smoothing=0.02) for k, v in wanted.items()}
-        out["look"] = (F.mse_loss(said["look"], self.looks[wanted["first"]][:, None].expand_as(said["look"]))
-                       + 0.5 * F.mse_loss(said["second_look"], self.looks[wanted["second"]][:, None].expand_as(said["look"])))
+    def losses(self, tap, rows, wanted, tells):
+        """{part: loss} for rows [B, n, WIDTH], of which `tells` says which object each must tell."""
+        said, wanted = self(tap, rows), {k: v[:, tells] for k, v in wanted.items()}
+        out = {k: F.cross_entropy(said[k].flatten(0, 1), v.flatten(), label_smoothing=0.02) for k, v in wanted.items()}
+        out["look"] = F.mse_loss(said["look"], self.looks[wanted["object"]])
+        which = self.which[tap](F.rms_norm(rows, rows.shape[-1:])).float()
+        out["which"] = F.cross_entropy(which.flatten(0, 1), torch.tensor(tells).repeat(len(rows)))
         return out
 
 
 @torch.no_grad()
 def share_right(encoder, judge, rows, r, prompts, scenes):
-    """Shares of prompts whose first object, second object, colour and ground are told right."""
-    right = torch.zeros(4)
+    """{what is told: share of prompts}: the object by each half of the rows, and the ground."""
+    right = {"first": 0, "second": 0, "colour": 0, "ground": 0}
     for i in range(0, len(prompts), 128):
-        ids, real, positions = rows.batch(prompts[i:i + 128], r, 4, 96)
+        ids, real, positions = rows.batch(prompts[i:i + 128], r, 4, 4, 96)
         with torch.autocast("cpu", torch.bfloat16):
-            said = judge(2, hidden_states(encoder, ids, real, positions)[2][:, -4:])
+            said = judge(2, hidden_states(encoder, ids, real, positions)[2][:, -8:])
         wanted = judge.wanted(scenes[i:i + 128])
-        right += torch.stack([(said[k].log_softmax(-1).sum(1).argmax(-1) == wanted[k]).sum() for k in ("first", "second", "colour", "ground")])
-    return (right / len(prompts)).tolist()
+        told = {k: torch.stack([v[:, half].log_softmax(-1).sum(1).argmax(-1) for half in (slice(4), slice(4, 8))], 1) for k, v in said.items()}
+        is_right = {k: told[k] == v for k, v in wanted.items()}
+        for name, hits in (("first", is_right["object"][:, 0]), ("second", is_right["object"][:, 1]), ("colour", is_right["colour"][:, 0]),
+                           ("ground", is_right["ground"][:, 0])):
+            right[name] += hits.sum().item() / len(prompts)
+    return right
 
 
 def report(encoder, judge, rows, emoji, r, every=4):
@@ -160,7 +144,7 @@ def report(encoder, judge, rows, emoji, r, every=4):
         sets["training wordings %dx%d" % size] = [scene_prompt(r, emoji, s) for s in scenes], scenes
     for name, (prompts, scenes) in sets.items():
         shares = share_right(encoder, judge, rows, r, prompts, scenes)
-        print("text encoder: %-45s first %.1f  second %.1f  colour %.1f  ground %.1f %%" % (name, *(100 * s for s in shares)), flush=True)
+        print("text encoder: %-45s " % name + "  ".join(f"{k} {100 * v:.1f}" for k, v in shares.items()) + " %", flush=True)
 
 
 class Stream:
@@ -182,34 +166,51 @@ class Stream:
         return self.pool[place]
 
 
+def stream_losses(encoder, judge, rows, r, scenes, prompts, tells=TELLS):
+    """[{part: loss}] of the three streams, for a batch of prompts."""
+    ids, real, positions = rows.batch(prompts, r, TELLS.count(0) - 1, TELLS.count(1), 48)
+    picked, wanted = judged_rows(real, r), judge.wanted(scenes)
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        streams = hidden_states(encoder, ids, real, positions, ACTIVE)
+        return [judge.losses(tap, h.gather(1, picked[..., None].expand(-1, -1, WIDTH)), wanted, tells) for tap, h in enumerate(streams)]
+
+
+def fit(judge, encoder, emoji, rows, a):
+    """Fits the heads to an earlier encoder, whose rows tell the first object."""
+    stream, optimiser = Stream(emoji, rows, a.seed + 1), MuonAdam(judge.named_parameters(), lr=0, adam_lr=1e-2, slow=("heads", "which"))
+
+    def step_loss(step, r):
+        losses = stream_losses(encoder, judge, rows, r, *stream.batch(step), tells=[0] * len(TELLS))
+        return sum(sum(part.values()) for part in losses), {k: v.item() for k, v in losses[-1].items()}
+
+    a = argparse.Namespace(**{**vars(a), "steps": FIT_STEPS})
+    training.run("heads", a, judge, optimiser, training.Average(judge.parameters(), 0.98), step_loss, a.out.with_suffix(".heads"))
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("data", "tokenizer", "out"):
         ap.add_argument("--" + name, required=True, type=pathlib.Path)
-    ap.add_argument("--start", type=pathlib.Path, help="folder of an earlier model whose text encoder is widened")
+    ap.add_argument("--start", type=pathlib.Path, help="folder of an earlier model whose text encoder goes on")
+    ap.add_argument("--rate", type=float, default=1.0, help="factor of both learning rates (default: 1)")
     training.add_options(ap, steps=6000)
     a = training.begin(ap)
     emoji, tokenizer = Emoji(a.data), Qwen2TokenizerFast.from_pretrained(a.tokenizer)
     rows, encoder, judge = TextRows(tokenizer), build(tokenizer), Judge(emoji)
     if a.start:
-        widen(encoder, Qwen3ForCausalLM.from_pretrained(a.start / "text_encoder", dtype=torch.float32))
+        encoder = Qwen3ForCausalLM.from_pretrained(a.start / "text_encoder", dtype=torch.float32).requires_grad_(False)
+        fit(judge, encoder, emoji, rows, a)
+        judge.heads.requires_grad_(False)
     for i, layer in enumerate(encoder.model.layers):
         layer.requires_grad_(i in ACTIVE)
+    encoder.model.embed_tokens.requires_grad_(True)
     encoder.model.norm.requires_grad_(False)    # hidden_states[27] never sees it
     both, stream = torch.nn.ModuleDict({"encoder": encoder, "judge": judge}), Stream(emoji, rows, a.seed)
-    optimiser = MuonAdam(both.named_parameters(), lr=0.012, adam_lr=4e-3, slow=("embed", "judge"))
+    optimiser = MuonAdam(both.named_parameters(), lr=a.rate * 0.012, adam_lr=a.rate * 4e-3, slow=("embed", "judge"))
 
     def step_loss(step, r):
-        scenes, prompts = stream.batch(step)
-        ids, real, positions = rows.batch(prompts, r, READ, 48)
-        picked, wanted = rows_after(real, r), judge.wanted(scenes)
-        total, figures = 0, {}
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            streams = hidden_states(encoder, ids, real, positions, ACTIVE)
-            for tap, (weight, h) in enumerate(zip(TAP_WEIGHTS, streams)):
-                figures = judge.losses(tap, h.gather(1, picked[..., None].expand(-1, -1, WIDTH)), wanted)
-                total = total + weight * sum(figures.values())
-        return total, {k: v.item() for k, v in figures.items()}
+        losses = stream_losses(encoder, judge, rows, r, *stream.batch(step))
+        return sum(w * sum(part.values()) for w, part in zip(TAP_WEIGHTS, losses)), {k: v.item() for k, v in losses[-1].items()}
 
     average = training.Average([p for p in both.parameters() if p.requires_grad], 0.99)
     training.run("text encoder", a, both, optimiser, average, step_loss, a.out.with_suffix(".checkpoint"), every=100)

@@ -3,12 +3,17 @@
 The pipeline pads the templated prompt to 512 ids. Row i sees the real ids j <= i only, so a padding row depends on the prompt and on
 its own position, on nothing else. A short batch with `width` leading positions and `extra` padding rows at chosen later positions
 gives exactly the rows that the computation of all 512 gives there.
+
+Of a scene with two objects the rows before SECOND_FROM tell the first and those from it on the second, both in the same way: so the
+transformer draws either with what it knows of one, and only selects whose rows a part of the picture listens to. Half of the rows for
+each keeps that selection easy.
 """
 import torch
 
 HEAD, FOOT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 TAPS = (9, 18, 27)
 ROWS = 512                      # of the pipeline
+SECOND_FROM = 256
 HEAD_TOKENS, FOOT_TOKENS = 3, 9
 
 
@@ -19,18 +24,19 @@ class TextRows:
     def ids(self, prompts):
         return [e.ids for e in self.tokenizer.backend_tokenizer.encode_batch([HEAD + p + FOOT for p in prompts])]
 
-    def batch(self, prompts, r, extra, widest, narrowest=0, last=ROWS):
-        """ids [B, width + extra], real [B, width + extra], positions [width + extra]; width is that of the longest prompt, between
-        `narrowest` and `widest`; a prompt over `widest` ids loses its middle. Padding rows have positions below `last`."""
-        ids = self.ids(prompts)
+    def batch(self, prompts, r, first, second, widest, narrowest=0):
+        """ids [B, rows], real [B, rows], positions [rows]: the leading rows, `first` padding rows before SECOND_FROM and `second` from
+        it on. There are as many leading rows as the longest prompt has, between `narrowest` and `widest`; a prompt over `widest` ids
+        loses its middle."""
+        ids, extra = self.ids(prompts), first + second
         width = max(narrowest, min(widest, -(-max(map(len, ids)) // 4) * 4))
         rows = torch.full((len(prompts), width + extra), self.pad)
         for i, t in enumerate(ids):
             if len(t) > width:
                 t = t[:width - FOOT_TOKENS] + t[-FOOT_TOKENS:]
             rows[i, :len(t)] = torch.tensor(t)
-        positions = sorted(r.sample(range(width, last), extra))
-        return rows, rows != self.pad, torch.tensor(list(range(width)) + positions)
+        padding = sorted(r.sample(range(width, SECOND_FROM), first)) + sorted(r.sample(range(SECOND_FROM, ROWS), second))
+        return rows, rows != self.pad, torch.tensor([*range(width), *padding])
 
 
 def hidden_states(encoder, ids, real, positions, only=None):

@@ -4,8 +4,8 @@
     transformer.py --data emoji.npz --vae vae --text-encoder text_encoder --tokenizer tokenizer --out transformer [--start FOLDER]
 
 Text rows are exactly those of the pipeline (text_rows.py), but a step computes only a few: the template's first three, and rows at
-places drawn by lot, each of which stands for many by adding log(how many) to its attention logit. Batches of wordings are made once and
-come again with other noise and times.
+places drawn by lot, each of which stands for many by adding log(how many) to its attention logit; of both halves, as each tells an object
+of its own. Batches of wordings are made once and come again with other noise and times.
 
 Time: mostly klein's own four sigmas. The target is the velocity (x_t - x_0) / t. Half of the inputs below t = 1 are made from the model's own latest
 answer for the scene instead of the true picture, as happens when sampling; that takes the place of a distillation.
@@ -20,15 +20,16 @@ import training
 from muon import MuonAdam
 from scene_bank import Bank, informative
 from scenes import Emoji
-from text_rows import HEAD_TOKENS, ROWS, TAPS, TextRows, hidden_states
+from text_rows import HEAD_TOKENS, ROWS, SECOND_FROM, TAPS, TextRows, hidden_states
 from wording import scene_prompt
 
 HEADS, HEAD_DIM, DOUBLE, SINGLE = 6, 32, 2, 3
-PLAIN_SHARE = 0.45                      # of a batch of 64x64 or 128x128; the others are coloured, or of more than one object
-SHARES = {(128, 128): (0.50, 48), (64, 64): (0.26, 96), (128, 64): (0.18, 64), (64, 128): (0.06, 64)}      # of the steps, and batch
-SCENES = {(128, 128): 6, (64, 64): 15, (128, 64): 6, (64, 128): 2}          # random scenes for each emoji
+PLAIN_SHARE = 0.3                       # of a batch of 64x64 or 128x128; the others are coloured, or of more than one object
+SHARES = {(128, 128): (0.30, 48), (64, 64): (0.46, 96), (128, 64): (0.18, 64), (64, 128): (0.06, 64)}      # of the steps, and batch
+SCENES = {(128, 128): 5, (64, 64): 18, (128, 64): 6, (64, 128): 2}          # random scenes for each emoji
 WORDINGS = 320                          # batches of wordings for each size
-NEAR, NEAR_ROWS, FAR_ROWS = 48, 6, 3    # of the rows 3..47 six are computed, of those after them three
+NEAR, NEAR_ROWS = 48, 5                 # of the rows 3..47 five are computed,
+FIRST_ROWS, SECOND_ROWS = 3, 4          # of those after them three that tell the first object and four that tell the second
 
 
 def sigmas(tokens):
@@ -62,19 +63,6 @@ def build(text_width, vae):
     return dit
 
 
-def widened(dit, text_width):
-    """The same transformer for a wider text stream: the weights of the new channels of each tap are zero."""
-    if dit.config.joint_attention_dim == text_width:
-        return dit
-    wide = Flux2Transformer2DModel.from_config({**dit.config, "joint_attention_dim": text_width})
-    state, old = dit.state_dict(), dit.config.joint_attention_dim // len(TAPS)
-    w = torch.zeros(dit.inner_dim, len(TAPS), text_width // len(TAPS))
-    w[:, :, :old] = state["context_embedder.weight"].view(dit.inner_dim, len(TAPS), old)
-    state["context_embedder.weight"] = w.flatten(1)
-    wide.load_state_dict(state)
-    return wide
-
-
 def times(sigma, count):
     """30 % the first sigma (pure noise), 10, 15 and 30 % the others, 15 % anywhere."""
     u = torch.rand(count)
@@ -92,14 +80,15 @@ class WordedText:
 
     @torch.no_grad()
     def __call__(self, r, scenes):
-        """Text rows [B, rows, width], their position ids, and the attention logit that each adds; one time in three as if the pipeline
-        were told to make fewer than 512 rows."""
-        last = ROWS if r.random() < 0.67 else r.randrange(NEAR + FAR_ROWS, ROWS)
-        ids, real, positions = self.rows.batch([scene_prompt(r, self.emoji, s) for s in scenes], r, FAR_ROWS, NEAR, NEAR, last)
-        kept = [*range(HEAD_TOKENS), *sorted(r.sample(range(HEAD_TOKENS, NEAR), NEAR_ROWS)), *range(NEAR, NEAR + FAR_ROWS)]
-        streams = torch.cat(hidden_states(self.encoder, ids, real, positions), -1)[:, kept].bfloat16()
-        bias = [0.0] * HEAD_TOKENS + [math.log((NEAR - HEAD_TOKENS) / NEAR_ROWS)] * NEAR_ROWS + [math.log((last - NEAR) / FAR_ROWS)] * FAR_ROWS
-        return streams, F.pad(positions[kept][:, None], (3, 0)), torch.tensor(bias)
+        """Text rows [B, rows, width], their position ids, and the attention logit that each adds."""
+        prompts = [scene_prompt(r, self.emoji, s) for s in scenes]
+        ids, real, positions = self.rows.batch(prompts, r, FIRST_ROWS, SECOND_ROWS, NEAR, NEAR)
+        kept = [*range(HEAD_TOKENS), *sorted(r.sample(range(HEAD_TOKENS, NEAR), NEAR_ROWS)), *range(NEAR, len(positions))]
+        with torch.autocast("cpu", torch.bfloat16):
+            streams = torch.cat(hidden_states(self.encoder, ids, real, positions), -1)[:, kept].bfloat16()
+        stand_for = [(HEAD_TOKENS, HEAD_TOKENS), (NEAR_ROWS, NEAR - HEAD_TOKENS), (FIRST_ROWS, SECOND_FROM - NEAR), (SECOND_ROWS, ROWS - SECOND_FROM)]
+        bias = torch.tensor([math.log(of / count) for count, of in stand_for for _ in range(count)])
+        return streams, F.pad(positions[kept][:, None], (3, 0)), bias
 
 
 class Wordings:
@@ -148,8 +137,7 @@ def main():
     a = training.begin(ap)
     emoji, vae = Emoji(a.data), AutoencoderKLFlux2.from_pretrained(a.vae).eval().float()
     text = WordedText(emoji, a.tokenizer, a.text_encoder)
-    old = Flux2Transformer2DModel.from_pretrained(a.start, torch_dtype=torch.float32) if a.start else None
-    dit = widened(old, text.width) if old else build(text.width, vae)
+    dit = Flux2Transformer2DModel.from_pretrained(a.start, torch_dtype=torch.float32) if a.start else build(text.width, vae)
     sizes = {s: v for s, v in SHARES.items() if s != (128, 128) or not a.small}
     banks, wordings = {}, {}
     for size, (_, batch) in sizes.items():
