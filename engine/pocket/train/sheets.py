@@ -3,14 +3,15 @@
 
     sheets.py [--model DIR] [--worker build/release/bin/kiln-worker] [--out DIR]
 
-Random names, held-out wordings, colours, grounds and pairs (by lot, none chosen), four seeds of one prompt, and prompts as people type them.
+Random names, held-out wordings, colours, grounds, pairs, names and counts at 128x128 (by lot, none chosen), four seeds of one prompt, and
+prompts as people type them.
 """
 import argparse, pathlib, random, subprocess, tempfile
 from PIL import Image, ImageDraw
 
 from measure import HERE, ROOT, read_emoji
 from scenes import GROUNDS, HUES, may_be_coloured
-from wording import HELD_OUT, article
+from wording import HELD_OUT, article, plural
 
 SIDE, TEXT, COLUMNS = 96, 26, 8
 FREE = ["a yellow banana", "my dog", "a fast red car", "wizard with a hat", "please draw a unicorn for my little sister", "OWL", "Pengiun", "an elefant",
@@ -27,6 +28,9 @@ def sheets(words):
     yield "grounds", (64, 64), [f"{m['name']} on a {r.choice(list(GROUNDS))} background" for m in r.sample(words, 16)]
     yield "pairs", (128, 64), ["{} left of {}".format(*(article(n) + n for n in pair)) for pair in
                                [[m["name"] for m in r.sample(words, 2)] for _ in range(16)]]
+    some = [m["name"] for m in r.sample(words, 24)]
+    yield "large", (128, 128), some[:16] + [f"{c} {plural(n)}" for c, n in zip(["two", "three", "three", "four"], some[16:])] + \
+        [f"{a} above {b}" for a, b in zip(some[20:22], some[22:])]
     yield "seeds", (64, 64), ["red apple"] * 4 + ["dragon"] * 4
     yield "free", (64, 64), FREE
 
@@ -53,14 +57,15 @@ def label(draw, x, y, text, width):
 
 def sheet(pictures, prompts):
     wide = pictures[0].width // pictures[0].height
-    columns, width = COLUMNS // wide, SIDE * wide
+    side = max(SIDE, pictures[0].height)
+    columns, width = COLUMNS // wide, side * wide
     rows = -(-len(pictures) // columns)
-    page = Image.new("RGB", (columns * (width + 8), rows * (SIDE + TEXT + 6)), "white")
+    page = Image.new("RGB", (columns * (width + 8), rows * (side + TEXT + 6)), "white")
     draw = ImageDraw.Draw(page)
     for i, (picture, prompt) in enumerate(zip(pictures, prompts)):
-        x, y = i % columns * (width + 8) + 4, i // columns * (SIDE + TEXT + 6)
-        page.paste(picture.resize((width, SIDE), Image.BICUBIC), (x, y))
-        label(draw, x, y + SIDE + 1, prompt, width)
+        x, y = i % columns * (width + 8) + 4, i // columns * (side + TEXT + 6)
+        page.paste(picture.resize((width, side), Image.BICUBIC), (x, y))
+        label(draw, x, y + side + 1, prompt, width)
     return page
 
 
