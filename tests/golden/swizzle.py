@@ -3,9 +3,17 @@ import numpy as np
 
 
 def swizzled(scales):
-    """[rows, columns] u8, padded to 128 x 4, in tiles of 128 x 4 whose rows stand 32 apart."""
+    """[rows, columns], padded to 128 x 4, in tiles of 128 x 4 whose rows stand 32 apart."""
     rows, columns = scales.shape
-    padded = np.zeros((-(-rows // 128) * 128, -(-columns // 4) * 4), np.uint8)
+    padded = np.zeros((-(-rows // 128) * 128, -(-columns // 4) * 4), scales.dtype)
     padded[:rows, :columns] = scales
     tiles = padded.reshape(padded.shape[0] // 128, 128, padded.shape[1] // 4, 4).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(tiles.reshape(-1, 4, 32, 4).transpose(0, 2, 1, 3)).reshape(padded.shape)
+
+
+def unswizzled(file, rows, columns):
+    """The scales of so many rows and columns out of a file's."""
+    place = swizzled(np.arange(file.size).reshape(file.shape))
+    scales = np.empty(file.size, file.dtype)
+    scales[place.ravel()] = file.ravel()
+    return scales.reshape(file.shape)[:rows, :columns]

@@ -25,7 +25,7 @@
 #include "noise.h"
 #include "scheduler.h"
 
-#define CASES_EXPECTED 42
+#define CASES_EXPECTED 46
 #define BF16_EMBEDS_SHARE 0.0365 /* other_order rms / scale of distilled-bf16's prompt_embeds */
 
 /* A sanitizer makes the compiler order and fuse operations otherwise: one token of base-cfg, whose error is 1.2e-5 to 1.5e-5 in all plain

@@ -19,6 +19,7 @@ SCRIPTS = ["make.py", "weights.py", "tables.py", "plan.json"]
 TRANSFORMER_ONLY = ("lora-", "single-")
 VAE_ONLY = ("small-decoder-",)
 LORA = ("peft", "peft-alpha", "bfl", "kohya")
+QUANTISED = ("bfl-nvfp4.safetensors", "bfl-mixed.gguf")
 EDITS = ("edit-", "kv-one", "kv-two", "inpaint-")
 EDIT_INSIDE = ("edit-one", "edit-bf16", "kv-one", "inpaint-f32", "small-decoder-edit")
 EDITED_MODELS = ("pocket", "base", "kv")
@@ -162,6 +163,8 @@ def main():
     known = {}
     for name in LORA:
         shutil.copyfile(made / "files" / f"lora-{name}.safetensors", dest / "files" / f"lora-{name}.safetensors")
+    for name in QUANTISED:
+        shutil.copyfile(made / "files" / name, dest / "files" / name)
     shutil.copytree(made / "files/small-decoder", dest / "files/small-decoder", copy_function=shutil.copyfile, dirs_exist_ok=True)
     for case in sorted(made.glob("*/case.json")):
         copy_case(case.parent, dest / case.parent.name, known)
