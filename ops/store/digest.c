@@ -163,11 +163,17 @@ static bool finish_hex(struct digest *d, bool ok, char ret_hex[65], char *why, s
     return ok && hashed;
 }
 
-bool digest_file(const char *path, char ret_hex[65], uint64_t *ret_bytes, char *why, size_t why_bytes)
+/* `expected`: see add_file. */
+static bool hash_file(const char *path, int64_t expected, char ret_hex[65], uint64_t *ret_bytes, char *why, size_t why_bytes)
 {
     struct digest *d = digest_new();
+    return finish_hex(d, add_file(d, path, expected, ret_bytes, why, why_bytes), ret_hex, why, why_bytes);
+}
+
+bool digest_file(const char *path, char ret_hex[65], uint64_t *ret_bytes, char *why, size_t why_bytes)
+{
     uint64_t bytes = 0;
-    bool ok = finish_hex(d, add_file(d, path, -1, &bytes, why, why_bytes), ret_hex, why, why_bytes);
+    bool ok = hash_file(path, -1, ret_hex, &bytes, why, why_bytes);
     if (ok && ret_bytes)
         *ret_bytes = bytes;
     return ok;
@@ -295,10 +301,9 @@ static bool hash_list(struct file_list *list, const char *dir, char *why, size_t
     bool ok = true;
     for (size_t i = list->count; ok && i-- > 0;) {
         struct model_file *f = &list->files[i];
-        struct digest *d = digest_new();
         uint64_t bytes;
         snprintf(path, sizeof path, "%s/%s", dir, f->name);
-        ok = finish_hex(d, add_file(d, path, f->info.st_size, &bytes, why, why_bytes), f->hex, why, why_bytes);
+        ok = hash_file(path, f->info.st_size, f->hex, &bytes, why, why_bytes);
     }
     return ok;
 }
