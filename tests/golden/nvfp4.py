@@ -1,5 +1,13 @@
-"""The order in which nvfp4 files keep their block scales (engine-spec 2.8). Needs numpy."""
+"""nvfp4 as files have it: codes, and the order of their block scales (engine-spec 2.8). Needs numpy."""
 import numpy as np
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)  # of the codes 0 to 7; bit 3 is the sign
+
+
+def code_values(data):
+    """u8 [rows, columns / 2], the first of two codes in the high half -> their values [rows, columns], without any scale."""
+    codes = np.stack([data >> 4, data & 15], -1).reshape(data.shape[0], -1)
+    return np.where(codes & 8, -E2M1[codes & 7], E2M1[codes & 7])
 
 
 def swizzled(scales):

@@ -18,13 +18,12 @@ from farm import ROOT
 sys.path.insert(0, str(ROOT / "tests/golden"))
 
 from bfl_names import bfl_state  # noqa: E402
-from swizzle import swizzled  # noqa: E402
+from nvfp4 import code_values, swizzled  # noqa: E402
 
 GGUF = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 SAFETENSORS = ["f32", "f16", "bf16", "fp8", "nvfp4", "mixed"]  # mixed: layer by layer one of the last three, each with its note
 SCALE_AT = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2],
             "Q5_K": [0, 2], "Q6_K": [208]}
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 
 
 def e4m3_table():
@@ -96,8 +95,7 @@ def nvfp4(name, shape):
     rng = random_of(name)
     data = rng.integers(0, 256, (shape[0], shape[1] // 2), dtype=np.uint8)
     scales = rng.integers(40, 80, (shape[0], shape[1] // 16), dtype=np.uint8)
-    codes = np.stack([data >> 4, data & 15], -1).reshape(shape)
-    values = np.where(codes & 8, -E2M1[codes & 7], E2M1[codes & 7])
+    values = code_values(data)
     spread = values * np.repeat(E4M3[scales], 16, 1)
     scale = np.float32(1 / math.sqrt(shape[1]) / np.sqrt(np.mean(spread.astype(np.float64) ** 2)))
     return data, swizzled(scales), scale, values * np.repeat(scale * E4M3[scales], 16, 1)
