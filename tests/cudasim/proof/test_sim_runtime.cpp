@@ -100,10 +100,23 @@ static void launches_are_checked(void **)
     must(cudaDeviceSynchronize());
 }
 
+/* Holds a stream until it is opened. */
+struct Gate {
+    std::atomic<bool> is_open{false};
+    static void wait(void *gate)
+    {
+        while (!static_cast<Gate *>(gate)->is_open)
+            usleep(100);
+    }
+};
+
 static void a_failed_kernel_fails_its_device_and_no_other(void **)
 {
+    Gate gate;
     DeviceArray<float> x(64);
+    must(cudaLaunchHostFunc(nullptr, Gate::wait, &gate)); /* a kernel that fails at once may fail its own launch */
     must(sim_broken(SIM_DIVERGENT_BARRIER, x.data, nullptr));
+    gate.is_open = true;
     must_fail(cudaDeviceSynchronize(), cudaErrorLaunchFailure);
     must_say("divergent __syncthreads");
     void *p;
@@ -124,15 +137,6 @@ static void a_failed_kernel_fails_its_device_and_no_other(void **)
 }
 
 /* --- streams ---------------------------------------------------------------------------------------------------------- */
-
-struct Gate {
-    std::atomic<bool> is_open{false};
-    static void wait(void *gate)
-    {
-        while (!static_cast<Gate *>(gate)->is_open)
-            usleep(100);
-    }
-};
 
 struct Streams {
     cudaStream_t a, b;
