@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Measure the pocket model through kiln's own engine: which of all emoji is nearest to what was drawn?
 
-    measure.py [--model DIR] [--worker build/release/bin/kiln-worker] [--every N] [--only SET ...] [--size 128 64]
+    measure.py [--model DIR] [--worker build/release/bin/kiln-worker] [--every N] [--only SET ...] [--size 128 64] [--edits BASE]
 
 A picture (or a cell of it) and every emoji are averaged to 16x16 pixels; the nearest in plain L2 must be the one the prompt asked for. For
 colours, all emoji in all colours are compared, and both must be right. Needs numpy, Pillow and a built kiln-worker; the small pictures
-of all emoji are ../pictures.png, their names ../words.json (data.py wrote both).
+of all emoji are ../pictures.png, their names ../words.json (data.py wrote both). --edits asks the base twin for edits of the model's own pictures
+of names.
 """
 import argparse, json, pathlib, random, subprocess, sys, tempfile
 import numpy as np
@@ -57,21 +58,34 @@ class References:
 
 
 class Measure:
-    """A named set: prompts with what each cell of the picture must be nearest to."""
+    """A named set: prompts, with reference pictures or not, and what each cell of the picture must be nearest to."""
 
-    def __init__(self, name, size, layout="one", colours=False, ground=None):
+    def __init__(self, name, size, layout="one", colours=False, ground=None, prompts=()):
         self.name, self.size, self.layout, self.colours, self.ground = name, size, layout, colours, ground
-        self.prompts, self.wanted = [], []
+        self.prompts, self.wanted, self.images = [], [], []
+        for prompt in prompts:
+            self.add(prompt)
 
-    def add(self, prompt, *cells):
+    def add(self, prompt, *cells, images=()):
         self.prompts.append(prompt)
+        self.images.append(images)
         self.wanted.append([c if isinstance(c, tuple) else (c, None) for c in cells])
 
     def render(self, worker, model, folder):
-        (folder / "prompts.txt").write_text("".join(p + "\n" for p in self.prompts), "utf-8")
-        subprocess.run([worker, "render", "--model", model, "--prompt-file", folder / "prompts.txt", "--seed", "1000", "--batch", "8",
-                        "--size", "%dx%d" % self.size, "--out", folder / "out"], check=True, stdout=subprocess.DEVNULL)
-        return [np.asarray(Image.open(folder / "out" / f"{i + 1:06d}.png").convert("RGB")) for i in range(len(self.prompts))]
+        """The pictures, which stay in the folder's `out`."""
+        out = folder / "out"
+        out.mkdir(exist_ok=True)
+        begin = [worker, "render", "--model", model, "--size", "%dx%d" % self.size]
+        files = [out / f"{i + 1:06d}.png" for i in range(len(self.prompts))]
+        if any(self.images):
+            for i, (prompt, images) in enumerate(zip(self.prompts, self.images)):
+                references = [word for image in images for word in ("--image", image)]
+                subprocess.run([*begin, "--prompt", prompt, *references, "--seed", str(1000 + i), "--out", files[i]], check=True, stdout=subprocess.DEVNULL)
+        else:
+            (folder / "prompts.txt").write_text("".join(p + "\n" for p in self.prompts), "utf-8")
+            subprocess.run([*begin, "--prompt-file", folder / "prompts.txt", "--seed", "1000", "--batch", "8", "--out", out], check=True,
+                           stdout=subprocess.DEVNULL)
+        return [np.asarray(Image.open(f).convert("RGB")) for f in files]
 
     def references(self, tiles, words):
         return References(tiles, words, GROUNDS[self.ground] if self.ground else (255, 255, 255), self.colours)
@@ -128,6 +142,26 @@ def measures(words, side, every):
     return [m for m in out if m.prompts]
 
 
+def edit_measures(words, every, worker, model, folder):
+    """Another colour, another ground, two pictures beside each other; the reference pictures are the model's own, of names."""
+    r, some = random.Random(6), list(range(0, len(words), every))
+    names = Measure("names", (64, 64))
+    for i in some:
+        names.add(words[i]["name"], i)
+    names.render(worker, model, folder)
+    picture = {i: folder / "out" / f"{k + 1:06d}.png" for k, i in enumerate(some)}
+    colour, ground, two = (Measure("edit: " + text, size, layout, colours, on) for text, size, layout, colours, on in
+                           (("another colour", (64, 64), "one", True, None), ("on a blue background", (64, 64), "one", False, "blue"),
+                            ("two beside each other", (128, 64), "left", False, None)))
+    for i in some:
+        c, j = r.choice(list(HUES)), r.choice(some)
+        if may_be_coloured(words[i]):
+            colour.add(f"make it {c}", (i, c), images=[picture[i]])
+        ground.add("put it on a blue background", i, images=[picture[i]])
+        two.add("put them beside each other", i, j, images=[picture[i], picture[j]])
+    return [colour, ground, two]
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--model", default=HERE.parent / "model", type=pathlib.Path)
@@ -135,16 +169,20 @@ def main():
     ap.add_argument("--every", type=int, default=1, help="use every Nth emoji (default: all)")
     ap.add_argument("--only", nargs="*", default=[""], help="sets whose name begins so")
     ap.add_argument("--size", type=int, nargs="*", default=[128, 64], choices=(64, 128))
+    ap.add_argument("--edits", metavar="BASE", type=pathlib.Path, help="edits by this base twin instead")
     ap.add_argument("--misses", action="store_true", help="print what was drawn wrong")
     a = ap.parse_args()
     words, tiles = read_emoji()
-    for m in [m for side in a.size for m in measures(words, side, a.every) if m.name.startswith(tuple(a.only))]:
-        with tempfile.TemporaryDirectory() as folder:
-            pictures = m.render(a.worker, a.model, pathlib.Path(folder))
-        share, missed = m.share_right(pictures, m.references(tiles, words))
-        print("%dx%d  %-44s %5.1f %% of %d" % (*m.size, m.name, 100 * share, len(pictures)), flush=True)
-        for prompt, found in missed if a.misses else []:
-            print("    " + prompt + " -> " + ", ".join((f"{c} " if c else "") + words[i]["name"] for i, c in found))
+    with tempfile.TemporaryDirectory() as folder:
+        here, drawn_by = pathlib.Path(folder), a.edits or a.model
+        sets = edit_measures(words, a.every, a.worker, a.model, here) if a.edits else [m for side in a.size for m in measures(words, side, a.every)]
+        for k, m in enumerate(m for m in sets if m.name.startswith(tuple(a.only))):
+            (here / str(k)).mkdir()
+            pictures = m.render(a.worker, drawn_by, here / str(k))
+            share, missed = m.share_right(pictures, m.references(tiles, words))
+            print("%dx%d  %-44s %5.1f %% of %d" % (*m.size, m.name, 100 * share, len(pictures)), flush=True)
+            for prompt, found in missed if a.misses else []:
+                print("    " + prompt + " -> " + ", ".join((f"{c} " if c else "") + words[i]["name"] for i, c in found))
 
 
 if __name__ == "__main__":

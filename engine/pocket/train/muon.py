@@ -1,14 +1,16 @@
 """Muon (orthogonalised momentum) for matrices and convolution kernels, AdamW for everything else."""
 import torch
 
+from training import PRODUCTS
+
 
 def orthogonalise(g, steps=5):
-    """Newton-Schulz iteration on a batch [n, rows, columns] of matrices, in bf16."""
-    x = g.bfloat16()
+    """Newton-Schulz iteration on a batch [n, rows, columns] of matrices."""
+    x = g.to(PRODUCTS)
     turned = x.shape[-2] > x.shape[-1]
     if turned:
         x = x.mT
-    x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).bfloat16()
+    x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).to(PRODUCTS)
     for _ in range(steps):
         a = x @ x.mT
         x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x

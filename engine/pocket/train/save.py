@@ -2,8 +2,11 @@
 """Put the trained parts together as one diffusers folder in bf16, with the files and config keys of the published klein repositories.
 
     save.py --tokenizer tokenizer --text-encoder text_encoder --vae vae --transformer transformer --out model
+    save.py --tokenizer tokenizer --text-encoder text_encoder --vae vae --transformer base_transformer --base-of model --out base
+
+The base twin has a transformer of its own; its other parts are links to those of the model it is the base of.
 """
-import argparse, json, pathlib, shutil
+import argparse, json, os, pathlib, shutil
 import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
@@ -21,13 +24,14 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("tokenizer", "text-encoder", "vae", "transformer", "out"):
         ap.add_argument("--" + name, required=True, type=pathlib.Path)
+    ap.add_argument("--base-of", metavar="MODEL", type=pathlib.Path, help="the folder of the distilled model whose base this is")
     a = ap.parse_args()
     tokenizer = Qwen2TokenizerFast.from_pretrained(a.tokenizer)
     scheduler = FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=1000, shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
         max_image_seq_len=4096, time_shift_type="exponential")
     pipe = Flux2KleinPipeline(
-        scheduler=scheduler, tokenizer=tokenizer, is_distilled=True,
+        scheduler=scheduler, tokenizer=tokenizer, is_distilled=a.base_of is None,
         text_encoder=Qwen3ForCausalLM.from_pretrained(a.text_encoder, dtype=torch.float32),
         vae=AutoencoderKLFlux2.from_pretrained(a.vae, torch_dtype=torch.float32),
         transformer=Flux2Transformer2DModel.from_pretrained(a.transformer, torch_dtype=torch.float32)).to(torch.bfloat16)
@@ -42,6 +46,9 @@ def main():
     rewrite(a.out / "model_index.json", lambda c: {**without(c, "_name_or_path"), "tokenizer": ["transformers", "Qwen2TokenizerFast"]})
     shutil.rmtree(a.out / "tokenizer")
     shutil.copytree(a.tokenizer, a.out / "tokenizer")
+    for part in ("scheduler", "text_encoder", "tokenizer", "vae") if a.base_of else ():
+        shutil.rmtree(a.out / part)
+        (a.out / part).symlink_to(os.path.relpath(a.base_of / part, a.out))
     print(f"{a.out}: {sum(f.stat().st_size for f in a.out.rglob('*') if f.is_file()) / 1e6:.2f} MB")
 
 

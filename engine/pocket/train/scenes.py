@@ -8,6 +8,8 @@ A scene is one to four objects in fixed cells on a plain ground. An object may b
     128x64     two, left (A left of B)
     64x128     above (A above B)
     128x128    one (at 128 pixels), two, three, four, left, above (at 64 pixels)
+
+An edit is a scene whose objects are what its reference pictures show.
 """
 import dataclasses, json
 import numpy as np
@@ -29,6 +31,9 @@ GROUNDS = {"red": (229, 57, 53), "orange": (251, 140, 0), "yellow": (253, 216, 5
            "purple": (142, 36, 170), "pink": (244, 143, 177), "brown": (121, 85, 72), "black": (20, 20, 20), "grey": (158, 158, 158)}
 
 
+REFERENCE = -1              # in the place of an emoji: what a reference picture shows
+
+
 def may_be_coloured(words):
     """Emoji whose name says a colour keep it."""
     return not any(w in COLOURS for w in words["name"].lower().replace("-", " ").split())
@@ -37,9 +42,9 @@ def may_be_coloured(words):
 @dataclasses.dataclass(frozen=True)
 class Scene:
     layout: str                 # one of LAYOUTS
-    first: int                  # index of the emoji; in "two" to "four" it is in every cell
+    first: int                  # index of the emoji, or REFERENCE; in "two" to "four" it is in every cell
     first_colour: str = None    # a key of HUES, or None: as it is
-    second: int = None          # of "left" (the right one) and "above" (the lower one)
+    second: int = None          # of "left" (the right one) and "above" (the lower one); REFERENCE: the second reference picture's
     ground: str = None          # a key of GROUNDS, or None: white
 
     def is_plain(self):

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Draw the model card's contact sheets through kiln's own engine.
 
-    sheets.py [--model DIR] [--worker build/release/bin/kiln-worker] [--out DIR]
+    sheets.py [--model DIR] [--base DIR] [--worker build/release/bin/kiln-worker] [--out DIR]
 
-Random names, held-out wordings, colours, grounds, pairs, names and counts at 128x128 (by lot, none chosen), four seeds of one prompt, and
-prompts as people type them.
+Random names, held-out wordings, colours, grounds, pairs, names and counts at 128x128 (by lot, none chosen), four seeds of one prompt,
+prompts as people type them. With --base: names by the base twin, and its edits of the model's pictures of names.
 """
-import argparse, pathlib, random, subprocess, tempfile
+import argparse, pathlib, random, tempfile
 from PIL import Image, ImageDraw
 
-from measure import HERE, ROOT, read_emoji
+from measure import HERE, ROOT, Measure, read_emoji
 from scenes import GROUNDS, HUES, may_be_coloured
 from wording import HELD_OUT, article, plural
 
@@ -21,25 +21,45 @@ FREE = ["a yellow banana", "my dog", "a fast red car", "wizard with a hat", "ple
 def sheets(words):
     r = random.Random(11)
     names = [m["name"] for m in r.sample(words, 32)]
-    yield "names", (64, 64), names
-    yield "held-out", (64, 64), [t.format(n=m["name"]) for t in HELD_OUT for m in r.sample(words, 8)]
+    yield Measure("names", (64, 64), prompts=names)
+    yield Measure("held-out", (64, 64), prompts=[t.format(n=m["name"]) for t in HELD_OUT for m in r.sample(words, 8)])
     coloured = [m["name"] for m in words if may_be_coloured(m)]
-    yield "colours", (64, 64), [f"a {c} {n}" for n in r.sample(coloured, 4) for c in list(HUES)[:8]]
-    yield "grounds", (64, 64), [f"{m['name']} on a {r.choice(list(GROUNDS))} background" for m in r.sample(words, 16)]
-    yield "pairs", (128, 64), ["{} left of {}".format(*(article(n) + n for n in pair)) for pair in
-                               [[m["name"] for m in r.sample(words, 2)] for _ in range(16)]]
+    yield Measure("colours", (64, 64), prompts=[f"a {c} {n}" for n in r.sample(coloured, 4) for c in list(HUES)[:8]])
+    yield Measure("grounds", (64, 64), prompts=[f"{m['name']} on a {r.choice(list(GROUNDS))} background" for m in r.sample(words, 16)])
+    yield Measure("pairs", (128, 64), prompts=["{} left of {}".format(*(article(n) + n for n in pair)) for pair in
+                                               [[m["name"] for m in r.sample(words, 2)] for _ in range(16)]])
     some = [m["name"] for m in r.sample(words, 24)]
-    yield "large", (128, 128), some[:16] + [f"{c} {plural(n)}" for c, n in zip(["two", "three", "three", "four"], some[16:])] + \
-        [f"{a} above {b}" for a, b in zip(some[20:22], some[22:])]
-    yield "seeds", (64, 64), ["red apple"] * 4 + ["dragon"] * 4
-    yield "free", (64, 64), FREE
+    counts = [f"{c} {plural(n)}" for c, n in zip(["two", "three", "three", "four"], some[16:])]
+    yield Measure("large", (128, 128), prompts=some[:16] + counts + [f"{a} above {b}" for a, b in zip(some[20:22], some[22:])])
+    yield Measure("seeds", (64, 64), prompts=["red apple"] * 4 + ["dragon"] * 4)
+    yield Measure("free", (64, 64), prompts=FREE)
 
 
-def render(worker, model, size, prompts, folder):
-    (folder / "prompts.txt").write_text("".join(p + "\n" for p in prompts), "utf-8")
-    subprocess.run([worker, "render", "--model", model, "--prompt-file", folder / "prompts.txt", "--seed", "1", "--batch", "8",
-                    "--size", "%dx%d" % size, "--out", folder / "out"], check=True, stdout=subprocess.DEVNULL)
-    return [Image.open(folder / "out" / f"{i + 1:06d}.png").convert("RGB") for i in range(len(prompts))]
+def render(measure, worker, model, folder):
+    """Pictures that stay in FOLDER/NAME/out."""
+    (folder / measure.name).mkdir()
+    return measure.render(worker, model, folder / measure.name)
+
+
+def base_sheets(words, worker, model, base, folder):
+    """Names by the base twin, and what it makes of the model's pictures: (sheet's name, pictures, labels)."""
+    r = random.Random(12)
+    few = Measure("base", (64, 64), prompts=[m["name"] for m in r.sample(words, 16)])
+    yield few.name, render(few, worker, base, folder), few.prompts
+    names = Measure("names", (64, 64), prompts=[m["name"] for m in r.sample([m for m in words if may_be_coloured(m)], 10)])
+    before = render(names, worker, model, folder)
+    files = [folder / "names/out" / f"{i + 1:06d}.png" for i in range(len(before))]
+    edited, together = Measure("edits", (64, 64)), Measure("together", (128, 64))
+    for file in files:
+        for text in ("make it {c}", "put it on a {g} background", "make it {c} on a {g} background"):
+            edited.add(text.format(c=r.choice(list(HUES)), g=r.choice(list(GROUNDS))), images=[file])
+    for k in range(0, len(files), 2):
+        together.add("put them beside each other", images=files[k:k + 2])
+    after = render(edited, worker, base, folder)
+    rows = [([x, *after[3 * i:3 * i + 3]], [n, *edited.prompts[3 * i:3 * i + 3]]) for i, (x, n) in enumerate(zip(before, names.prompts))]
+    yield "edits", [p for pictures, _ in rows for p in pictures], [t for _, labels in rows for t in labels]
+    pairs = ["%s and %s: " % tuple(names.prompts[k:k + 2]) + together.prompts[0] for k in range(0, len(files), 2)]
+    yield "together", render(together, worker, base, folder), pairs
 
 
 def label(draw, x, y, text, width):
@@ -56,6 +76,7 @@ def label(draw, x, y, text, width):
 
 
 def sheet(pictures, prompts):
+    pictures = [Image.fromarray(p) for p in pictures]
     wide = pictures[0].width // pictures[0].height
     side = max(SIDE, pictures[0].height)
     columns, width = COLUMNS // wide, side * wide
@@ -72,13 +93,18 @@ def sheet(pictures, prompts):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--model", default=HERE.parent / "model", type=pathlib.Path)
+    ap.add_argument("--base", type=pathlib.Path, help="folder of the base twin: its sheets instead")
     ap.add_argument("--worker", default=ROOT / "build/release/bin/kiln-worker", type=pathlib.Path)
     ap.add_argument("--out", default=HERE.parent / "sheets", type=pathlib.Path)
     a = ap.parse_args()
     a.out.mkdir(exist_ok=True)
-    for name, size, prompts in sheets(read_emoji()[0]):
-        with tempfile.TemporaryDirectory() as folder:
-            sheet(render(a.worker, a.model, size, prompts, pathlib.Path(folder)), prompts).save(a.out / f"{name}.jpg", quality=88)
+    words = read_emoji()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        here = pathlib.Path(folder)
+        drawn = base_sheets(words, a.worker, a.model, a.base, here) if a.base else \
+            ((m.name, render(m, a.worker, a.model, here), m.prompts) for m in sheets(words))
+        for name, pictures, prompts in drawn:
+            sheet(pictures, prompts).save(a.out / f"{name}.jpg", quality=88)
 
 
 if __name__ == "__main__":

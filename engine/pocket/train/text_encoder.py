@@ -22,16 +22,16 @@ from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import training
 from muon import MuonAdam
-from scene_bank import random_scene
-from scenes import GROUNDS, HUES, LAYOUTS, Emoji, Scene
+from scene_bank import random_edit, random_scene
+from scenes import GROUNDS, HUES, LAYOUTS, REFERENCE, Emoji, Scene
 from text_rows import FOOT_TOKENS, TAPS, TextRows, hidden_states
-from wording import HELD_OUT, keyword_prompt, scene_prompt, unknown_prompt
+from wording import HELD_OUT, edit_prompt, keyword_prompt, scene_prompt, unknown_prompt
 
 WIDTH, MLP, HEADS, KV_HEADS, HEAD_DIM = 88, 96, 2, 2, 32
 ACTIVE = (0, 1, 2, 3, 9, 10, 18, 19)
 BATCH, POOL = 128, 8                            # a pool of batches is sorted by length
 FIT_STEPS = 300                                 # of the heads, before an earlier encoder goes on
-UNKNOWN = "red question mark"                   # what a prompt without any known word shows
+UNKNOWN = "red question mark"                   # what a prompt without any known word shows, and one that speaks of a reference picture
 
 
 def build(tokenizer):
@@ -49,7 +49,9 @@ def build(tokenizer):
 
 
 SIZES = [(64, 64)] * 4 + [(128, 64)] * 3 + [(64, 128), (128, 128)]
-PLAIN_SHARE = 0.4       # of the prompts mean one emoji as it is
+PLAIN_SHARE = 0.4       # of the prompts mean one emoji as it is,
+EDIT_SHARE = 0.06       # or speak of reference pictures
+EDIT_SIZES = [(64, 64)] * 3 + [(128, 64)]
 TELLS = (0, 0, 1, 1)    # judged rows of each prompt: one of the tail or soon after it, and padding rows, the last two from SECOND_FROM on
 LOOKS = 64              # principal components of the pictures
 TAP_WEIGHTS = (0.3, 0.5, 1.0)
@@ -63,6 +65,10 @@ def random_prompts(r, emoji, order):
         if u < 0.02:
             scenes.append(Scene("one", emoji.index(UNKNOWN)))
             prompts.append(unknown_prompt(r, emoji))
+            continue
+        if u < 0.02 + EDIT_SHARE:
+            scenes.append(random_edit(r, emoji, r.choice(EDIT_SIZES), first).told)
+            prompts.append(edit_prompt(r, scenes[-1]))
             continue
         scenes.append(Scene("one", first) if u < PLAIN_SHARE else random_scene(r, emoji, r.choice(SIZES), first))
         prompts.append(scene_prompt(r, emoji, scenes[-1]))
@@ -81,6 +87,7 @@ class Judge(torch.nn.Module):
 
     def __init__(self, emoji):
         super().__init__()
+        self.unknown = emoji.index(UNKNOWN)
         self.parts = {"object": len(emoji), "colour": 1 + len(HUES), "ground": 1 + len(GROUNDS), "layout": len(LAYOUTS), "look": LOOKS}
         self.heads = torch.nn.ModuleList(torch.nn.Linear(WIDTH, sum(self.parts.values())) for _ in TAPS)
         self.which = torch.nn.ModuleList(torch.nn.Linear(WIDTH, 2) for _ in TAPS)
@@ -100,18 +107,18 @@ class Judge(torch.nn.Module):
         number = lambda keys, value: 0 if value is None else 1 + list(keys).index(value)
         told = [(s.cells()[0], s.cells()[-1]) for s in scenes]
         same = lambda values: torch.tensor([[v, v] for v in values])
-        return {"object": torch.tensor([[emoji for emoji, _ in t] for t in told]),
+        return {"object": torch.tensor([[self.unknown if emoji == REFERENCE else emoji for emoji, _ in t] for t in told]),
                 "colour": torch.tensor([[number(HUES, colour) for _, colour in t] for t in told]),
                 "ground": same(number(GROUNDS, s.ground) for s in scenes),
                 "layout": same(LAYOUTS.index(s.layout) for s in scenes)}
 
-    def losses(self, tap, rows, wanted, tells):
-        """{part: loss} for rows [B, n, WIDTH], of which `tells` says which object each must tell."""
-        said, wanted = self(tap, rows), {k: v[:, tells] for k, v in wanted.items()}
+    def losses(self, tap, rows, wanted):
+        """{part: loss} for rows [B, len(TELLS), WIDTH]."""
+        said, wanted = self(tap, rows), {k: v[:, TELLS] for k, v in wanted.items()}
         out = {k: F.cross_entropy(said[k].flatten(0, 1), v.flatten(), label_smoothing=0.02) for k, v in wanted.items()}
         out["look"] = F.mse_loss(said["look"], self.looks[wanted["object"]])
         which = self.which[tap](F.rms_norm(rows, rows.shape[-1:])).float()
-        out["which"] = F.cross_entropy(which.flatten(0, 1), torch.tensor(tells).repeat(len(rows)))
+        out["which"] = F.cross_entropy(which.flatten(0, 1), torch.tensor(TELLS).repeat(len(rows)))
         return out
 
 
@@ -121,7 +128,7 @@ def share_right(encoder, judge, rows, r, prompts, scenes):
     right = {"first": 0, "second": 0, "colour": 0, "ground": 0}
     for i in range(0, len(prompts), 128):
         ids, real, positions = rows.batch(prompts[i:i + 128], r, 4, 4, 96)
-        with torch.autocast("cpu", torch.bfloat16):
+        with training.fast_products():
             said = judge(2, hidden_states(encoder, ids, real, positions)[2][:, -8:])
         wanted = judge.wanted(scenes[i:i + 128])
         told = {k: torch.stack([v[:, half].log_softmax(-1).sum(1).argmax(-1) for half in (slice(4), slice(4, 8))], 1) for k, v in said.items()}
@@ -142,6 +149,8 @@ def report(encoder, judge, rows, emoji, r, every=4):
     for size in ((64, 64), (128, 64)):
         scenes = [random_scene(r, emoji, size, s.first) for s in plain]
         sets["training wordings %dx%d" % size] = [scene_prompt(r, emoji, s) for s in scenes], scenes
+    edits = [random_edit(r, emoji, r.choice(EDIT_SIZES), s.first).told for s in plain]
+    sets["edits"] = [edit_prompt(r, s) for s in edits], edits
     for name, (prompts, scenes) in sets.items():
         shares = share_right(encoder, judge, rows, r, prompts, scenes)
         print("text encoder: %-45s " % name + "  ".join(f"{k} {100 * v:.1f}" for k, v in shares.items()) + " %", flush=True)
@@ -166,21 +175,21 @@ class Stream:
         return self.pool[place]
 
 
-def stream_losses(encoder, judge, rows, r, scenes, prompts, tells=TELLS):
+def stream_losses(encoder, judge, rows, r, scenes, prompts):
     """[{part: loss}] of the three streams, for a batch of prompts."""
     ids, real, positions = rows.batch(prompts, r, TELLS.count(0) - 1, TELLS.count(1), 48)
     picked, wanted = judged_rows(real, r), judge.wanted(scenes)
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with training.fast_products(), sdpa_kernel(SDPBackend.MATH):
         streams = hidden_states(encoder, ids, real, positions, ACTIVE)
-        return [judge.losses(tap, h.gather(1, picked[..., None].expand(-1, -1, WIDTH)), wanted, tells) for tap, h in enumerate(streams)]
+        return [judge.losses(tap, h.gather(1, picked[..., None].expand(-1, -1, WIDTH)), wanted) for tap, h in enumerate(streams)]
 
 
 def fit(judge, encoder, emoji, rows, a):
-    """Fits the heads to an earlier encoder, whose rows tell the first object."""
+    """Fits the heads to an earlier encoder as it is."""
     stream, optimiser = Stream(emoji, rows, a.seed + 1), MuonAdam(judge.named_parameters(), lr=0, adam_lr=1e-2, slow=("heads", "which"))
 
     def step_loss(step, r):
-        losses = stream_losses(encoder, judge, rows, r, *stream.batch(step), tells=[0] * len(TELLS))
+        losses = stream_losses(encoder, judge, rows, r, *stream.batch(step))
         return sum(sum(part.values()) for part in losses), {k: v.item() for k, v in losses[-1].items()}
 
     a = argparse.Namespace(**{**vars(a), "steps": FIT_STEPS})

@@ -158,6 +158,16 @@ def errand(r, emoji, text):
     return lead + text + tail
 
 
+def as_typed(r, text):
+    """With the slips and capitals of people."""
+    if r.random() < 0.15:
+        text = typo(r, text)
+    u = r.random()
+    if u < 0.15:
+        return text[0].upper() + text[1:]
+    return text.upper() if u < 0.23 else text.title() if u < 0.28 else text
+
+
 def scene_prompt(r, emoji, scene):
     """One random wording of a scene."""
     if scene.is_plain() and r.random() < 0.12:
@@ -174,12 +184,28 @@ def scene_prompt(r, emoji, scene):
         w = [junk(r, emoji.filler) for _ in range(r.randint(1, 4))]
         k = r.randint(0, len(w))
         s = " ".join(w[:k] + [s] + w[k:])
-    if r.random() < 0.1:
-        s = typo(r, s)
-    u = r.random()
-    if u < 0.15:
-        return s[0].upper() + s[1:]
-    return s.upper() if u < 0.19 else s.title() if u < 0.22 else s
+    return as_typed(r, s)
+
+
+RECOLOUR = ["make it {c}", "make this {c}", "make it {c}", "turn it {c}", "recolour it {c}", "recolor it in {c}", "colour it {c}", "in {c}", "the same in {c}",
+            "change the colour to {c}", "change its color to {c}", "now in {c}", "give it a {c} colour", "the same but {c}", "it should be {c}",
+            "this in {c}", "a {c} one", "make the object {c}", "dye it {c}"]
+NEW_GROUND = ["put it on a {g} background", "on a {g} background", "change the background to {g}", "with a {g} background", "make the background {g}",
+              "{g} background", "place it in front of a {g} wall", "the same on {g}", "set it against {g}", "put this on {g}", "a {g} background behind it"]
+TOGETHER = ["put them beside each other", "both together", "combine them", "side by side", "both of them", "the first left of the second",
+            "put the first one to the left of the second one", "both in one picture", "put these two next to each other", "join the two",
+            "the first and the second", "these two side by side", "show both", "put them together"]
+
+
+def edit_prompt(r, scene):
+    """One random wording of what is to be done with the reference pictures."""
+    asked = [r.choice(TOGETHER)] if scene.second is not None else []
+    if scene.first_colour:
+        asked.append(r.choice(RECOLOUR).format(c=scene.first_colour))
+    if scene.ground:
+        asked.append(r.choice(NEW_GROUND).format(g=scene.ground))
+    s = r.choice([" and ", ", ", " and ", " "]).join(asked)
+    return as_typed(r, r.choice(["", "", "", "", "please ", "now ", "can you ", "just "]) + s + r.choice(["", "", "", "", " please", ".", "!"]))
 
 
 def unknown_prompt(r, emoji):
