@@ -16,6 +16,7 @@
 #include "msg.h"
 
 #define DEVICES_MAX 64
+#define FORMS "cuda, cuda:N, cuda:I,J.. (different GPUs)"
 
 static const char usage_text[] =
     "usage: kiln-worker devices [cuda|cuda:N|cuda:I,J..] [--model NAME=DIR]... [--json]\n"
@@ -101,12 +102,11 @@ static int look_at_named(struct devices *d, const char *text)
 {
     struct device_list list;
     char why[600];
-    if (strncmp(text, "cuda", 4) != 0 && (!d->model_count || strncmp(text, "dry:", 4) != 0)) {
-        snprintf(why, sizeof why, "device '%.500s', accepted: cuda, cuda:N, cuda:I,J..", text);
+    bool is_kind = strncmp(text, "cuda", 4) == 0 || (d->model_count && strncmp(text, "dry:", 4) == 0);
+    if (!is_kind || !device_list_read(&list, text, why, sizeof why)) {
+        snprintf(why, sizeof why, "device '%.400s', accepted: " FORMS "%s", text, d->model_count ? ", dry:NAME,.." : "");
         return refuse(why);
     }
-    if (!device_list_read(&list, text, why, sizeof why))
-        return refuse(why);
     for (int i = 0; i < list.count; i++)
         if (!look(d, list.ranks[i].device, why, sizeof why))
             return refuse(why);
@@ -229,7 +229,7 @@ int devices_main(int argc, char **argv)
         }
     }
     if (argc - optind > 1)
-        return refuse("more than one argument, accepted: cuda, cuda:N, cuda:I,J..; see --help");
+        return refuse("more than one argument, accepted: " FORMS "; see --help");
     const char *device = optind < argc ? argv[optind] : "cuda";
     int code = strcmp(device, "cuda") == 0 ? look_at_all(&d) : look_at_named(&d, device);
     return code || !d.model_count ? code : lay_over(&d);

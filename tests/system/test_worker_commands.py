@@ -369,7 +369,9 @@ def test_a_variance_below_zero_is_refused_and_not_drawn(tmp_path):
 
 
 def test_without_a_gpu_devices_says_so_and_what_to_do():
-    for words, said in [([], ["no CUDA device", "install it"]), (["cuda:0"], ["no CUDA device"]), (["gpu"], ["accepted: cuda, cuda:N"])]:
+    forms = "accepted: cuda, cuda:N, cuda:I,J.. (different GPUs)\n"
+    for words, said in [([], ["no CUDA device", "install it"]), (["cuda:0"], ["no CUDA device"]), (["gpu"], [forms]), (["cuda:"], ["'cuda:'", forms]),
+                        (["cuda:0,0"], [forms]), (["cuda", "cuda"], ["accepted: cuda, cuda:N"])]:
         run = subprocess.run([BIN / "kiln-worker", "devices", "--json", *words], capture_output=True, text=True, timeout=120,
                              env={"KILN_CUDA_MODULE": "/nowhere/libkiln-cuda.so"})
         assert run.returncode == 2 and run.stdout == "" and all(part in run.stderr for part in said), run.stderr
