@@ -65,7 +65,7 @@ static void load_batch_norm(struct vae_weights *ret, const struct vae_config *c,
     kern_read(w->kern, tensor_1d(value, TENSOR_F32, n), ret->std);
     for (int64_t i = 0; i < n; i++) {
         float sum = value[i] + c->batch_norm_eps;
-        if (!(sum > 0) && !w->failed) {
+        if (!(sum > 0) && !w->failed && !kern_is_dry(w->kern)) {
             w->failed = true;
             engine_error_set(&w->why, ENGINE_BAD_MODEL, "vae: tensor 'bn.running_var' has the variance %g at %lld", (double)value[i],
                              (long long)i);
