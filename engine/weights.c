@@ -138,6 +138,13 @@ static const char *shape_text(char *to, size_t bytes, int rank, const int64_t *s
     return to;
 }
 
+/* On a dry device nothing is read: what is true of the pages stays true for who will read them. */
+static void advise(const struct weights *w, const struct weight *e, enum safetensors_use use)
+{
+    if (!kern_is_dry(w->kern))
+        weight_files_advise(e, use);
+}
+
 /* Reads all of it, but on a dry device. */
 static bool is_finite(const struct weights *w, const struct weight *e)
 {
@@ -195,7 +202,7 @@ static struct tensor upload(struct weights *w, const struct weight *e)
     if (!w->failed)
         t = keep_vector(w, kern_upload(w->kern, w->dtype, source));
     free(converted);
-    weight_files_advise(e, SAFETENSORS_DONE);
+    advise(w, e, SAFETENSORS_DONE);
     return t;
 }
 
@@ -323,7 +330,7 @@ static struct kern_weight *pack_decoded(struct weights *w, const struct part *pa
 static void settle_part(struct weights *w, struct part *p, bool is_kept)
 {
     if (!is_kept || p->copy)
-        weight_files_advise(&p->e, SAFETENSORS_DONE);
+        advise(w, &p->e, SAFETENSORS_DONE);
     if (p->copy && is_kept)
         keep_memory(w, p->copy);
     else
@@ -422,7 +429,7 @@ static const struct kern_weight *pack_biased(struct weights *w, const struct wei
                                              : kern_weight_linear(w->kern, w->dtype, source, rounded));
     free(converted);
     free(rounded.data);
-    weight_files_advise(e, SAFETENSORS_DONE);
+    advise(w, e, SAFETENSORS_DONE);
     return packed;
 }
 
@@ -466,7 +473,7 @@ struct quant_matrix weights_table(struct weights *w, int64_t n, int64_t k, const
     if (!find(w, &e, name, 2, (int64_t[]){n, k}))
         return (struct quant_matrix){0};
     if (weight_files_runs(&e, runs) == 1 && runs[0].count == runs[0].matrix.n) {
-        weight_files_advise(&e, SAFETENSORS_ROWS); /* the check for NaN read all of it; a prompt reads some rows */
+        advise(w, &e, SAFETENSORS_ROWS); /* the check for NaN read all of it; a prompt reads some rows */
         return e.matrix;
     }
     void *converted;

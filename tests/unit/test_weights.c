@@ -10,10 +10,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "kern_cpu.h"
+#include "kern_plan.h"
+#include "put_file.h"
 
 static struct kern *kern;
 
@@ -269,6 +272,61 @@ static void a_table_stays_in_its_file(void **state)
     weights_pool_free(NULL);
 }
 
+/* Does the kernel think that a mapping will be read here and there, so that reading ahead is off? */
+static bool is_random(const void *at)
+{
+    char line[512];
+    unsigned long long first, end;
+    bool is_here = false, is_random = false;
+    FILE *f = fopen("/proc/self/smaps", "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof line, f)) {
+        if (sscanf(line, "%llx-%llx ", &first, &end) == 2)
+            is_here = first <= (uintptr_t)at && (uintptr_t)at < end;
+        if (is_here && strncmp(line, "VmFlags:", 8) == 0)
+            is_random = strstr(line, " rr ");
+    }
+    fclose(f);
+    return is_random;
+}
+
+static struct weight_files *map(const char *folder, const char *header, const void *data, size_t bytes)
+{
+    char path[512];
+    struct weight_files *s;
+    struct engine_error why;
+    weight_files_close(parse(header, data, bytes));
+    put_file(folder, "x.safetensors", file, 8 + strlen(header) + bytes);
+    snprintf(path, sizeof path, "%s/x.safetensors", folder);
+    if (!weight_files_open(&s, TENSOR_NAMES_TRANSFORMER, path, &why))
+        fail_msg("%s", why.text);
+    unlink(path);
+    return s;
+}
+
+/* Counting a model before it is loaded must not make its embedding table come page by page. */
+static void who_counts_says_nothing_about_pages(void **state)
+{
+    (void)state;
+    static const uint16_t values[128 * 128] = {0};
+    char folder[] = "/tmp/kiln-weights-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    struct weight_files *s = map(folder, "{\"x.weight\":{\"dtype\":\"BF16\",\"shape\":[128,128],\"data_offsets\":[0,32768]}}", values, sizeof values);
+    struct kern *plan = kern_plan_open(0, 1, false), *cpu = kern;
+    for (int i = 0; i < 2; i++) {
+        kern = i ? cpu : plan;
+        struct weights_pool *pool = weights_pool_new(kern);
+        struct weights w = begin(pool, s, TENSOR_BF16);
+        struct quant_matrix table = weights_table(&w, 128, 128, "x.weight");
+        assert_false(w.failed);
+        assert_int_equal(is_random((const char *)table.data + 16384), i);
+        weights_pool_free(pool);
+    }
+    kern_close(plan);
+    weight_files_close(s);
+    rmdir(folder);
+}
+
 static int open_kern(void **state)
 {
     (void)state;
@@ -297,6 +355,7 @@ int main(void)
         cmocka_unit_test(a_quantised_matrix_stays_in_its_file),
         cmocka_unit_test(a_bias_is_part_of_the_weight),
         cmocka_unit_test(a_table_stays_in_its_file),
+        cmocka_unit_test(who_counts_says_nothing_about_pages),
     };
     return cmocka_run_group_tests(tests, open_kern, close_kern);
 }
