@@ -11,7 +11,7 @@
 #include <time.h>
 
 #define RANKS_MAX 3
-#define PATIENCE_MS 150
+#define PATIENCE_MS 300
 
 struct rank {
     struct kernel_check *check;
@@ -282,7 +282,7 @@ static void a_silent_rank_ends_the_team(struct kernel_check *c)
 
 static void be_slow(struct rank *r, struct kern *k)
 {
-    for (int i = 0; r->rank == 1 && i < 12; i++) {
+    for (int i = 0; r->rank == 1 && i < 6; i++) {
         struct tensor x = r[0].x;
         sleep_ms(PATIENCE_MS / 4);
         kern_silu(k, x, x);
