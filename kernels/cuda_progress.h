@@ -23,8 +23,8 @@ bool cuda_progress_is_stuck(const struct cuda_progress *p);
 /* cuda_progress_ask: cudaEventQuery, whose cudaErrorNotReady is no error to whoever asks for the last one next. */
 cudaError_t cuda_progress_ask(cudaEvent_t event);
 
-/* For the thread that looks after a team. cuda_progress_look: LATE: longer than any device takes; why says so. cuda_progress_excuse: it
- * is another rank that is waited for. */
+/* For the thread that looks after a team. cuda_progress_look: LATE: given up, for good; why says so. cuda_progress_excuse, before: it is
+ * another rank that is waited for. */
 enum cuda_progress_state { CUDA_PROGRESS_IDLE, CUDA_PROGRESS_AT_WORK, CUDA_PROGRESS_LATE };
 enum cuda_progress_state cuda_progress_look(struct cuda_progress *p, char *why, size_t why_bytes);
 void cuda_progress_excuse(struct cuda_progress *p);

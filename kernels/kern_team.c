@@ -26,6 +26,13 @@ struct heart {
     _Alignas(64) atomic_llong last_ms; /* its last beat; on a cache line of its own */
 };
 
+/* Where a rank waits for the others; under the lock. */
+struct pace {
+    bool is_in_meeting, is_in_sum;
+    int64_t together_ms;        /* when it was with all others last */
+    int64_t came_ms, took_ms;   /* it waits since then, and had come within this */
+};
+
 struct kern_team {
     int ranks, patience_ms;
     pthread_mutex_t lock;
@@ -37,6 +44,7 @@ struct kern_team {
     bool is_suspicion; /* the reason */
     char why[256];
     struct heart hearts[KERN_TEAM_MAX];
+    struct pace paces[KERN_TEAM_MAX];
 };
 
 int64_t kern_team_now_ms(void)
@@ -56,8 +64,10 @@ struct kern_team *kern_team_open(int ranks, int patience_ms)
     memset(t, 0, sizeof *t);
     t->ranks = ranks;
     t->patience_ms = patience_ms;
-    for (int i = 0; i < ranks; i++)
+    for (int i = 0; i < ranks; i++) {
         kern_team_beat(t, i);
+        t->paces[i].together_ms = kern_team_now_ms();
+    }
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&t->lock, NULL);
@@ -93,6 +103,62 @@ void kern_team_beat(struct kern_team *t, int rank)
 int64_t kern_team_silent_ms(const struct kern_team *t, int rank)
 {
     return kern_team_now_ms() - atomic_load_explicit(&t->hearts[rank].last_ms, memory_order_relaxed);
+}
+
+int64_t kern_team_others_silent_ms(const struct kern_team *t, int rank)
+{
+    int64_t least = INT64_MAX;
+    for (int i = 0; i < t->ranks; i++) {
+        int64_t ms = i == rank ? INT64_MAX : kern_team_silent_ms(t, i);
+        least = ms < least ? ms : least;
+    }
+    return least;
+}
+
+/* --- pace --------------------------------------------------------------------------------------------------- */
+
+static void come_to(struct pace *p, bool *ret_is_there)
+{
+    if (!p->is_in_meeting && !p->is_in_sum) {
+        p->came_ms = kern_team_now_ms();
+        p->took_ms = p->came_ms - p->together_ms;
+    }
+    *ret_is_there = true;
+}
+
+static void go_from(struct pace *p, bool *ret_is_there)
+{
+    p->together_ms = kern_team_now_ms();
+    *ret_is_there = false;
+}
+
+void kern_team_come(struct kern_team *t, int rank)
+{
+    pthread_mutex_lock(&t->lock);
+    come_to(&t->paces[rank], &t->paces[rank].is_in_sum);
+    pthread_mutex_unlock(&t->lock);
+}
+
+void kern_team_go(struct kern_team *t, int rank)
+{
+    pthread_mutex_lock(&t->lock);
+    go_from(&t->paces[rank], &t->paces[rank].is_in_sum);
+    pthread_mutex_unlock(&t->lock);
+}
+
+int64_t kern_team_awaited_ms(struct kern_team *t, int rank, int64_t *ret_took_ms)
+{
+    int64_t least = INT64_MAX, now_ms = kern_team_now_ms();
+    *ret_took_ms = 0;
+    pthread_mutex_lock(&t->lock);
+    for (int i = 0; i < t->ranks; i++) {
+        const struct pace *p = &t->paces[i];
+        int64_t ms = i == rank ? INT64_MAX : p->is_in_meeting || p->is_in_sum ? now_ms - p->came_ms : 0;
+        *ret_took_ms = i != rank && p->took_ms > *ret_took_ms ? p->took_ms : *ret_took_ms;
+        least = ms < least ? ms : least;
+    }
+    pthread_mutex_unlock(&t->lock);
+    return t->ranks > 1 ? least : 0;
 }
 
 /* --- breaking ---------------------------------------------------------------------------------------------- */
@@ -245,16 +311,21 @@ static void end_round(struct kern_team *t, struct meeting *m)
 static bool come_locked(struct kern_team *t, struct meeting *m, int rank, int64_t number)
 {
     uint64_t round = atomic_load(&m->round);
+    struct pace *pace = &t->paces[rank];
+    come_to(pace, &pace->is_in_meeting);
     m->told[rank] = number;
     m->is_here[rank] = true;
-    if (++m->arrived == t->ranks) {
+    bool ok = ++m->arrived == t->ranks;
+    if (ok) {
         end_round(t, m);
-        return true;
+    } else {
+        pthread_mutex_unlock(&t->lock);
+        spin(t, m, round);
+        pthread_mutex_lock(&t->lock);
+        ok = wait_locked(t, m, round);
     }
-    pthread_mutex_unlock(&t->lock);
-    spin(t, m, round);
-    pthread_mutex_lock(&t->lock);
-    return wait_locked(t, m, round);
+    go_from(pace, &pace->is_in_meeting);
+    return ok;
 }
 
 bool kern_team_meet(struct kern_team *t, int rank, int64_t number, int64_t *ret)

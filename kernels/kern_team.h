@@ -52,6 +52,16 @@ int64_t kern_team_silent_ms(const struct kern_team *t, int rank);
 int kern_team_patience_ms(const struct kern_team *t);
 int64_t kern_team_now_ms(void); /* the clock that patience is measured by: it only goes forward */
 
+/* kern_team_others_silent_ms: since the last sign of life of any other rank. */
+int64_t kern_team_others_silent_ms(const struct kern_team *t, int rank);
+
+/* kern_team_come: the rank's device has come to where it waits for the others, and kern_team_go: they have come, too. Meetings say both
+ * themselves. kern_team_awaited_ms: for how long all others have been waiting for the rank, or 0; ret_took_ms: what the slowest of them took to
+ * come there from where all were together before: a measure of what the rank has to do, as all have the same. */
+void kern_team_come(struct kern_team *t, int rank);
+void kern_team_go(struct kern_team *t, int rank);
+int64_t kern_team_awaited_ms(struct kern_team *t, int rank, int64_t *ret_took_ms);
+
 /* kern_team_break_silent breaks the team because of a rank that has been silent for as long as the patience lasts. */
 void kern_team_break_silent(struct kern_team *t, int rank);
 

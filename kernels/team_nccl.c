@@ -7,7 +7,8 @@
  * the team and at NCCL ten times a second and aborts the communicator when the team is broken, which ends what is queued; the
  * backend's own thread then finds the reason at its next sync. It breaks the team itself when the device has failed or is late
  * (cuda_progress.h); and, on suspicion, when NCCL tells of an error, or when a sum was begun and for as long as the team's patience none
- * ends: events before and behind each sum tell.
+ * ends and no other rank gives a sign of life: events before and behind each sum tell. The thread of a rank that computes does, as long as
+ * it believes in its device, and it is told how long others have been waiting.
  *
  * After an abort there is no communicator until all ranks join again.
  *
@@ -192,22 +193,38 @@ struct look {
 static bool look_at_device(struct team_nccl *t, bool is_waiting)
 {
     char why[sizeof t->kern->error];
+    struct cuda_progress *progress = cuda_progress_of(t->kern);
     cudaError_t status = health(t);
-    enum cuda_progress_state state = cuda_progress_look(cuda_progress_of(t->kern), why, sizeof why);
+    if (is_waiting)
+        cuda_progress_excuse(progress);
+    enum cuda_progress_state state = cuda_progress_look(progress, why, sizeof why);
     if (status != cudaSuccess)
         cuda_sentence(t->kern, status, "work of the team", why, sizeof why);
-    bool is_late = status == cudaSuccess && state == CUDA_PROGRESS_LATE && !is_waiting;
+    bool is_late = status == cudaSuccess && state == CUDA_PROGRESS_LATE;
     if (is_late)
         kern_team_set_stuck(team_of(t)); /* before others learn that they are to close */
     if (is_late || status != cudaSuccess) {
         kern_team_break(team_of(t), t->kern->rank, why);
         return false;
     }
-    if (is_waiting)
-        cuda_progress_excuse(cuda_progress_of(t->kern));
-    else if (state == CUDA_PROGRESS_AT_WORK)
+    if (state == CUDA_PROGRESS_AT_WORK && !is_waiting)
         kern_ops_beat(t->kern);
     return true;
+}
+
+/* The others are told where the device is. */
+static void tell_pace(struct team_nccl *t, bool has_gone_on, bool is_waiting)
+{
+    if (has_gone_on)
+        kern_team_go(team_of(t), t->kern->rank);
+    if (is_waiting)
+        kern_team_come(team_of(t), t->kern->rank);
+}
+
+/* The others neither come nor live. */
+static bool is_silent(const struct team_nccl *t, const struct look *l)
+{
+    return kern_team_now_ms() - l->since_ms > patience_ms(t) && kern_team_others_silent_ms(team_of(t), t->kern->rank) > patience_ms(t);
 }
 
 static void look(struct team_nccl *t, struct look *l)
@@ -221,10 +238,12 @@ static void look(struct team_nccl *t, struct look *l)
     if (has_comm && !is_stale)
         t->nccl.async_error(t->comm, &error);
     pthread_mutex_unlock(&t->lock);
-    bool gets_on = look_at_device(t, !is_idle && !is_busy);
+    bool is_waiting = !is_idle && !is_busy;
+    tell_pace(t, done != l->done, is_waiting);
+    bool gets_on = look_at_device(t, is_waiting);
     if ((gets_on && is_busy) || done != l->done)
         kern_ops_beat(t->kern);
-    if (is_idle || is_busy || done != l->done)
+    if (!is_waiting || done != l->done)
         l->since_ms = kern_team_now_ms();
     l->done = done;
     if (is_stale) {
@@ -232,7 +251,7 @@ static void look(struct team_nccl *t, struct look *l)
     } else if (error != ncclSuccess && error != ncclInProgress) {
         snprintf(why, sizeof why, "device failed: NCCL: %s", t->nccl.error_text(error));
         kern_team_suspect(team_of(t), t->kern->rank, why);
-    } else if (has_comm && kern_team_now_ms() - l->since_ms > patience_ms(t)) {
+    } else if (has_comm && is_silent(t, l)) {
         snprintf(why, sizeof why, "device failed: a sum of the team does not end, for %.1f s", patience_ms(t) / 1e3);
         kern_team_suspect(team_of(t), t->kern->rank, why);
     }

@@ -8,7 +8,8 @@
  *
  * The first rank works on the caller's thread and calls engine_watch there, each other one has a thread of its own. A failure of
  * one rank is one error; a rank that is silent for longer than KERN_TEAM_PATIENCE_MS is a failed device, whether it opens, checks,
- * changes adapters or renders: the team ends within 10 s of its last sign of life, or of the others' waiting for one. */
+ * changes adapters or renders: the team ends within 10 s of its last sign of life, or of the others' waiting for one. A device that
+ * computes gives signs of life for as long as it may take (kernels/cuda_progress.c). */
 #ifndef KILN_ENGINE_TEAM_H
 #define KILN_ENGINE_TEAM_H
 

@@ -137,22 +137,30 @@ static bool paint_again(struct engine_team *t, struct engine_error *why)
     return paint(t, 1, 64, NULL, why);
 }
 
-/* The fault comes in a piece of work behind the first picture. The team must end in time, tell of a failed device, stay so and leave
- * nothing. */
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* The fault comes in a piece of work behind the first picture. The team must end within 10 s beyond what a picture takes (here and now: the
+ * machine may do other things), tell of a failed device, stay so and leave nothing. */
 static void ends_in(enum engine_variant variant, bool (*work)(struct engine_team *, struct engine_error *), const char *fault, const char *says)
 {
     struct engine_team *t = open_as(variant);
     struct engine_error why = {0};
-    struct timespec begun, ended;
+    double well_s = now_s();
     must_paint(t, 1, NULL);
+    well_s = now_s() - well_s;
     assert_true(cuda_simulator.fault(fault));
-    clock_gettime(CLOCK_MONOTONIC, &begun);
+    double begun_s = now_s();
     assert_false(work(t, &why));
-    clock_gettime(CLOCK_MONOTONIC, &ended);
-    print_message("%s: %ld s: %s\n", fault, (long)(ended.tv_sec - begun.tv_sec), why.text);
+    double took_s = now_s() - begun_s;
+    print_message("%s: %.1f s, a picture %.1f: %s\n", fault, took_s, well_s, why.text);
     assert_int_equal(why.fault, ENGINE_DEVICE);
     assert_non_null(strstr(why.text, says));
-    assert_true(ended.tv_sec - begun.tv_sec <= 10);
+    assert_true(took_s < 10 + well_s);
     assert_false(work(t, &why));
     assert_int_equal(why.fault, ENGINE_DEVICE);
     close_team(t);
@@ -222,16 +230,15 @@ static void a_rank_that_hangs_or_never_comes_ends_the_opening(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct engine_team *t = NULL;
         struct engine_error why = {0};
-        struct timespec begun, ended;
         struct engine_options o = {.model_dir = MODEL, .precision = ENGINE_BF16, .device = "cuda:0,1", .plan_width = 64, .plan_height = 64};
         assert_true(cuda_simulator.fault(cases[i].fault));
-        clock_gettime(CLOCK_MONOTONIC, &begun);
+        double begun_s = now_s();
         assert_false(engine_team_open(&t, &o, &why));
-        clock_gettime(CLOCK_MONOTONIC, &ended);
-        print_message("%s: %ld s: %s\n", cases[i].fault, (long)(ended.tv_sec - begun.tv_sec), why.text);
+        double took_s = now_s() - begun_s;
+        print_message("%s: %.1f s: %s\n", cases[i].fault, took_s, why.text);
         assert_int_equal(why.fault, ENGINE_DEVICE);
         assert_non_null(strstr(why.text, cases[i].says));
-        assert_true(ended.tv_sec - begun.tv_sec <= 10);
+        assert_true(took_s < 10);
         close_team(NULL);
     }
 }

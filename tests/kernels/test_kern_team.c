@@ -260,6 +260,34 @@ static void the_rank_that_has_the_trouble_is_believed(struct kernel_check *c)
     kern_team_close(team);
 }
 
+/* By how long the others wait and what they took it is judged whether a device hangs: of one that nobody waits for nothing is known. */
+static void a_rank_is_waited_for_when_all_others_have_come(struct kernel_check *c)
+{
+    (void)c;
+    struct kern_team *team = kern_team_open(3, PATIENCE_MS), *one = kern_team_open(1, PATIENCE_MS);
+    int64_t took_ms, waited_ms, together_ms;
+    assert_true(kern_team_awaited_ms(one, 0, &took_ms) == 0);
+    sleep_ms(40);
+    kern_team_come(team, 0);
+    assert_true(kern_team_awaited_ms(team, 1, &took_ms) == 0); /* rank 2 is not there */
+    sleep_ms(40);
+    kern_team_come(team, 2);
+    kern_team_come(team, 2); /* it is still there */
+    sleep_ms(20);
+    waited_ms = kern_team_awaited_ms(team, 1, &took_ms);
+    assert_true(waited_ms >= 20 && took_ms >= 80 && kern_team_awaited_ms(team, 0, &took_ms) == 0);
+    together_ms = kern_team_now_ms();
+    for (int i = 0; i < 3; i++)
+        kern_team_go(team, i);
+    assert_true(kern_team_awaited_ms(team, 1, &took_ms) == 0);
+    kern_team_come(team, 0);
+    kern_team_come(team, 2);
+    kern_team_awaited_ms(team, 1, &took_ms);
+    assert_true(took_ms <= kern_team_now_ms() - together_ms);
+    kern_team_close(team);
+    kern_team_close(one);
+}
+
 static void be_silent(struct rank *r, struct kern *k)
 {
     if (r->rank == 1) /* dead */
@@ -324,6 +352,7 @@ int main(void)
         KERNEL_CHECK_TEST(what_one_rank_lacks_all_lack_and_the_next_piece_succeeds),
         KERNEL_CHECK_TEST(who_leaves_says_why),
         KERNEL_CHECK_TEST(the_rank_that_has_the_trouble_is_believed),
+        KERNEL_CHECK_TEST(a_rank_is_waited_for_when_all_others_have_come),
         KERNEL_CHECK_TEST(a_silent_rank_ends_the_team),
         KERNEL_CHECK_TEST(who_works_is_waited_for),
         KERNEL_CHECK_TEST(ranks_that_differ_are_an_error_of_all),
