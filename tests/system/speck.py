@@ -45,8 +45,8 @@ def shapes(**changes):
             setattr(maker, name, value)
 
 
-def make(folder, seed=1):
-    """Writes the model's folder and returns it."""
+def make(folder, seed=1, is_distilled=True):
+    """Writes the model's folder and returns it. Not distilled: a base model, with guidance."""
     folder = pathlib.Path(folder)
     with shapes():
         values = maker.Values(seed)
@@ -54,7 +54,8 @@ def make(folder, seed=1):
             maker.write_safetensors(folder / part / "diffusion_pytorch_model.safetensors", tensors, values)
         maker.write_shards(folder / "text_encoder", maker.text_encoder(), values)
     for name, config in maker.CONFIGS.items():
-        maker.write_json(folder / name, config | CONFIGS.get(name, {}))
+        own = {"is_distilled": is_distilled} if name == "model_index.json" else {}
+        maker.write_json(folder / name, config | CONFIGS.get(name, {}) | own)
     shutil.copytree(TOKENIZER, folder / "tokenizer", dirs_exist_ok=True)
     return folder
 

@@ -11,9 +11,11 @@ import subprocess
 import pytest
 from PIL import Image
 
+import speck
 from farm import BIN, POCKET, environment, wait_until
 
 pytestmark = pytest.mark.sim
+TWO_GPUS = {"KILN_CUDA_MODULE": os.environ.get("KILN_CUDA_MODULE", ""), "CUDASIM_DEVICES": "2", "CUDASIM_THREADS": "1"}
 PROMPTS, SEEDS = ["a fox", "an owl"], 8
 
 
@@ -21,7 +23,7 @@ PROMPTS, SEEDS = ["a fox", "an owl"], 8
 def gpus(new_farm):
     """A home whose programs see two GPUs."""
     farm = new_farm()
-    farm.variables = {"KILN_CUDA_MODULE": os.environ["KILN_CUDA_MODULE"], "CUDASIM_DEVICES": "2", "CUDASIM_THREADS": "1"}
+    farm.variables = dict(TWO_GPUS)
     return farm
 
 
@@ -110,6 +112,27 @@ def test_a_gpu_that_hangs_is_given_up_and_its_worker_started_again(gpus):
     farm.wait_done("hangs")
     farm.assert_whole("hangs", len(rows()))
     assert "a kernel hangs" in farm.log("worker-1") and farm.log("worker-1").count(" started ") > 1
+
+
+def test_a_team_that_splits_passes_ends_when_one_of_its_gpus_hangs(new_loose_farm, tmp_path):
+    """In its pass of the first picture, whose prompt is known from the warm-up, with a farm's patience. The task goes back with the reason,
+    and the next worker renders it."""
+    farm = new_loose_farm(speck.make(tmp_path / "base", is_distilled=False), name="base")
+    farm.variables = TWO_GPUS
+    team = ["--device", "cuda:0,1"]
+    opened = kernels_of(farm, "opened", 1, "--connect", f"ipc://{farm.root}/nobody", "--model", farm.model, *team, "--batch", 1, "--spool",
+                        farm.root / "spool", "--name", "opened", ends="model_hashed ")
+    farm.coordinator()
+    farm.submit("passes", "warm-up\n")
+    farm.worker("hangs", *team, threads=2, batch=1, env={"CUDASIM_FAULT": f"stuck:{opened + 30}@1"})
+    assert farm.wait_end("hangs") == 75
+    assert "passes, because" in farm.log("hangs")
+    (failed,) = [line for line in farm.log("coordinator").splitlines() if " task_failed " in line]
+    assert "kind=retry" in failed and "device failed: cuda:1 " in failed and "the team has waited" in failed and "a kernel hangs" in failed
+    assert farm.status("passes")["failed"] == 0
+    farm.worker("well", *team, threads=2, batch=1)
+    farm.wait_done("passes")
+    assert [i["worker"] for i in farm.assert_whole("passes", 1)] == ["well"]
 
 
 def test_two_gpus_are_two_renderers_or_a_team_and_it_says_why(gpus):
