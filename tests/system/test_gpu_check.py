@@ -56,6 +56,7 @@ def test_what_fails_is_told_and_ends_with_code_1(tmp_path):
 
 @pytest.mark.parametrize("words, variables, said", [
     (["--simulator"], {"KILN_CUDA_MODULE": "/nowhere/module.so"}, "KILN_CUDA_MODULE=/nowhere/module.so: no such file"),
+    (["--simulator"], {"KILN_BIN": "/nowhere/bin"}, "KILN_BIN=/nowhere/bin: no /nowhere/bin/kiln-worker, no "),
     (["--simulator", "--model", "/nowhere"], {}, "--model '/nowhere': no such folder"),
     (["--simulator", "--size", "big"], {}, "--size 'big': accepted is WxH"),
 ])
