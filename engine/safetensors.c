@@ -447,13 +447,25 @@ const char *safetensors_metadata(const struct safetensors *s, const char *key)
     return json_string_value(json_object_get(s->metadata, key));
 }
 
+/* The kernel reads no more at once than the disk takes in one request, and forgets the rest. */
+#define REQUEST_BYTES (128u << 10)
+
+static void begin_to_read(uintptr_t first, uintptr_t end)
+{
+    for (; first < end; first += REQUEST_BYTES)
+        madvise((void *)first, end - first < REQUEST_BYTES ? end - first : REQUEST_BYTES, MADV_WILLNEED);
+}
+
 void safetensors_advise(const struct safetensors_entry *e, enum safetensors_use use)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE); /* whole pages only: the others hold neighbours too */
     uintptr_t first = ((uintptr_t)e->data + page - 1) / page * page, end = ((uintptr_t)e->data + e->bytes) / page * page;
     if (!e->is_mapped || first >= end)
         return;
-    madvise((void *)first, end - first, use == SAFETENSORS_SOON ? MADV_POPULATE_READ : MADV_DONTNEED);
+    if (use == SAFETENSORS_SOON)
+        begin_to_read(first, end);
+    else
+        madvise((void *)first, end - first, use == SAFETENSORS_NOW ? MADV_POPULATE_READ : MADV_DONTNEED);
     if (use == SAFETENSORS_ROWS)
         madvise((void *)first, end - first, MADV_RANDOM);
 }

@@ -44,10 +44,10 @@ const struct safetensors_entry *safetensors_find(const struct safetensors *s, co
 const char *safetensors_metadata(const struct safetensors *s, const char *key); /* or NULL */
 const char *safetensors_dtype_name(enum safetensors_dtype dtype); /* "BF16" */
 
-/* safetensors_advise says how an entry's data will be used from now on, so that memory holds what is needed: SOON
- * brings its pages at once and not one by one, DONE lets them go (reading them again works), ROWS lets them go and turns reading
- * ahead off. */
-enum safetensors_use { SAFETENSORS_SOON, SAFETENSORS_DONE, SAFETENSORS_ROWS };
+/* safetensors_advise says how an entry's data will be used from now on, so that memory holds what is needed: SOON has the kernel begin to
+ * read them and does not wait, NOW brings its pages at once and not one by one, DONE lets them go (reading them again works), ROWS lets them
+ * go and turns reading ahead off. */
+enum safetensors_use { SAFETENSORS_SOON, SAFETENSORS_NOW, SAFETENSORS_DONE, SAFETENSORS_ROWS };
 void safetensors_advise(const struct safetensors_entry *e, enum safetensors_use use);
 
 /* safetensors_write writes one file (render --dump, tests). Values are copied as they are. */

@@ -145,12 +145,34 @@ static void advise(const struct weights *w, const struct weight *e, enum safeten
         weight_files_advise(e, use);
 }
 
+/* "transformer_blocks.9.ff.linear_in.weight" of "transformer_blocks.8.ff.linear_in.weight"; false of what is of no block. */
+static bool name_in_next_block(char *to, size_t bytes, const char *name)
+{
+    size_t before = strcspn(name, "0123456789"), digits = strspn(name + before, "0123456789");
+    if (before == 0 || name[before - 1] != '.' || name[before + digits] != '.')
+        return false;
+    return (size_t)snprintf(to, bytes, "%.*s%ld%s", (int)before, name, strtol(name + before, NULL, 10) + 1, name + before + digits) < bytes;
+}
+
+/* So that the disk works while this one is packed. A fault in the files is told when the tensor's turn comes. */
+static void read_next(struct weights *w, const char *name)
+{
+    char next[sizeof ((struct weight *)0)->asked];
+    struct weight e;
+    struct engine_error why;
+    if (!name_in_next_block(next, sizeof next, name) || !weight_files_find(w->files, &e, next, &why))
+        return;
+    w->ahead = w->ahead ? w->ahead : read_ahead_open();
+    read_ahead_add(w->ahead, &e);
+}
+
 /* Reads all of it, but on a dry device. */
-static bool is_finite(const struct weights *w, const struct weight *e)
+static bool is_finite(struct weights *w, const struct weight *e)
 {
     if (kern_is_dry(w->kern))
         return true;
-    weight_files_advise(e, SAFETENSORS_SOON);
+    read_next(w, e->asked);
+    weight_files_advise(e, SAFETENSORS_NOW);
     return weight_files_is_finite(e);
 }
 
@@ -515,6 +537,8 @@ struct kern_layer *weights_layer_end(struct weights *w)
 
 bool weights_done(struct weights *w, struct engine_error *why)
 {
+    read_ahead_close(w->ahead);
+    w->ahead = NULL;
     if (!w->failed && !kern_sync(w->kern))
         fail_kern(w);
     if (w->failed)

@@ -13,6 +13,7 @@
 
 #include "adapters.h"
 #include "kern.h"
+#include "read_ahead.h"
 #include "shard.h"
 #include "weight_files.h"
 
@@ -29,6 +30,7 @@ struct weights {
     bool has_fp8_products;    /* of matrices that are FP8 in the file and stay so (kern_linear) */
     const char *part;         /* "transformer", for messages */
     int waiting;              /* of the layers so many stay in host memory until they are needed (layer_stream_waits) */
+    struct read_ahead *ahead; /* of what comes next; weights_done ends it */
     bool failed;
     uint64_t parameters;      /* counted as they are taken */
     struct kern_layer *layer; /* being taken, or NULL */

@@ -2,6 +2,7 @@
  * config says is read past its end, or a NaN in a file shows only as a black picture. */
 #include "weights.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -327,6 +330,73 @@ static void who_counts_says_nothing_about_pages(void **state)
     rmdir(folder);
 }
 
+/* --- reading ahead -------------------------------------------------------------------------------------------- */
+
+enum { SIDE = 4096, BLOCK_BYTES = 2 * SIDE * SIDE, BEFORE = 4096 }; /* a block is a matrix of BF16, and longer than what the kernel reads ahead unasked */
+
+/* On a disk, where the kernel holds nothing of it: three blocks of zeros behind a header of BEFORE bytes. (tmpfs holds all.) */
+static int put_blocks(const char *path)
+{
+    char header[BEFORE - 8 + 1];
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600), at = snprintf(header, sizeof header, "{");
+    assert_true(fd >= 0);
+    for (int i = 0; i < 3; i++)
+        at += snprintf(header + at, sizeof header - (size_t)at, "%s\"blocks.%d.weight\":{\"dtype\":\"BF16\",\"shape\":[%d,%d],\"data_offsets\":[%d,%d]}",
+                       i ? "," : "", i, SIDE, SIDE, i * BLOCK_BYTES, (i + 1) * BLOCK_BYTES);
+    snprintf(header + at, sizeof header - (size_t)at, "}%*s", (int)sizeof header - 2 - at, "");
+    assert_int_equal(write(fd, (uint8_t[8]){(uint8_t)(BEFORE - 8), (BEFORE - 8) >> 8}, 8), 8);
+    assert_int_equal(write(fd, header, BEFORE - 8), BEFORE - 8);
+    assert_int_equal(ftruncate(fd, BEFORE + 3 * BLOCK_BYTES), 0);
+    assert_int_equal(fsync(fd), 0);
+    posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    return fd;
+}
+
+/* Pages of a block that the kernel holds, of BLOCK_BYTES / 4096. */
+static int held_pages(int fd, int block)
+{
+    unsigned char pages[BLOCK_BYTES / 4096];
+    int count = 0;
+    void *map = mmap(NULL, BLOCK_BYTES, PROT_READ, MAP_SHARED, fd, BEFORE + block * BLOCK_BYTES);
+    assert_ptr_not_equal(map, MAP_FAILED);
+    assert_int_equal(mincore(map, BLOCK_BYTES, pages), 0);
+    for (size_t i = 0; i < sizeof pages; i++)
+        count += pages[i] & 1;
+    munmap(map, BLOCK_BYTES);
+    return count;
+}
+
+/* If this breaks, the disk idles while a block is packed, and opening a model takes half as long again. */
+static void the_next_block_is_read_while_one_is_packed(void **state)
+{
+    (void)state;
+    struct weight_files *s;
+    struct engine_error why;
+    char folder[] = "/var/tmp/kiln-weights-XXXXXX", path[64];
+    assert_non_null(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/x.safetensors", folder);
+    int fd = put_blocks(path);
+    bool is_on_disk = held_pages(fd, 1) == 0;
+    assert_true(weight_files_open(&s, TENSOR_NAMES_TRANSFORMER, path, &why));
+    struct weights_pool *pool = weights_pool_new(kern);
+    struct weights w = begin(pool, s, TENSOR_BF16);
+    assert_non_null(weights_linear(&w, SIDE, SIDE, "blocks.%d.weight", 0));
+    for (int i = 0; is_on_disk && held_pages(fd, 1) < BLOCK_BYTES / 4096; i++) {
+        assert_true(i < 6000);
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    }
+    assert_non_null(weights_linear(&w, SIDE, SIDE, "blocks.%d.weight", 1));
+    assert_non_null(weights_linear(&w, SIDE, SIDE, "blocks.%d.weight", 2)); /* the last has no next one */
+    assert_true(weights_done(&w, &why));
+    weights_pool_free(pool);
+    weight_files_close(s);
+    close(fd);
+    unlink(path);
+    rmdir(folder);
+    if (!is_on_disk)
+        skip();
+}
+
 static int open_kern(void **state)
 {
     (void)state;
@@ -356,6 +426,7 @@ int main(void)
         cmocka_unit_test(a_bias_is_part_of_the_weight),
         cmocka_unit_test(a_table_stays_in_its_file),
         cmocka_unit_test(who_counts_says_nothing_about_pages),
+        cmocka_unit_test(the_next_block_is_read_while_one_is_packed),
     };
     return cmocka_run_group_tests(tests, open_kern, close_kern);
 }
