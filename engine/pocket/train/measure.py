@@ -71,11 +71,11 @@ class Measure:
         self.images.append(images)
         self.wanted.append([c if isinstance(c, tuple) else (c, None) for c in cells])
 
-    def render(self, worker, model, folder):
-        """The pictures, which stay in the folder's `out`."""
+    def render(self, worker, model, folder, *options):
+        """The pictures, which stay in the folder's `out`; options: of kiln-worker render."""
         out = folder / "out"
         out.mkdir(exist_ok=True)
-        begin = [worker, "render", "--model", model, "--size", "%dx%d" % self.size]
+        begin = [worker, "render", "--model", model, "--size", "%dx%d" % self.size, *options]
         files = [out / f"{i + 1:06d}.png" for i in range(len(self.prompts))]
         if any(self.images):
             for i, (prompt, images) in enumerate(zip(self.prompts, self.images)):

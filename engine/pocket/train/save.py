@@ -4,7 +4,7 @@
     save.py --tokenizer tokenizer --text-encoder text_encoder --vae vae --transformer transformer --out model
     save.py --tokenizer tokenizer --text-encoder text_encoder --vae vae --transformer base_transformer --base-of model --out base
 
-The base twin has a transformer of its own; its other parts are links to those of the model it is the base of.
+Of the base twin, parts that are those of the model it is the base of are links to them.
 """
 import argparse, json, os, pathlib, shutil
 import torch
@@ -18,6 +18,16 @@ def rewrite(path, change):
 
 def without(config, *names):
     return {k: v for k, v in config.items() if k not in names}
+
+
+def contents(folder):
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+def link_equal_parts(out, model):
+    for part in [p for p in model.iterdir() if p.is_dir() and contents(p) == contents(out / p.name)]:
+        shutil.rmtree(out / part.name)
+        (out / part.name).symlink_to(os.path.relpath(part, out))
 
 
 def main():
@@ -46,9 +56,8 @@ def main():
     rewrite(a.out / "model_index.json", lambda c: {**without(c, "_name_or_path"), "tokenizer": ["transformers", "Qwen2TokenizerFast"]})
     shutil.rmtree(a.out / "tokenizer")
     shutil.copytree(a.tokenizer, a.out / "tokenizer")
-    for part in ("scheduler", "text_encoder", "tokenizer", "vae") if a.base_of else ():
-        shutil.rmtree(a.out / part)
-        (a.out / part).symlink_to(os.path.relpath(a.base_of / part, a.out))
+    if a.base_of:
+        link_equal_parts(a.out, a.base_of)
     print(f"{a.out}: {sum(f.stat().st_size for f in a.out.rglob('*') if f.is_file()) / 1e6:.2f} MB")
 
 
