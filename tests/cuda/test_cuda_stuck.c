@@ -106,7 +106,7 @@ static void run(const struct in_case *cases, int count)
 
 /* --- pictures ------------------------------------------------------------------------------------------------------ */
 
-static char short_s[8]; /* KILN_CUDA_PATIENCE_S: longer than any piece of work of a picture that is well */
+static char short_s[8]; /* KILN_CUDA_PATIENCE_S: longer than any piece of work of a picture that is well, also where others are tested beside */
 static double *well_s;  /* what one takes on one device alone, whose prompt is known; shared with children */
 
 /* Guided by one prompt only, which is encoded once. */
@@ -148,7 +148,7 @@ static int choose_patience(void **state)
     if (well_s == MAP_FAILED || cuda_simulator_find(state) != 0)
         return -1;
     RUN({measure, "cuda", ENGINE_DISTILLED, NULL, "", "", NULL});
-    snprintf(short_s, sizeof short_s, "%d", (int)fmin(1 + ceil(2 * *well_s), SHORT_S_MAX));
+    snprintf(short_s, sizeof short_s, "%d", (int)fmin(5 + ceil(3 * *well_s), SHORT_S_MAX));
     printf("a picture takes %.1f s when well; short patience: %s s\n", *well_s, short_s);
     return 0;
 }

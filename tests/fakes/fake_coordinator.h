@@ -7,7 +7,7 @@
 
 #include "link.h"
 
-#define FAKE_PATIENCE_MS 20000
+#define FAKE_PATIENCE_MS 60000
 
 struct fake_coordinator {
     char dir[64], out_dir[1024], model_dir[128], endpoint[160], spool_dir[160];
